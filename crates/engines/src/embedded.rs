@@ -1,0 +1,260 @@
+//! The embedded engine: `engine-embedded`'s arithmetic under `engine-model`'s scheduler, on a thread of its own.
+
+use std::{
+    collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    ptr::NonNull,
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
+
+use forebay_engine_embedded::{ChunkInput, Executor, KvPool, Logits, SampleParams, VecPool, Weights, sample};
+use forebay_engine_model::{Scheduler, SchedulerConfig, StepPlan};
+use forebay_kv_hash::BlockHasher;
+use forebay_kv_move::{Layout, Mover, Region};
+use forebay_perf_model::StepCoefficients;
+use forebay_types::{EngineName, Incarnation, LegId, Role, SampledToken, Sampling};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+
+use crate::{
+    driver::{Driver, EngineFacts, EngineLimits, Launch, LaunchError},
+    local::{Backend, Inbox, LastWords, LocalEngine, Shell, panic_text},
+    reports::Reports,
+};
+
+/// What all embedded engines of a process share.
+#[derive(Clone)]
+pub struct EmbeddedFleet {
+    /// Model id that requests name.
+    pub model: Arc<str>,
+    /// One copy for all.
+    pub weights: Arc<Weights>,
+    /// Sizes and bounds of each engine.
+    pub limits: EngineLimits,
+    /// The fleet's block hash function.
+    pub hasher: BlockHasher,
+    /// What moves KV between pools.
+    pub mover: Arc<dyn Mover>,
+    /// Where timers run.
+    pub runtime: Handle,
+    /// From [`probe`].
+    pub prior: StepCoefficients,
+}
+
+/// Starts lives of one embedded engine.
+pub struct EmbeddedLauncher {
+    name: EngineName,
+    role: Role,
+    fleet: EmbeddedFleet,
+    current: Mutex<Weak<LocalEngine>>,
+}
+
+impl EmbeddedLauncher {
+    /// An engine called `name`; nothing runs until it is launched.
+    pub fn new(name: EngineName, role: Role, fleet: EmbeddedFleet) -> Self {
+        Self { name, role, fleet, current: Mutex::new(Weak::new()) }
+    }
+
+    /// The life that runs now.
+    pub fn current(&self) -> Option<Arc<LocalEngine>> {
+        self.current.lock().upgrade()
+    }
+}
+
+impl Launch for EmbeddedLauncher {
+    fn name(&self) -> &EngineName {
+        &self.name
+    }
+
+    fn kind(&self) -> &'static str {
+        "embedded"
+    }
+
+    fn launch(&self, incarnation: Incarnation) -> Result<Arc<dyn Driver>, LaunchError> {
+        let failed = |reason: String| LaunchError { engine: self.name.clone(), reason };
+        let EmbeddedFleet { model, weights, limits, hasher, mover, runtime, prior } = self.fleet.clone();
+        let block_bytes = weights.kv_block_bytes(limits.block_size_tokens);
+        let layout = Layout { block_bytes, blocks: limits.blocks_total };
+        let region = Region::create(self.name.as_str(), layout).map_err(|error| failed(error.to_string()))?;
+        let facts = EngineFacts {
+            engine: self.name.clone(),
+            kind: self.kind(),
+            incarnation,
+            model,
+            role: self.role,
+            block_size_tokens: limits.block_size_tokens,
+            block_bytes,
+            blocks_total: limits.blocks_total,
+            step_tokens_max: limits.step_tokens_max,
+            context_tokens_max: context_tokens_max(&weights, &limits),
+            waiting_max: limits.waiting_max,
+            kv_layout: weights.fingerprint() ^ u64::from(limits.block_size_tokens),
+            prior,
+        };
+        let scheduler = Scheduler::new(scheduler_config(&limits, facts.context_tokens_max), hasher);
+        let backend = EmbeddedBackend::new(weights, limits.block_size_tokens);
+        let inbox = Arc::new(Inbox::new(limits.waiting_max));
+        let reports = Arc::new(Reports::default());
+        let engine = Arc::new(LocalEngine::new(facts.clone(), inbox.clone(), reports.clone()));
+        *self.current.lock() = Arc::downgrade(&engine);
+        let last_words = LastWords { inbox: inbox.clone(), reports: reports.clone() };
+        let shell = Shell::new(facts, limits, scheduler, backend, region, mover, inbox, reports);
+        let run = move || {
+            let ended = catch_unwind(AssertUnwindSafe(|| runtime.block_on(shell.run())));
+            match ended {
+                Ok(()) => last_words.say("stopped"),
+                Err(panic) => last_words.say(&panic_text(&*panic)),
+            }
+        };
+        let thread = std::thread::Builder::new().name(self.name.to_string());
+        thread.spawn(run).map_err(|error| failed(format!("no thread: {error}")))?;
+        Ok(engine)
+    }
+}
+
+/// Longest sequence that the model and the pool both hold.
+fn context_tokens_max(weights: &Weights, limits: &EngineLimits) -> u32 {
+    weights.config().context_tokens_max.min(limits.blocks_total * limits.block_size_tokens)
+}
+
+pub(crate) fn scheduler_config(limits: &EngineLimits, context_tokens_max: u32) -> SchedulerConfig {
+    SchedulerConfig {
+        block_size_tokens: limits.block_size_tokens,
+        blocks_total: limits.blocks_total,
+        step_tokens_max: limits.step_tokens_max,
+        sequences_max: limits.sequences_max,
+        waiting_max: limits.waiting_max,
+        context_tokens_max,
+    }
+}
+
+/// Copies whole blocks inside one pool: the partial last block of a prompt, once for each further choice.
+pub(crate) fn copy_blocks(plan: &StepPlan, pool: &Region) {
+    for copy in &plan.copies {
+        pool.copy_block(copy.from, copy.to);
+    }
+}
+
+struct EmbeddedBackend {
+    executor: Executor,
+    logits: Logits,
+    block_size_tokens: u32,
+    legs: HashMap<LegId, Arc<Sampling>>,
+}
+
+impl EmbeddedBackend {
+    fn new(weights: Arc<Weights>, block_size_tokens: u32) -> Self {
+        let executor = Executor::new(weights, block_size_tokens);
+        Self { executor, logits: Logits::default(), block_size_tokens, legs: HashMap::new() }
+    }
+}
+
+impl Backend for EmbeddedBackend {
+    fn add_leg(&mut self, leg: LegId, sampling: &Arc<Sampling>) {
+        self.legs.insert(leg, sampling.clone());
+    }
+
+    fn remove_leg(&mut self, leg: LegId) {
+        self.legs.remove(&leg);
+    }
+
+    fn execute(&mut self, plan: &StepPlan, pool: &Region, sampled: &mut Vec<(LegId, SampledToken)>) {
+        copy_blocks(plan, pool);
+        let inputs: Vec<ChunkInput<'_>> = plan
+            .chunks
+            .iter()
+            .map(|chunk| ChunkInput {
+                start: chunk.start,
+                tokens: &chunk.tokens,
+                blocks: &chunk.blocks,
+                want_logits: !chunk.samples.is_empty(),
+            })
+            .collect();
+        let mut pool = RegionPool { region: pool, block_size_tokens: self.block_size_tokens };
+        self.executor.execute(&mut pool, &inputs, &mut self.logits);
+        let wanted = plan.chunks.iter().filter(|chunk| !chunk.samples.is_empty());
+        for (row, chunk) in wanted.enumerate() {
+            let Some(sampling) = self.legs.get(&chunk.leg) else { continue };
+            let position = chunk.start + u32::try_from(chunk.tokens.len()).expect("a chunk is shorter than a step");
+            for &choice in &chunk.samples {
+                let params = SampleParams {
+                    temperature: sampling.temperature,
+                    top_p: sampling.top_p,
+                    top_k: sampling.top_k,
+                    seed: sampling.seed,
+                    choice,
+                    position,
+                    logprobs: sampling.logprobs,
+                };
+                let (token, logprobs) = sample(self.logits.row(row), &params);
+                let logprobs = logprobs.map(Box::new);
+                sampled.push((chunk.leg, SampledToken { choice, position, token, logprobs }));
+            }
+        }
+    }
+
+    fn pace(&self, _: &StepPlan) -> Duration {
+        Duration::ZERO
+    }
+}
+
+/// The engine's pool as the executor sees it.
+struct RegionPool<'a> {
+    region: &'a Region,
+    block_size_tokens: u32,
+}
+
+impl KvPool for RegionPool<'_> {
+    fn block(&self, index: u32) -> NonNull<f32> {
+        self.region.block_ptr(index).cast()
+    }
+
+    fn block_size_tokens(&self) -> u32 {
+        self.block_size_tokens
+    }
+}
+
+/// Measures a few steps to give placement first values; later steps refine them.
+///
+/// Takes a fraction of a second: one prefill of 64 tokens and decodes of 1 and 4 sequences behind it.
+pub fn probe(weights: &Arc<Weights>, block_size_tokens: u32) -> StepCoefficients {
+    const PROMPT_TOKENS: u32 = 64;
+    let sequences = 4;
+    let blocks_each = (PROMPT_TOKENS + 8).div_ceil(block_size_tokens);
+    let mut pool = VecPool::new(weights, block_size_tokens, blocks_each * sequences);
+    let mut executor = Executor::new(weights.clone(), block_size_tokens);
+    let mut logits = Logits::default();
+    let tables: Vec<Vec<u32>> =
+        (0..sequences).map(|s| (s * blocks_each..(s + 1) * blocks_each).collect()).collect();
+    let vocabulary = weights.config().vocab;
+    let prompt: Vec<u32> = (0..PROMPT_TOKENS).map(|i| (i * 37 + 11) % vocabulary).collect();
+    let mut time = |chunks: &[ChunkInput<'_>]| {
+        let began = Instant::now();
+        executor.execute(&mut pool, chunks, &mut logits);
+        began.elapsed().as_secs_f64()
+    };
+    let chunk = |table: usize| ChunkInput { start: 0, tokens: &prompt, blocks: &tables[table], want_logits: true };
+    time(&[chunk(0)]); // touches pages and caches
+    let prefill = (0..sequences as usize).map(|table| time(&[chunk(table)])).fold(f64::INFINITY, f64::min);
+    let next = [7_u32];
+    let decode = |table: usize, step: u32| ChunkInput {
+        start: PROMPT_TOKENS + step,
+        tokens: &next,
+        blocks: &tables[table],
+        want_logits: true,
+    };
+    let one = (0..3).map(|step| time(&[decode(0, step)])).fold(f64::INFINITY, f64::min);
+    let all: Vec<_> = (0..sequences as usize).map(|table| decode(table, 3)).collect();
+    let four = (0..3).map(|_| time(&all)).fold(f64::INFINITY, f64::min);
+    let per_decode = ((four - one) / f64::from(sequences - 1)).max(one * 0.05);
+    let per_prefill_token = ((prefill - one) / f64::from(PROMPT_TOKENS)).max(one * 0.01);
+    StepCoefficients {
+        step: (one - per_decode).max(one * 0.1),
+        prefill_token: per_prefill_token,
+        // Attention is a small part at these lengths; what is observed corrects it.
+        prefill_attention: per_prefill_token * 1e-4,
+        decode: per_decode,
+        context_token: per_decode * 1e-4,
+    }
+}

@@ -1,0 +1,111 @@
+//! The shell of an in-process engine: one loop around the pure scheduler of `engine-model`.
+//!
+//! Each turn: take commands, plan a step, publish block generations, start imports, let the [`Backend`] compute, hand
+//! out what came of it, report. The embedded engine runs it on a thread of its own, the simulated one as a task.
+
+mod inbox;
+mod shell;
+
+use std::{sync::Arc, time::Duration};
+
+use forebay_engine_model::StepPlan;
+use forebay_kv_move::Region;
+use forebay_types::{LegId, SampledToken, Sampling};
+
+pub(crate) use inbox::{Command, Inbox};
+pub(crate) use shell::Shell;
+
+use crate::{
+    driver::{Driver, EngineFacts, Leg, StartError},
+    reports::Reports,
+    stream::{LegStream, leg_stream},
+};
+
+/// What computes the steps that the scheduler plans.
+pub(crate) trait Backend: Send + 'static {
+    /// A leg was taken: how its tokens are drawn.
+    fn add_leg(&mut self, leg: LegId, sampling: &Arc<Sampling>);
+    /// A leg is over.
+    fn remove_leg(&mut self, leg: LegId);
+    /// Computes the plan's copies and chunks in `pool` and appends one token for every choice that a chunk samples.
+    fn execute(&mut self, plan: &StepPlan, pool: &Region, sampled: &mut Vec<(LegId, SampledToken)>);
+    /// How long the step should take beyond its computation; zero for a real engine.
+    fn pace(&self, plan: &StepPlan) -> Duration;
+}
+
+/// The driver of an in-process engine: a handle on the loop.
+pub struct LocalEngine {
+    facts: EngineFacts,
+    inbox: Arc<Inbox>,
+    reports: Arc<Reports>,
+}
+
+impl LocalEngine {
+    pub(crate) fn new(facts: EngineFacts, inbox: Arc<Inbox>, reports: Arc<Reports>) -> Self {
+        Self { facts, inbox, reports }
+    }
+
+    /// Makes the engine's loop panic at its next turn, as a bug in it would. For tests and drills.
+    pub fn crash(&self) {
+        self.inbox.tell(Command::Crash);
+    }
+}
+
+impl Driver for LocalEngine {
+    fn facts(&self) -> &EngineFacts {
+        &self.facts
+    }
+
+    fn start(&self, leg: Leg) -> Result<LegStream, StartError> {
+        let needed_tokens = u32::try_from(leg.prompt.tokens.len()).unwrap_or(u32::MAX).saturating_add(1);
+        if needed_tokens > self.facts.context_tokens_max {
+            let context_tokens_max = self.facts.context_tokens_max;
+            return Err(StartError::TooLong { needed_tokens, context_tokens_max });
+        }
+        let control = Arc::new(inbox::InboxControl(self.inbox.clone()));
+        let (outbox, stream) = leg_stream(leg.id, control);
+        match self.inbox.submit(leg, outbox) {
+            Ok(()) => Ok(stream),
+            Err((error, outbox)) => {
+                drop(stream); // before the outbox, so that nobody is told of a loss
+                drop(outbox);
+                Err(error)
+            }
+        }
+    }
+
+    fn release_kv(&self, leg: LegId) {
+        self.inbox.tell(Command::Release(leg));
+    }
+
+    fn reports(&self) -> &Reports {
+        &self.reports
+    }
+
+    fn request_snapshot(&self) {
+        self.inbox.tell(Command::Snapshot);
+    }
+
+    fn stop(&self) {
+        self.inbox.tell(Command::Stop);
+    }
+}
+
+/// Ends an engine's life whatever way its loop ended: closes the inbox and reports the death.
+pub(crate) struct LastWords {
+    pub(crate) inbox: Arc<Inbox>,
+    pub(crate) reports: Arc<Reports>,
+}
+
+impl LastWords {
+    pub(crate) fn say(&self, reason: &str) {
+        self.inbox.close();
+        self.reports.put_death(reason.into());
+    }
+}
+
+/// The text of a caught panic.
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "panic without a text".to_owned())
+}

@@ -1,0 +1,206 @@
+//! The simulated engine: `engine-model`'s scheduler over KV blocks that hold digests instead of tensors.
+//!
+//! Each token is a function of the blocks that the engine really holds, so stale, foreign or missing KV gives wrong
+//! tokens; steps take the time that a model of a real engine says, or none.
+
+use std::{
+    collections::HashMap,
+    panic::AssertUnwindSafe,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use forebay_engine_model::{Scheduler, StepPlan, StepTiming, content};
+use forebay_kv_hash::BlockHasher;
+use forebay_kv_move::{Layout, Mover, Region};
+use forebay_perf_model::StepCoefficients;
+use forebay_types::{EngineName, Incarnation, LegId, Role, SampledToken, Sampling, TokenId, TokenLogprobs};
+use futures::FutureExt;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+
+use crate::{
+    driver::{Driver, EngineFacts, EngineLimits, Launch, LaunchError},
+    embedded::{copy_blocks, scheduler_config},
+    local::{Backend, Inbox, LastWords, LocalEngine, Shell, panic_text},
+    reports::Reports,
+};
+
+/// Equal for all simulated engines of one block size: their digests mean the same.
+const KV_LAYOUT: u64 = 0x51_6d_6b_76;
+/// Bytes of one token's digest.
+const SLOT_BYTES: u64 = 8;
+
+/// What all simulated engines of a process share.
+#[derive(Clone)]
+pub struct SimulatedFleet {
+    /// Model id that requests name.
+    pub model: Arc<str>,
+    /// Longest sequence, prompt and output.
+    pub context_tokens_max: u32,
+    /// Sizes and bounds of each engine.
+    pub limits: EngineLimits,
+    /// The fleet's block hash function.
+    pub hasher: BlockHasher,
+    /// What moves KV between pools.
+    pub mover: Arc<dyn Mover>,
+    /// Where the engines run.
+    pub runtime: Handle,
+    /// Tokens to draw from: those that are text on their own. Never empty.
+    pub candidates: Arc<[TokenId]>,
+    /// Time of a step at speed 1.
+    pub timing: StepTiming,
+    /// 1 is real time, 2 twice as fast, 0 unpaced.
+    pub speed: f64,
+}
+
+/// Starts lives of one simulated engine.
+pub struct SimulatedLauncher {
+    name: EngineName,
+    role: Role,
+    fleet: SimulatedFleet,
+    current: Mutex<Weak<LocalEngine>>,
+}
+
+impl SimulatedLauncher {
+    /// An engine called `name`; nothing runs until it is launched.
+    pub fn new(name: EngineName, role: Role, fleet: SimulatedFleet) -> Self {
+        Self { name, role, fleet, current: Mutex::new(Weak::new()) }
+    }
+
+    /// The life that runs now.
+    pub fn current(&self) -> Option<Arc<LocalEngine>> {
+        self.current.lock().upgrade()
+    }
+}
+
+impl Launch for SimulatedLauncher {
+    fn name(&self) -> &EngineName {
+        &self.name
+    }
+
+    fn kind(&self) -> &'static str {
+        "sim"
+    }
+
+    fn launch(&self, incarnation: Incarnation) -> Result<Arc<dyn Driver>, LaunchError> {
+        let fleet = self.fleet.clone();
+        let limits = fleet.limits;
+        let block_bytes = SLOT_BYTES * u64::from(limits.block_size_tokens);
+        let layout = Layout { block_bytes, blocks: limits.blocks_total };
+        let region = Region::create(self.name.as_str(), layout)
+            .map_err(|error| LaunchError { engine: self.name.clone(), reason: error.to_string() })?;
+        let facts = EngineFacts {
+            engine: self.name.clone(),
+            kind: self.kind(),
+            incarnation,
+            model: fleet.model,
+            role: self.role,
+            block_size_tokens: limits.block_size_tokens,
+            block_bytes,
+            blocks_total: limits.blocks_total,
+            step_tokens_max: limits.step_tokens_max,
+            context_tokens_max: fleet.context_tokens_max.min(limits.blocks_total * limits.block_size_tokens),
+            waiting_max: limits.waiting_max,
+            kv_layout: KV_LAYOUT ^ u64::from(limits.block_size_tokens),
+            prior: prior(&fleet.timing, fleet.speed),
+        };
+        let scheduler = Scheduler::new(scheduler_config(&limits, facts.context_tokens_max), fleet.hasher);
+        let backend = SimulatedBackend {
+            candidates: fleet.candidates,
+            timing: fleet.timing,
+            speed: fleet.speed,
+            block_size_tokens: limits.block_size_tokens,
+            legs: HashMap::new(),
+        };
+        let inbox = Arc::new(Inbox::new(limits.waiting_max));
+        let reports = Arc::new(Reports::default());
+        let engine = Arc::new(LocalEngine::new(facts.clone(), inbox.clone(), reports.clone()));
+        *self.current.lock() = Arc::downgrade(&engine);
+        let last_words = LastWords { inbox: inbox.clone(), reports: reports.clone() };
+        let shell = Shell::new(facts, limits, scheduler, backend, region, fleet.mover, inbox, reports);
+        fleet.runtime.spawn(async move {
+            match AssertUnwindSafe(shell.run()).catch_unwind().await {
+                Ok(()) => last_words.say("stopped"),
+                Err(panic) => last_words.say(&panic_text(&*panic)),
+            }
+        });
+        Ok(engine)
+    }
+}
+
+/// What placement expects of a simulated step before it has seen one.
+fn prior(timing: &StepTiming, speed: f64) -> StepCoefficients {
+    // Unpaced engines take the time of the loop itself: some microseconds a step.
+    let scale = if speed > 0.0 { 1.0 / speed } else { 1e-3 };
+    StepCoefficients {
+        base_seconds: timing.step * scale,
+        prefill_token: timing.prefill_token * scale,
+        prefill_attention: timing.prefill_attention * scale,
+        decode: timing.decode * scale,
+        context_token: timing.context_token * scale,
+    }
+}
+
+struct SimulatedBackend {
+    candidates: Arc<[TokenId]>,
+    timing: StepTiming,
+    speed: f64,
+    block_size_tokens: u32,
+    legs: HashMap<LegId, Arc<Sampling>>,
+}
+
+impl Backend for SimulatedBackend {
+    fn add_leg(&mut self, leg: LegId, sampling: &Arc<Sampling>) {
+        self.legs.insert(leg, sampling.clone());
+    }
+
+    fn remove_leg(&mut self, leg: LegId) {
+        self.legs.remove(&leg);
+    }
+
+    fn execute(&mut self, plan: &StepPlan, pool: &Region, sampled: &mut Vec<(LegId, SampledToken)>) {
+        copy_blocks(plan, pool);
+        let size = self.block_size_tokens;
+        for chunk in &plan.chunks {
+            let slot = |position: u32| (chunk.blocks[(position / size) as usize], (position % size) as usize);
+            let mut position = chunk.start;
+            let mut previous = match position.checked_sub(1) {
+                None => 0,
+                Some(before) => {
+                    let (block, index) = slot(before);
+                    pool.read_word(block, index)
+                }
+            };
+            for &token in chunk.tokens.iter() {
+                previous = content::digest_next(previous, token, position);
+                let (block, index) = slot(position);
+                pool.write_word(block, index, previous);
+                position += 1;
+            }
+            let Some(sampling) = self.legs.get(&chunk.leg) else { continue };
+            for &choice in &chunk.samples {
+                let held = (0..position.div_ceil(size)).map(|block| {
+                    let last = (position - block * size).min(size) - 1;
+                    pool.read_word(chunk.blocks[block as usize], last as usize)
+                });
+                let token = content::sampled_token(held, choice, sampling, &self.candidates);
+                let logprobs = sampling.logprobs.map(|_| Box::new(TokenLogprobs { chosen: 0.0, top: Vec::new() }));
+                sampled.push((chunk.leg, SampledToken { choice, position, token, logprobs }));
+            }
+        }
+    }
+
+    fn pace(&self, plan: &StepPlan) -> Duration {
+        if self.speed <= 0.0 {
+            return Duration::ZERO;
+        }
+        let seconds = self.timing.seconds(
+            plan.prefill_tokens,
+            plan.prefill_attention,
+            plan.decodes,
+            plan.context_tokens,
+        );
+        Duration::from_secs_f64(seconds / self.speed)
+    }
+}

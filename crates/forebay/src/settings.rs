@@ -1,0 +1,180 @@
+//! Settings: one declaration each, four layers, and where every value came from.
+//!
+//! In: flags, environment variables and the file that one of them names. Out: [`Settings`], typed and checked, or every
+//! problem at once. Start at [`groups`], where settings are declared; [`layers`] says who overrides whom.
+//!
+//! Invariants: an unknown key is an error, in a file and in the environment; a value is read by one function, whatever
+//! layer it came from; nothing below this module reads the environment.
+
+pub(crate) mod choices;
+mod declare;
+pub(crate) mod engine_spec;
+mod file;
+mod flags;
+pub(crate) mod groups;
+mod layers;
+mod nearest;
+pub(crate) mod problem;
+mod reference;
+mod units;
+mod value;
+
+#[cfg(test)]
+mod tests;
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+
+use declare::{CONFIG, Declared, Group, Setting};
+use layers::Layers;
+use problem::{Problem, SettingsError};
+
+pub(crate) use flags::SettingFlags;
+pub(crate) use layers::{Origin, Origins};
+pub(crate) use nearest::nearest;
+pub(crate) use reference::page as reference_page;
+pub(crate) use units::{parse_duration, show_bytes};
+pub(crate) use value::ByteCount;
+
+use groups::{Doors, Engines, Kv, Limits, Process, Routing};
+
+/// Every setting of `forebay serve`.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Settings {
+    /// Addresses and keys.
+    pub(crate) doors: Doors,
+    /// Engines and model.
+    pub(crate) engines: Engines,
+    /// Placement of requests.
+    pub(crate) routing: Routing,
+    /// KV blocks.
+    pub(crate) kv: Kv,
+    /// Bounds.
+    pub(crate) limits: Limits,
+    /// Threads and logs.
+    pub(crate) process: Process,
+    /// The settings file, if any, and who named it.
+    config: (String, Origin),
+    /// Who gave what is not a default.
+    origins: Origins,
+}
+
+/// The groups, in the order of the reference page.
+pub(crate) const GROUPS: &[Group] =
+    &[Doors::GROUP, Engines::GROUP, Routing::GROUP, Kv::GROUP, Limits::GROUP, Process::GROUP];
+
+/// Every declaration, `config` first.
+pub(crate) fn known_settings() -> impl Iterator<Item = &'static Setting> {
+    std::iter::once(&CONFIG).chain(GROUPS.iter().flat_map(|group| group.settings))
+}
+
+/// One line of `forebay config show`.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub(crate) struct Shown {
+    /// The setting.
+    pub(crate) name: &'static str,
+    /// Its value as text; hidden if secret.
+    pub(crate) value: String,
+    /// Where the value came from.
+    pub(crate) origin: String,
+}
+
+impl Settings {
+    /// Reads every layer: flags over environment over file over defaults.
+    ///
+    /// # Errors
+    /// Everything that is wrong, each with where it was written.
+    pub(crate) fn load(flags: &SettingFlags, environment: &BTreeMap<String, String>) -> Result<Self, SettingsError> {
+        let mut problems = Vec::new();
+        let layers = Layers::gather(known_settings(), flags, environment, &mut problems);
+        let mut origins = Origins::new();
+        let settings = Self {
+            doors: Doors::resolve(&layers, &mut origins, &mut problems),
+            engines: Engines::resolve(&layers, &mut origins, &mut problems),
+            routing: Routing::resolve(&layers, &mut origins, &mut problems),
+            kv: Kv::resolve(&layers, &mut origins, &mut problems),
+            limits: Limits::resolve(&layers, &mut origins, &mut problems),
+            process: Process::resolve(&layers, &mut origins, &mut problems),
+            config: layers.config(),
+            origins,
+        };
+        if problems.is_empty() {
+            problems = settings.validate();
+        }
+        if problems.is_empty() { Ok(settings) } else { Err(SettingsError(problems)) }
+    }
+
+    /// Reads a file over the defaults, as `forebay config check` does: this machine's environment has no say.
+    ///
+    /// # Errors
+    /// As [`Settings::load`].
+    pub(crate) fn load_file(path: &str) -> Result<Self, SettingsError> {
+        let environment = BTreeMap::from([(CONFIG.environment_name(), path.to_owned())]);
+        Self::load(&SettingFlags::default(), &environment)
+    }
+
+    /// What each setting is and where that came from, in the order of the reference page.
+    pub(crate) fn shown(&self) -> Vec<Shown> {
+        let texts = [
+            self.doors.texts(),
+            self.engines.texts(),
+            self.routing.texts(),
+            self.kv.texts(),
+            self.limits.texts(),
+            self.process.texts(),
+        ];
+        let config = Shown { name: CONFIG.name, value: self.config.0.clone(), origin: self.config.1.to_string() };
+        std::iter::once(config)
+            .chain(texts.into_iter().flatten().map(|(name, value)| Shown {
+                name,
+                value,
+                origin: self.origins.get(name).unwrap_or(&Origin::Default).to_string(),
+            }))
+            .collect()
+    }
+
+    /// The folder in which named models lie: the setting, or `forebay` in the user's cache folder. `None` if neither
+    /// is known.
+    pub(crate) fn model_folder(&self, environment: &BTreeMap<String, String>) -> Option<PathBuf> {
+        let folder = |name: &str| environment.get(name).filter(|path| !path.is_empty()).map(PathBuf::from);
+        self.engines
+            .model_folder
+            .clone()
+            .or_else(|| folder("XDG_CACHE_HOME").map(|cache| cache.join("forebay")))
+            .or_else(|| folder("HOME").map(|home| home.join(".cache/forebay")))
+    }
+
+    /// What no single setting can know: whether they go together. Runs once, at load.
+    fn validate(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let mut refuse = |sentence: String| problems.push(Problem::Together(sentence));
+        let Doors { listen, admin_listen, api_keys, insecure } = &self.doors;
+        if is_exposed(*listen) && api_keys.is_none() && !insecure {
+            refuse(format!(
+                "`listen` is {listen}, which other machines can reach, and there are no keys: give `api_keys` a file \
+                 (`forebay keys add TENANT` makes its lines), or set `insecure` if that is meant"
+            ));
+        }
+        if is_exposed(*admin_listen) && !insecure {
+            refuse(format!(
+                "`admin_listen` is {admin_listen}, which other machines can reach, and the admin address asks for no \
+                 key: use a loopback address, or set `insecure` if that is meant"
+            ));
+        }
+        if listen == admin_listen && listen.port() != 0 {
+            refuse(format!("`listen` and `admin_listen` are both {listen}; they need an address each"));
+        }
+        let Engines { step_tokens_max, sequences_max, .. } = &self.engines;
+        if step_tokens_max < sequences_max {
+            refuse(format!(
+                "`step_tokens_max` is {step_tokens_max}, less than `sequences_max`, {sequences_max}: a step could not \
+                 give each running sequence a token; raise the one or lower the other"
+            ));
+        }
+        problems
+    }
+}
+
+/// Whether other machines can reach an address that this process listens on.
+fn is_exposed(address: SocketAddr) -> bool {
+    !address.ip().to_canonical().is_loopback()
+}

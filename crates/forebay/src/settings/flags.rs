@@ -1,0 +1,101 @@
+//! The flag layer: one clap argument for each setting, made from its declaration.
+
+use std::collections::BTreeMap;
+
+use clap::{
+    Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, ValueHint, builder::PossibleValuesParser,
+    parser::ValueSource,
+};
+
+use super::{
+    declare::{Audience, Setting},
+    known_settings,
+    layers::{Given, Origin},
+    value::Form,
+};
+
+/// What the command line said about settings, as text: parsing is one for all layers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct SettingFlags(BTreeMap<&'static str, Vec<String>>);
+
+impl SettingFlags {
+    /// As a layer.
+    pub(crate) fn given(&self) -> BTreeMap<&'static str, Given> {
+        let flag = |name: &str| Origin::Flag(name.replace('_', "-"));
+        self.0
+            .iter()
+            .map(|(name, texts)| (*name, Given { texts: texts.clone(), origin: flag(name) }))
+            .collect()
+    }
+
+    /// Flags as a test gives them.
+    #[cfg(test)]
+    pub(crate) fn of(flags: &[(&'static str, &str)]) -> Self {
+        let mut given = BTreeMap::<_, Vec<_>>::new();
+        for (name, text) in flags {
+            given.entry(*name).or_default().push((*text).to_owned());
+        }
+        Self(given)
+    }
+}
+
+impl FromArgMatches for SettingFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut flags = Self::default();
+        flags.update_from_arg_matches(matches)?;
+        Ok(flags)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        for setting in known_settings() {
+            if matches.value_source(setting.name) == Some(ValueSource::CommandLine) {
+                let texts = matches.get_many::<String>(setting.name).into_iter().flatten().cloned().collect();
+                self.0.insert(setting.name, texts);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Args for SettingFlags {
+    fn augment_args(command: Command) -> Command {
+        known_settings().fold(command, |command, setting| command.arg(argument(setting)))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+fn argument(setting: &'static Setting) -> Arg {
+    let notes = notes(setting);
+    let arg = Arg::new(setting.name)
+        .long(setting.flag())
+        .value_name(setting.placeholder)
+        .help(format!("{} {notes}", setting.summary()))
+        .long_help(format!("{} {notes}", setting.paragraph()))
+        .allow_hyphen_values(false);
+    let arg = match setting.audience {
+        Audience::Common => arg.help_heading("Settings"),
+        Audience::Advanced => arg.help_heading("Advanced").hide_short_help(true),
+    };
+    let arg = match setting.form {
+        Form::List => arg.action(ArgAction::Append),
+        Form::Switch => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
+        _ => arg.action(ArgAction::Set),
+    };
+    let arg = match setting.placeholder {
+        "PATH" | "FILE" => arg.value_hint(ValueHint::FilePath),
+        _ => arg,
+    };
+    if setting.choices.is_empty() { arg } else { arg.value_parser(PossibleValuesParser::new(setting.choices)) }
+}
+
+/// `[env: FOREBAY_LISTEN] [default: 127.0.0.1:8080]`.
+fn notes(setting: &Setting) -> String {
+    let default = (setting.default)();
+    match default.as_str() {
+        super::value::UNSET => format!("[env: {}]", setting.environment_name()),
+        _ => format!("[env: {}] [default: {default}]", setting.environment_name()),
+    }
+}

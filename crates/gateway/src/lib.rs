@@ -1,0 +1,4 @@
+//! HTTP in, engines out: the shell around text, placement and lifecycle.
+
+pub mod decisions;
+pub mod orchestrator;

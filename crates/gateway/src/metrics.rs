@@ -1,0 +1,300 @@
+//! What the gateway counts: one declaration a metric, used through a typed field, so a name is never retyped.
+//!
+//! Labels are closed sets (models, engines, endpoints, outcomes); nothing that a client controls is a label.
+//! Nothing here takes a lock per token: a response gathers its token gaps in a [`LocalHistogram`] and merges it once.
+
+mod histogram;
+
+use std::{fmt, sync::Arc};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+pub use histogram::{LocalHistogram, SecondsHistogram};
+
+use crate::orchestrator::api::EngineStatus;
+
+/// Content type of [`Metrics::render`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// A label value from a closed set.
+macro_rules! label_values {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $name {
+            $($(#[$variant_doc])* $variant),*
+        }
+
+        impl $name {
+            /// The value as the label shows it.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $text),*
+                }
+            }
+        }
+
+        impl EncodeLabelValue for $name {
+            fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+                EncodeLabelValue::encode(&self.as_str(), encoder)
+            }
+        }
+    };
+}
+
+label_values! {
+    /// A public route that generates.
+    Endpoint {
+        /// `/v1/chat/completions`
+        Chat = "chat_completions",
+        /// `/v1/completions`
+        Completions = "completions",
+    }
+}
+label_values! {
+    /// How a request ended, from its client's point of view.
+    Outcome {
+        /// Answered whole.
+        Ok = "ok",
+        /// Status 4xx other than 429.
+        ClientError = "client_error",
+        /// Status 429 or 503: worth another try.
+        Refused = "refused",
+        /// Any other status 5xx, or an `error` event in the stream.
+        ServerError = "server_error",
+        /// The client left before the end.
+        Disconnected = "disconnected",
+    }
+}
+label_values! {
+    /// What placement chose.
+    DecisionKind {
+        /// Both phases on one rank.
+        Aggregated = "aggregated",
+        /// Prefill and decode on two ranks.
+        Split = "split",
+        /// No rank could take it.
+        None = "none",
+    }
+}
+label_values! {
+    /// How a hand-over of KV ended.
+    TransferOutcome {
+        /// The decode engine has the blocks.
+        Done = "done",
+        /// Refused or broken; the decode engine computes the prompt itself.
+        Failed = "failed",
+        /// Not done by its deadline.
+        TimedOut = "timed_out",
+        /// Nobody needs it any more.
+        Cancelled = "cancelled",
+    }
+}
+
+/// Labels of `forebay_requests_total`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    /// A served model, or empty when the request named none of those.
+    pub model: Arc<str>,
+    /// Where it came in.
+    pub endpoint: Endpoint,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+/// A served model.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ModelLabel {
+    /// As `/v1/models` lists it.
+    pub model: Arc<str>,
+}
+
+/// An engine.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct EngineLabel {
+    /// Its stable name.
+    pub engine: Arc<str>,
+}
+
+/// Labels of `forebay_decisions_total`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DecisionLabels {
+    /// Name of the placement policy in force.
+    pub policy: &'static str,
+    /// What it chose.
+    pub kind: DecisionKind,
+}
+
+/// Label of `forebay_transfers_total`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TransferLabels {
+    /// How it ended.
+    pub outcome: TransferOutcome,
+}
+
+/// One histogram of seconds for each model.
+pub type SecondsByModel = Family<ModelLabel, SecondsHistogram, fn() -> SecondsHistogram>;
+
+/// Every metric of the gateway.
+#[derive(Debug)]
+pub struct Metrics {
+    /// `forebay_requests_total{model,endpoint,outcome}`: rises exactly once for each request to a generating route.
+    pub requests: Family<RequestLabels, Counter>,
+    /// `forebay_requests_in_flight`: requests to generating routes that are not answered to the end.
+    pub requests_in_flight: Gauge,
+    /// `forebay_connections`: open client connections, public and admin.
+    pub connections: Gauge,
+    /// `forebay_ttft_seconds{model}`: arrival to the first token, ready to be sent.
+    pub ttft: SecondsByModel,
+    /// `forebay_itl_seconds{model}`: time between two tokens of one choice.
+    pub itl: SecondsByModel,
+    /// `forebay_e2e_seconds{model}`: arrival to the end of a good answer.
+    pub e2e: SecondsByModel,
+    /// `forebay_queue_seconds{model}`: hand-over to an engine until it begins to compute. Set by the orchestrator.
+    pub queue: SecondsByModel,
+    /// `forebay_prompt_tokens_total{model}`: prompt tokens of good answers.
+    pub prompt_tokens: Family<ModelLabel, Counter>,
+    /// `forebay_output_tokens_total{model}`: tokens delivered, of unfinished answers too.
+    pub output_tokens: Family<ModelLabel, Counter>,
+    /// `forebay_cached_tokens_total{model}`: prompt tokens of good answers that a prefix cache served.
+    pub cached_tokens: Family<ModelLabel, Counter>,
+    /// `forebay_transfers_total{outcome}`: hand-overs of KV. Set by the orchestrator.
+    pub transfers: Family<TransferLabels, Counter>,
+    /// `forebay_transfer_bytes_total`: bytes of KV that moved between engines. Set by the orchestrator.
+    pub transfer_bytes: Counter,
+    /// `forebay_transfer_seconds`: duration of one hand-over that was done. Set by the orchestrator.
+    pub transfer: SecondsHistogram,
+    /// `forebay_decisions_total{policy,kind}`: placements. Set by the orchestrator.
+    pub decisions: Family<DecisionLabels, Counter>,
+    /// `forebay_retries_total`: requests placed again before their first token. Set by the orchestrator.
+    pub retries: Counter,
+    /// `forebay_migrations_total`: responses continued on another engine. Set by the orchestrator.
+    pub migrations: Counter,
+    /// `forebay_disconnects_total`: clients that left before their answer's end.
+    pub disconnects: Counter,
+    engine_running: Family<EngineLabel, Gauge>,
+    engine_waiting: Family<EngineLabel, Gauge>,
+    engine_blocks_used: Family<EngineLabel, Gauge>,
+    engine_blocks: Family<EngineLabel, Gauge>,
+    registry: Registry,
+}
+
+/// Upper bounds of request-scale durations: a cached short prompt on a GPU to a long answer on a CPU.
+const REQUEST_SECONDS: &[f64] =
+    &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 180.0, 600.0];
+/// Upper bounds of token gaps: unpaced simulation to a decode that a long prefill held up.
+const TOKEN_SECONDS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5];
+/// Upper bounds of hand-overs: one block over shared memory to a long prompt over a slow link.
+const TRANSFER_SECONDS: &[f64] =
+    &[0.000_01, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
+
+fn request_seconds() -> SecondsHistogram {
+    SecondsHistogram::new(REQUEST_SECONDS)
+}
+
+fn token_seconds() -> SecondsHistogram {
+    SecondsHistogram::new(TOKEN_SECONDS)
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// All at zero.
+    pub fn new() -> Self {
+        let mut metrics = Self {
+            requests: Family::default(),
+            requests_in_flight: Gauge::default(),
+            connections: Gauge::default(),
+            ttft: Family::new_with_constructor(request_seconds),
+            itl: Family::new_with_constructor(token_seconds),
+            e2e: Family::new_with_constructor(request_seconds),
+            queue: Family::new_with_constructor(request_seconds),
+            prompt_tokens: Family::default(),
+            output_tokens: Family::default(),
+            cached_tokens: Family::default(),
+            transfers: Family::default(),
+            transfer_bytes: Counter::default(),
+            transfer: SecondsHistogram::new(TRANSFER_SECONDS),
+            decisions: Family::default(),
+            retries: Counter::default(),
+            migrations: Counter::default(),
+            disconnects: Counter::default(),
+            engine_running: Family::default(),
+            engine_waiting: Family::default(),
+            engine_blocks_used: Family::default(),
+            engine_blocks: Family::default(),
+            registry: Registry::default(),
+        };
+        metrics.register();
+        metrics
+    }
+
+    /// Gives every field its name. The library appends `_total` to counters.
+    fn register(&mut self) {
+        let registry = &mut self.registry;
+        registry.register("forebay_requests", "Requests to generating routes, by their end", self.requests.clone());
+        registry.register(
+            "forebay_requests_in_flight",
+            "Requests not yet answered to the end",
+            self.requests_in_flight.clone(),
+        );
+        registry.register("forebay_connections", "Open client connections", self.connections.clone());
+        registry.register("forebay_ttft_seconds", "Arrival to first token", self.ttft.clone());
+        registry.register("forebay_itl_seconds", "Time between two tokens of one choice", self.itl.clone());
+        registry.register("forebay_e2e_seconds", "Arrival to the end of a good answer", self.e2e.clone());
+        registry.register("forebay_queue_seconds", "Hand-over to an engine until it computes", self.queue.clone());
+        registry.register("forebay_prompt_tokens", "Prompt tokens of good answers", self.prompt_tokens.clone());
+        registry.register("forebay_output_tokens", "Tokens delivered", self.output_tokens.clone());
+        registry.register(
+            "forebay_cached_tokens",
+            "Prompt tokens of good answers that a prefix cache served",
+            self.cached_tokens.clone(),
+        );
+        registry.register("forebay_transfers", "Hand-overs of KV between engines", self.transfers.clone());
+        registry.register("forebay_transfer_bytes", "Bytes of KV moved between engines", self.transfer_bytes.clone());
+        registry.register("forebay_transfer_seconds", "Duration of one hand-over of KV", self.transfer.clone());
+        registry.register("forebay_decisions", "Placements, by policy and choice", self.decisions.clone());
+        registry.register("forebay_retries", "Requests placed again before their first token", self.retries.clone());
+        registry.register("forebay_migrations", "Responses continued on another engine", self.migrations.clone());
+        registry.register("forebay_disconnects", "Clients gone before the end", self.disconnects.clone());
+        registry.register("forebay_engine_running", "Sequences in the running batch", self.engine_running.clone());
+        registry.register("forebay_engine_waiting", "Sequences not yet begun", self.engine_waiting.clone());
+        registry.register(
+            "forebay_engine_kv_blocks_used",
+            "KV blocks that running sequences hold",
+            self.engine_blocks_used.clone(),
+        );
+        registry.register("forebay_engine_kv_blocks", "Size of the KV pool", self.engine_blocks.clone());
+    }
+
+    /// Everything as OpenMetrics text; see [`CONTENT_TYPE`]. The gauges of engines are taken from `engines`, so they
+    /// cost nothing between scrapes and an engine that left disappears.
+    pub fn render(&self, engines: &[EngineStatus]) -> String {
+        let gauges = [&self.engine_running, &self.engine_waiting, &self.engine_blocks_used, &self.engine_blocks];
+        gauges.iter().for_each(|gauge| gauge.clear());
+        for engine in engines {
+            let label = EngineLabel { engine: engine.engine.0.clone() };
+            let load = &engine.load;
+            let used = load.blocks_total.saturating_sub(load.blocks_free);
+            let values = [load.running, load.waiting, used, load.blocks_total];
+            for (gauge, value) in gauges.iter().zip(values) {
+                gauge.get_or_create(&label).set(i64::from(value));
+            }
+        }
+        let mut out = String::with_capacity(16 * 1024);
+        text::encode(&mut out, &self.registry).expect("writing to a string does not fail");
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,314 @@
+//! The seam between HTTP and the fleet: what the shell above asks for and what comes back.
+
+use std::{
+    collections::VecDeque,
+    future::poll_fn,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use forebay_types::{EngineName, FinishReason, RankLoad, RequestId, Role, SampledToken, Sampling, TenantId, TokenId};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use crate::decisions::DecisionRecord;
+
+/// One tokenised request.
+#[derive(Debug, Clone)]
+pub struct GenerateRequest {
+    /// Echoed on every answer, log line and decision.
+    pub id: RequestId,
+    /// Salts the block hashes, so tenants never share KV.
+    pub tenant: TenantId,
+    /// A model that [`Orchestrate::models`] lists.
+    pub model: Arc<str>,
+    /// Token ids of the whole prompt, template included. Never empty.
+    pub prompt: Arc<[TokenId]>,
+    /// `n`: how many answers to sample from one prefill. At least 1.
+    pub choices: u32,
+    /// How to sample.
+    pub sampling: Sampling,
+}
+
+/// Counts of one finished request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Length of the prompt.
+    pub prompt_tokens: u32,
+    /// Of those, served from an engine's prefix cache.
+    pub cached_tokens: u32,
+    /// Tokens generated over all choices, stop tokens included.
+    pub output_tokens: u32,
+}
+
+/// What a response is made of, in order.
+#[derive(Debug, Clone)]
+pub enum ResponseEvent {
+    /// A token of one choice. Stop tokens come too; they have no text.
+    Token(SampledToken),
+    /// No more tokens of this choice follow.
+    Finished {
+        /// Which.
+        choice: u32,
+        /// Why.
+        reason: FinishReason,
+    },
+    /// Last event of a good response.
+    Done(Usage),
+    /// Last event of a bad one. If tokens came before, the stream ends with an SSE `error` event and no `[DONE]`.
+    Failed(RouteError),
+}
+
+/// Why a request has no answer. One table in `http::errors` turns this into a response; nothing below knows HTTP.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum RouteError {
+    /// Every rank that could serve is full. Waiting helps.
+    #[error("all {serving} engines that serve this model are full; retry in {retry_after_seconds:.0} s")]
+    Saturated {
+        /// Ranks that could have served.
+        serving: usize,
+        /// A guess at when room appears.
+        retry_after_seconds: f64,
+    },
+    /// The gateway's own bound on requests in flight is reached. Waiting helps.
+    #[error("{limit} requests are in flight, which is the limit `requests_in_flight_max`; retry in {retry_after_seconds:.0} s")]
+    TooManyInFlight {
+        /// The bound.
+        limit: usize,
+        /// A guess at when room appears.
+        retry_after_seconds: f64,
+    },
+    /// No engine serves this model (now).
+    #[error("no engine can serve model `{model}` now: {detail}")]
+    NoEngine {
+        /// As asked for.
+        model: Arc<str>,
+        /// Each engine's reason.
+        detail: String,
+    },
+    /// The prompt cannot fit.
+    #[error("the prompt has {prompt_tokens} tokens, the context of this model here is {context_tokens_max} tokens; shorten the prompt")]
+    TooLong {
+        /// Length of the prompt.
+        prompt_tokens: u32,
+        /// Longest sequence that any engine holds, prompt and output.
+        context_tokens_max: u32,
+    },
+    /// Lost before its first token, as often as is allowed.
+    #[error("the request was lost on {attempts} engines before its first token; retry")]
+    LostUnanswered {
+        /// Placements tried.
+        attempts: u32,
+    },
+    /// Lost after tokens were sent, and no engine could continue it.
+    #[error("the engine was lost after {tokens_sent} tokens and no other could continue; retry the request")]
+    LostMidStream {
+        /// Tokens already delivered.
+        tokens_sent: u32,
+    },
+    /// A deadline passed.
+    #[error("the request took longer than {limit_seconds:.0} s, the limit `request_seconds_max`")]
+    DeadlineExceeded {
+        /// The limit.
+        limit_seconds: f64,
+    },
+    /// The server is going down.
+    #[error("the server is shutting down; retry on another instance")]
+    ShuttingDown,
+    /// A bug or a lost component; the text is for the log and the client alike.
+    #[error("internal error: {detail}")]
+    Internal {
+        /// What happened.
+        detail: String,
+    },
+}
+
+/// A model as `/v1/models` lists it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ServedModel {
+    /// The id that requests name.
+    pub id: Arc<str>,
+    /// Longest sequence, prompt and output.
+    pub context_tokens_max: u32,
+    /// When it began to be served, seconds since the Unix epoch.
+    pub created: u64,
+}
+
+/// One engine as `/fleet/v1/engines` and `forebay status` show it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EngineStatus {
+    /// Stable name.
+    pub engine: EngineName,
+    /// `embedded`, `sim`, later `vllm`, ...
+    pub kind: String,
+    /// Current life.
+    pub incarnation: u64,
+    /// `starting`, `ready`, `draining`, `lost`.
+    pub state: String,
+    /// What it may be asked to do.
+    pub role: Role,
+    /// Model that it serves.
+    pub model: Arc<str>,
+    /// Latest load report.
+    pub load: RankLoad,
+    /// Circuit breaker: `closed`, `open`, `half_open`.
+    pub breaker: String,
+    /// Share of recent time spent on steps with prefill, 0 to 1.
+    pub prefill_share: f64,
+    /// Blocks of this engine that the index knows.
+    pub indexed_blocks: u64,
+    /// Times this engine was started again after a death.
+    pub restarts: u64,
+}
+
+/// What HTTP needs from below. The real one is [`super::Orchestrator`]; tests of HTTP script their own.
+pub trait Orchestrate: Send + Sync + 'static {
+    /// Takes a request. Returns at once; dropping the [`Response`] cancels the request wherever it is.
+    ///
+    /// # Errors
+    /// Those [`RouteError`]s that are known at once.
+    fn submit(&self, request: GenerateRequest) -> Result<Response, RouteError>;
+    /// Models that can be asked for.
+    fn models(&self) -> Vec<ServedModel>;
+    /// Whether at least one engine can serve.
+    fn is_ready(&self) -> bool;
+    /// Every engine.
+    fn engines(&self) -> Vec<EngineStatus>;
+    /// The newest decisions, newest first, at most `limit`.
+    fn decisions(&self, limit: usize) -> Vec<Arc<DecisionRecord>>;
+    /// One decision.
+    fn decision(&self, id: &RequestId) -> Option<Arc<DecisionRecord>>;
+}
+
+/// The receiving half of one response. Dropping it tells the other half that the client is gone.
+#[derive(Debug)]
+pub struct Response {
+    shared: Arc<Shared>,
+}
+
+/// The sending half of one response.
+#[derive(Debug)]
+pub struct ResponseSender {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    events: VecDeque<ResponseEvent>,
+    /// Choices whose stop string matched, for the sender to pick up.
+    stopped: Vec<u32>,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+    reader_gone: bool,
+    writer_gone: bool,
+}
+
+/// What the receiving half says back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Feedback {
+    /// A stop string ended this choice: generate no more of it.
+    StopMatched {
+        /// Which.
+        choice: u32,
+    },
+    /// Nobody listens any more.
+    ClientGone,
+}
+
+/// A pair of halves. What waits in between is bounded by the request's own token limit, which its engine enforces.
+pub fn response() -> (ResponseSender, Response) {
+    let shared = Arc::new(Shared { state: Mutex::new(State::default()) });
+    (ResponseSender { shared: shared.clone() }, Response { shared })
+}
+
+impl Response {
+    /// Appends everything that has arrived to `batch`; pending while nothing has. `false` after the last event.
+    pub fn poll_batch(&mut self, cx: &mut Context<'_>, batch: &mut Vec<ResponseEvent>) -> Poll<bool> {
+        let mut state = self.shared.state.lock();
+        if !state.events.is_empty() {
+            batch.extend(state.events.drain(..));
+            return Poll::Ready(true);
+        }
+        if state.writer_gone {
+            return Poll::Ready(false);
+        }
+        if !state.reader.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            state.reader = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// As [`Response::poll_batch`], to await.
+    pub async fn next_batch(&mut self, batch: &mut Vec<ResponseEvent>) -> bool {
+        poll_fn(|cx| self.poll_batch(cx, batch)).await
+    }
+
+    /// Ends one choice: its stop string matched.
+    pub fn stop_choice(&self, choice: u32) {
+        let mut state = self.shared.state.lock();
+        if !state.stopped.contains(&choice) {
+            state.stopped.push(choice);
+        }
+        if let Some(waker) = state.writer.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl Drop for Response {
+    fn drop(&mut self) {
+        let mut state = self.shared.state.lock();
+        state.reader_gone = true;
+        state.events.clear();
+        if let Some(waker) = state.writer.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl ResponseSender {
+    /// Hands events over and wakes the reader once. Drops them if nobody listens.
+    pub fn send(&self, events: impl IntoIterator<Item = ResponseEvent>) {
+        let mut state = self.shared.state.lock();
+        if state.reader_gone {
+            return;
+        }
+        let before = state.events.len();
+        state.events.extend(events);
+        if state.events.len() > before
+            && let Some(waker) = state.reader.take()
+        {
+            waker.wake();
+        }
+    }
+
+    /// What the reader said since the last call; pending while it said nothing. [`Feedback::ClientGone`] repeats.
+    pub fn poll_feedback(&self, cx: &mut Context<'_>) -> Poll<Feedback> {
+        let mut state = self.shared.state.lock();
+        if let Some(choice) = state.stopped.pop() {
+            return Poll::Ready(Feedback::StopMatched { choice });
+        }
+        if state.reader_gone {
+            return Poll::Ready(Feedback::ClientGone);
+        }
+        if !state.writer.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            state.writer = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for ResponseSender {
+    fn drop(&mut self) {
+        let mut state = self.shared.state.lock();
+        state.writer_gone = true;
+        if let Some(waker) = state.reader.take() {
+            waker.wake();
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! The candidates of a request, and the rules that choose among them.
+//!
+//! In: the eligible ranks, priced. Out: every candidate worth looking at, and the chosen one. Start at [`choose`].
+//!
+//! Aggregated candidates are all listed. Pairs are all listed in a small fleet; in a large one only the best few ranks
+//! of each side are paired: the price of a pair is the prefill part of one rank plus the decode part of another plus a
+//! transfer, so with equal links the best pair is always among the best two of each side, and the rest of the margin
+//! is for links that differ.
+
+use forebay_types::Role;
+
+use crate::{
+    cost::{self, Priced},
+    explain::Terms,
+    place::Plan,
+    policy::Policy,
+    snapshot::{RankView, Snapshot},
+    weights::Weights,
+};
+
+/// Pairs up to which all are compared: eight ranks that may both prefill and decode.
+const PAIRS_EXACT_MAX: usize = 64;
+
+/// Ranks of each side (and KV layout) that are paired in larger fleets. At least 2, or a rank that is best at both
+/// would leave no pair.
+const SIDE_RANKS_MAX: usize = 8;
+
+/// One candidate: indices of priced ranks, equal for an aggregated one.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Pair {
+    pub(crate) prefill: usize,
+    pub(crate) decode: usize,
+    pub(crate) total_seconds: f64,
+}
+
+impl Pair {
+    pub(crate) fn plan(&self, priced: &[Priced]) -> Plan {
+        let (prefill, decode) = (priced[self.prefill].id, priced[self.decode].id);
+        if prefill == decode { Plan::Aggregated { rank: prefill } } else { Plan::Split { prefill, decode } }
+    }
+}
+
+/// The candidates and the chosen one of them.
+#[derive(Debug)]
+pub(crate) struct Choice {
+    pub(crate) pairs: Vec<Pair>,
+    /// Index in `pairs`.
+    pub(crate) chosen: usize,
+    /// Candidates among which the seed chose; 1 if the rule left no choice.
+    pub(crate) tied: u32,
+}
+
+/// What every step of a choice looks at.
+pub(crate) struct Chooser<'a> {
+    pub(crate) snapshot: &'a Snapshot,
+    pub(crate) weights: &'a Weights,
+    /// The eligible ranks.
+    pub(crate) priced: &'a [Priced],
+}
+
+impl Chooser<'_> {
+    /// Lists the candidates and takes one by `policy`; `None` if there is none.
+    pub(crate) fn choose(&self, policy: Policy, seed: u64) -> Option<Choice> {
+        let mut pairs = self.candidates();
+        if pairs.is_empty() {
+            return None;
+        }
+        if policy == Policy::Cost {
+            let (chosen, tied) = self.least_cost(&pairs, seed);
+            return Some(Choice { pairs, chosen, tied });
+        }
+        let (pair, tied) = self.by_rule(policy, seed);
+        let chosen = pairs.iter().position(|&listed| listed == pair).unwrap_or_else(|| {
+            pairs.push(pair);
+            pairs.len() - 1
+        });
+        Some(Choice { pairs, chosen, tied })
+    }
+
+    /// A candidate's price, term by term.
+    pub(crate) fn terms(&self, prefill: usize, decode: usize) -> Terms {
+        let (p, d) = (&self.priced[prefill], &self.priced[decode]);
+        if prefill == decode { p.aggregated() } else { p.split(d, &self.snapshot.links, self.weights) }
+    }
+
+    fn view(&self, rank: usize) -> &RankView {
+        &self.snapshot.ranks[self.priced[rank].index]
+    }
+
+    fn pair(&self, prefill: usize, decode: usize) -> Pair {
+        Pair { prefill, decode, total_seconds: self.terms(prefill, decode).total() }
+    }
+
+    fn candidates(&self) -> Vec<Pair> {
+        let all = 0..self.priced.len();
+        let mut prefills: Vec<usize> = all.clone().filter(|&rank| self.may_prefill(rank)).collect();
+        let mut decodes: Vec<usize> = all.clone().filter(|&rank| self.may_decode(rank)).collect();
+        if prefills.len() * decodes.len() > PAIRS_EXACT_MAX {
+            self.keep_best(&mut prefills, |rank| rank.prefill_side());
+            self.keep_best(&mut decodes, |rank| rank.decode_side(&self.snapshot.links, self.weights));
+        }
+        let mut pairs = Vec::with_capacity(self.priced.len() + prefills.len() * decodes.len());
+        pairs.extend(all.filter(|&rank| self.priced[rank].role == Role::Both).map(|rank| self.pair(rank, rank)));
+        for &prefill in &prefills {
+            let source = self.view(prefill);
+            let partners = decodes.iter().filter(|&&decode| source.can_hand_over_to(self.view(decode)));
+            pairs.extend(partners.map(|&decode| self.pair(prefill, decode)));
+        }
+        pairs
+    }
+
+    fn may_prefill(&self, rank: usize) -> bool {
+        let view = self.view(rank);
+        view.role.prefills() && view.can_export
+    }
+
+    fn may_decode(&self, rank: usize) -> bool {
+        let view = self.view(rank);
+        view.role.decodes() && view.can_import
+    }
+
+    /// Keeps the cheapest ranks of each KV layout: those of different layouts cannot stand in for each other.
+    fn keep_best(&self, side: &mut Vec<usize>, seconds: impl Fn(&Priced) -> f64) {
+        let mut keyed: Vec<((u64, u32), f64, usize)> = side
+            .iter()
+            .map(|&rank| {
+                let view = self.view(rank);
+                ((view.kv_layout, view.block_size_tokens), seconds(&self.priced[rank]), rank)
+            })
+            .collect();
+        keyed.sort_unstable_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.cmp(&b.2)));
+        side.clear();
+        for layout in keyed.chunk_by(|a, b| a.0 == b.0) {
+            side.extend(layout.iter().take(SIDE_RANKS_MAX).map(|&(_, _, rank)| rank));
+        }
+    }
+
+    /// The least total; among equals the seed decides.
+    fn least_cost(&self, pairs: &[Pair], seed: u64) -> (usize, u32) {
+        let least = pairs.iter().map(|pair| pair.total_seconds).fold(f64::INFINITY, f64::min);
+        let bound = least * (1.0 + self.weights.tie_epsilon);
+        draw(pairs.iter().enumerate().filter(|(_, pair)| pair.total_seconds <= bound).map(|(i, _)| i), seed)
+    }
+
+    /// A rule that looks at ranks, not at seconds. It takes a pair only where no rank may do both phases.
+    fn by_rule(&self, policy: Policy, seed: u64) -> (Pair, u32) {
+        let ranks = 0..self.priced.len();
+        let both: Vec<usize> = ranks.clone().filter(|&rank| self.priced[rank].role == Role::Both).collect();
+        if !both.is_empty() {
+            let (rank, tied) = self.take(policy, &both, seed, |rank| self.priced[rank].new_tokens);
+            return (self.pair(rank, rank), tied);
+        }
+        let partners = |prefill: usize| {
+            let source = self.view(prefill);
+            let decodes = ranks.clone().filter(|&rank| self.may_decode(rank));
+            decodes.filter(move |&rank| source.can_hand_over_to(self.view(rank)))
+        };
+        let prefills: Vec<usize> = ranks
+            .clone()
+            .filter(|&rank| self.may_prefill(rank) && partners(rank).next().is_some())
+            .collect();
+        let (prefill, tied) = self.take(policy, &prefills, seed, |rank| self.priced[rank].new_tokens);
+        let decodes: Vec<usize> = partners(prefill).collect();
+        let (decode, tied_decodes) = self.take(policy, &decodes, seed, |_| 0);
+        (self.pair(prefill, decode), tied * tied_decodes)
+    }
+
+    /// One of `ranks` (not empty) and how many were equal. `new_tokens`: what the rank would compute of the prompt.
+    fn take(
+        &self,
+        policy: Policy,
+        ranks: &[usize],
+        seed: u64,
+        new_tokens: impl Fn(usize) -> u32,
+    ) -> (usize, u32) {
+        let load = |rank: usize| match policy {
+            Policy::RoundRobin | Policy::Random | Policy::Cost => 0,
+            Policy::LeastLoad => u64::from(self.view(rank).sequences()),
+            Policy::LMetric => {
+                let batch = u64::from(cost::decodes(self.view(rank)));
+                (u64::from(new_tokens(rank)) + 1) * (batch + 1)
+            }
+        };
+        if policy == Policy::RoundRobin {
+            return (ranks[(seed % ranks.len() as u64) as usize], 1);
+        }
+        let least = ranks.iter().map(|&rank| load(rank)).min().expect("there are ranks");
+        draw(ranks.iter().copied().filter(|&rank| load(rank) == least), seed)
+    }
+}
+
+/// One of `equals` (not empty) by the seed, and how many there were.
+fn draw(equals: impl Iterator<Item = usize> + Clone, seed: u64) -> (usize, u32) {
+    let tied = equals.clone().count();
+    let nth = if tied > 1 { (mix(seed) % tied as u64) as usize } else { 0 };
+    (equals.clone().nth(nth).expect("there are equals"), tied as u32)
+}
+
+/// SplitMix64's output function: neighbouring seeds give unrelated numbers.
+fn mix(seed: u64) -> u64 {
+    let mut z = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}

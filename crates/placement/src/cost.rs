@@ -1,0 +1,310 @@
+//! What a rank would charge for a request, in seconds.
+//!
+//! In: a rank, what it holds of the prompt, the request. Out: [`Priced`], every term that depends on that rank alone.
+//! A candidate's terms are sums of those: the prefill part of one rank, the decode part of another (or the same), and
+//! the transfer between them. That separation is what keeps placement O(ranks).
+//!
+//! Invariant: every term is finite and at least 0, whatever the model says.
+
+use forebay_types::{RankId, Role};
+
+use crate::{
+    explain::Terms,
+    filter::Verdict,
+    place::Request,
+    snapshot::{Links, RankView},
+    weights::Weights,
+};
+
+/// What stands for a price that is not a number: over thirty years, so such a rank is chosen only if nothing else is
+/// left, and the record still serialises.
+const UNPRICED_SECONDS: f64 = 1e9;
+
+/// KV use above which pressure rises in a straight line. `k/(1−k)` has a pole at 1, and a pool can be promised more
+/// than it has; from here its tangent continues, so that two overfull ranks still compare.
+const PRESSURE_KNEE: f64 = 0.95;
+
+/// One rank's part of the price.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Priced {
+    /// Index in the snapshot.
+    pub(crate) index: usize,
+    pub(crate) id: RankId,
+    pub(crate) role: Role,
+    pub(crate) overlap_blocks: u32,
+    /// Prompt tokens it would serve from cache, and compute.
+    pub(crate) cached_tokens: u32,
+    pub(crate) new_tokens: u32,
+    /// Blocks of the prompt that it does not hold.
+    pub(crate) missing_blocks: u32,
+    missing_bytes: u64,
+    // The prefill part.
+    wait: f64,
+    prefill: f64,
+    harm: f64,
+    /// Pressure that the prompt adds while a prefill leg holds it.
+    hold_pressure: f64,
+    // The decode part.
+    decode: f64,
+    pressure: f64,
+    handover: f64,
+}
+
+impl Priced {
+    /// Both phases here.
+    pub(crate) fn aggregated(&self) -> Terms {
+        Terms {
+            wait: self.wait,
+            prefill: self.prefill,
+            transfer: 0.0,
+            decode: self.decode,
+            harm: self.harm,
+            kv_pressure: self.pressure,
+        }
+    }
+
+    /// Prefill here, decode on `decode`.
+    pub(crate) fn split(&self, decode: &Priced, links: &Links, weights: &Weights) -> Terms {
+        let link = links.get(self.id.incarnation, decode.id.incarnation);
+        let moving = link.seconds(decode.missing_bytes);
+        Terms {
+            wait: self.wait,
+            prefill: self.prefill,
+            transfer: finite(weights.transfer * (moving + decode.handover)),
+            decode: decode.decode,
+            harm: self.harm,
+            kv_pressure: finite(self.hold_pressure + decode.pressure),
+        }
+    }
+
+    /// What this rank adds to any split as its prefill side.
+    pub(crate) fn prefill_side(&self) -> f64 {
+        self.wait + self.prefill + self.harm + self.hold_pressure
+    }
+
+    /// What this rank adds to a split as its decode side, over a link that was never measured.
+    pub(crate) fn decode_side(&self, links: &Links, weights: &Weights) -> f64 {
+        let transfer = weights.transfer * (links.prior().seconds(self.missing_bytes) + self.handover);
+        finite(self.decode + self.pressure + transfer)
+    }
+
+    /// Bytes that a decode leg here would fetch.
+    pub(crate) fn missing_bytes(&self) -> u64 {
+        self.missing_bytes
+    }
+}
+
+/// Prices `rank` for `request`.
+pub(crate) fn price(rank: &RankView, verdict: &Verdict, request: &Request<'_>, weights: &Weights) -> Priced {
+    let block_tokens = rank.block_size_tokens.max(1);
+    let prompt_tokens = request.prompt_tokens.max(1);
+    let prompt_blocks = prompt_tokens.div_ceil(block_tokens);
+    let held_blocks = verdict.overlap_blocks.min(prompt_tokens / block_tokens);
+    // At least one token is computed: the logits of the last one give the first token of the answer.
+    let cached_tokens = (held_blocks * block_tokens).min(prompt_tokens - 1);
+    let new_tokens = prompt_tokens - cached_tokens;
+    let missing_blocks = prompt_blocks - held_blocks;
+
+    let batch = Batch::of(rank);
+    let queue = Queue::of(rank);
+    let own_seconds = batch.prefill_work_seconds(rank, new_tokens, attention(new_tokens, cached_tokens));
+    let steps_before = queue.tokens.div_ceil(batch.chunk_tokens);
+    let steps_with = (queue.tokens + u64::from(new_tokens)).div_ceil(batch.chunk_tokens);
+    let wait = batch.rest_of_step_seconds(rank) + queue.seconds(rank, &batch);
+    let prefill = (steps_with - steps_before) as f64 * batch.step_seconds + own_seconds;
+    // With linear steps the stall of a decode is the prefill's own share of them: what is left of those steps would
+    // have been its decode steps anyway.
+    let harm = weights.harm * f64::from(batch.decodes) * own_seconds;
+
+    let pool = Pool::of(rank);
+    let output_blocks = request.choices().saturating_mul(request.output_tokens().div_ceil(block_tokens));
+    let resident_blocks = u64::from(missing_blocks) + u64::from(output_blocks);
+    let pressure = |blocks: u64| weights.kv_pressure_seconds * pressure(pool.use_with(blocks));
+    Priced {
+        index: verdict.index,
+        id: rank.id,
+        role: rank.role,
+        overlap_blocks: verdict.overlap_blocks,
+        cached_tokens,
+        new_tokens,
+        missing_blocks,
+        missing_bytes: u64::from(missing_blocks) * rank.block_bytes,
+        wait: finite(wait),
+        prefill: finite(prefill),
+        harm: finite(harm),
+        hold_pressure: finite(pressure(u64::from(missing_blocks)) - pressure(0)),
+        decode: finite(weights.decode * batch.decode_seconds(rank, request, weights)),
+        pressure: finite(pressure(resident_blocks)),
+        handover: finite(weights.handover_steps * batch.step_seconds),
+    }
+}
+
+/// Seconds until `rank` will have computed the prompts that it has queued.
+pub(crate) fn backlog_seconds(rank: &RankView) -> f64 {
+    finite(Queue::of(rank).seconds(rank, &Batch::of(rank)))
+}
+
+/// Share of the KV pool that is in use or promised, 0 if the pool's size is unknown.
+pub(crate) fn pool_use(rank: &RankView) -> f64 {
+    Pool::of(rank).use_with(0)
+}
+
+/// Sequences that decode, or will once their prompt is there.
+pub(crate) fn decodes(rank: &RankView) -> u32 {
+    rank.load.decoding.saturating_add(rank.reserved.decodes)
+}
+
+/// Prompt tokens ahead of a request that comes now.
+pub(crate) fn queued_tokens(rank: &RankView) -> u64 {
+    rank.load.prefill_tokens.saturating_add(rank.reserved.prefill_tokens)
+}
+
+/// The decodes of a rank, beside which prompts are computed in chunks.
+struct Batch {
+    decodes: u32,
+    context_tokens: u64,
+    /// Prompt tokens that fit into a step beside the decodes.
+    chunk_tokens: u64,
+    /// A step of these decodes alone.
+    step_seconds: f64,
+}
+
+impl Batch {
+    fn of(rank: &RankView) -> Self {
+        let decodes = decodes(rank);
+        let context_tokens = rank.load.context_tokens.saturating_add(rank.reserved.context_tokens);
+        Self {
+            decodes,
+            context_tokens,
+            chunk_tokens: u64::from(rank.step_tokens_max.saturating_sub(decodes).max(1)),
+            step_seconds: rank.perf.decode_step_seconds(decodes, context_tokens),
+        }
+    }
+
+    /// Half a decode step: a request comes at any moment of it. A step that computes a prompt is counted whole with
+    /// the queue, because its tokens leave the load only when it ends.
+    fn rest_of_step_seconds(&self, rank: &RankView) -> f64 {
+        if rank.load.decoding > 0 && rank.load.prefill_tokens == 0 { self.step_seconds / 2.0 } else { 0.0 }
+    }
+
+    /// What prompt tokens add to the steps that compute them.
+    fn prefill_work_seconds(&self, rank: &RankView, tokens: u32, attention: f64) -> f64 {
+        let with = rank.perf.step_seconds(tokens, attention, self.decodes, self.context_tokens);
+        (with - self.step_seconds).max(0.0)
+    }
+
+    /// The request's own decoding: the output after the first token, at the step time of the batch it joins and of the
+    /// context half-way through, stretched by the time that prefills take from decodes here.
+    fn decode_seconds(&self, rank: &RankView, request: &Request<'_>, weights: &Weights) -> f64 {
+        let output_tokens = request.output_tokens();
+        let choices = request.choices();
+        let sequence_tokens = u64::from(request.prompt_tokens) + u64::from(output_tokens / 2);
+        let context_tokens = self.context_tokens.saturating_add(u64::from(choices) * sequence_tokens);
+        let step_seconds = rank.perf.decode_step_seconds(self.decodes.saturating_add(choices), context_tokens);
+        let share = if rank.prefill_share.is_finite() { rank.prefill_share } else { 0.0 };
+        let left_for_decodes = 1.0 - share.clamp(0.0, weights.prefill_share_max);
+        f64::from(output_tokens.saturating_sub(1)) * step_seconds / left_for_decodes
+    }
+}
+
+/// Prompts ahead.
+struct Queue {
+    tokens: u64,
+    sequences: u32,
+}
+
+impl Queue {
+    fn of(rank: &RankView) -> Self {
+        let load = &rank.load;
+        let sequences = load
+            .waiting
+            .saturating_add(load.running.saturating_sub(load.decoding))
+            .saturating_add(rank.reserved.sequences);
+        Self { tokens: queued_tokens(rank), sequences: sequences.max(1) }
+    }
+
+    /// Attention is taken as if the queued tokens were equal, uncached prompts: nobody reports their lengths.
+    fn seconds(&self, rank: &RankView, batch: &Batch) -> f64 {
+        if self.tokens == 0 {
+            return 0.0;
+        }
+        let tokens = u32::try_from(self.tokens).unwrap_or(u32::MAX);
+        let attention = f64::from(tokens).powi(2) / (2.0 * f64::from(self.sequences));
+        let steps = self.tokens.div_ceil(batch.chunk_tokens);
+        steps as f64 * batch.step_seconds + batch.prefill_work_seconds(rank, tokens, attention)
+    }
+}
+
+/// KV blocks of a rank.
+struct Pool {
+    used_blocks: u64,
+    total_blocks: u64,
+}
+
+impl Pool {
+    fn of(rank: &RankView) -> Self {
+        let expected_output = rank.reserved.output_tokens.div_ceil(u64::from(rank.block_size_tokens.max(1)));
+        let used = rank.load.blocks_total.saturating_sub(rank.load.blocks_free);
+        Self {
+            used_blocks: u64::from(used) + u64::from(rank.reserved.blocks) + expected_output,
+            total_blocks: u64::from(rank.load.blocks_total),
+        }
+    }
+
+    fn use_with(&self, more_blocks: u64) -> f64 {
+        if self.total_blocks == 0 {
+            return 0.0;
+        }
+        (self.used_blocks + more_blocks) as f64 / self.total_blocks as f64
+    }
+}
+
+/// Attention work of `m` new tokens on `c` cached ones, however they are cut into chunks: `m·c + m²/2`.
+fn attention(new_tokens: u32, cached_tokens: u32) -> f64 {
+    let new = f64::from(new_tokens);
+    new * f64::from(cached_tokens) + new * new / 2.0
+}
+
+/// `k/(1−k)`, continued in a straight line above the knee.
+fn pressure(k: f64) -> f64 {
+    if k <= PRESSURE_KNEE {
+        return k / (1.0 - k);
+    }
+    let room = 1.0 - PRESSURE_KNEE;
+    PRESSURE_KNEE / room + (k - PRESSURE_KNEE) / (room * room)
+}
+
+fn finite(seconds: f64) -> f64 {
+    if seconds.is_finite() { seconds.clamp(0.0, UNPRICED_SECONDS) } else { UNPRICED_SECONDS }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pressure_is_small_in_an_empty_pool_and_rises_without_a_jump_or_a_pole() {
+        assert_eq!(pressure(0.0), 0.0);
+        assert_eq!(pressure(0.5), 1.0);
+        let at_knee = pressure(PRESSURE_KNEE);
+        assert!((pressure(PRESSURE_KNEE + 1e-9) - at_knee).abs() < 1e-5);
+        let mut last = 0.0;
+        for percent in 1..300 {
+            let now = pressure(f64::from(percent) / 100.0);
+            assert!(now.is_finite() && now > last);
+            last = now;
+        }
+    }
+
+    #[test]
+    fn attention_is_the_same_in_one_chunk_or_in_two() {
+        assert_eq!(attention(96, 32), attention(64, 32) + attention(32, 32 + 64));
+    }
+
+    #[test]
+    fn no_price_is_negative_infinite_or_not_a_number() {
+        for seconds in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1.0, 2.0] {
+            assert!((0.0..=UNPRICED_SECONDS).contains(&finite(seconds)));
+        }
+    }
+}

@@ -1,0 +1,22 @@
+#![doc = include_str!("../README.md")]
+
+mod choose;
+mod cost;
+mod error;
+mod explain;
+mod filter;
+mod place;
+mod policy;
+mod snapshot;
+mod weights;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::{Missing, PlaceError};
+pub use explain::{Candidate, Excluded, Explanation, RankInputs, RequestInputs, Row, Table, Terms};
+pub use filter::{Exclusion, Relaxed};
+pub use place::{Decision, Plan, Request, Reservations, place};
+pub use policy::{Policy, UnknownPolicy};
+pub use snapshot::{Breaker, Links, RankState, RankView, Reserved, Snapshot};
+pub use weights::{Weights, WeightsError};

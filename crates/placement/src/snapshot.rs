@@ -1,0 +1,231 @@
+//! What placement is given: the fleet at one moment, as values.
+//!
+//! `fleet` makes a [`Snapshot`]; placement, `status` and the twin read it. Nothing here changes after it was made.
+
+use std::{
+    ops::{AddAssign, SubAssign},
+    sync::Arc,
+    time::Duration,
+};
+
+use forebay_perf_model::{LinkModel, StepModel};
+use forebay_types::{EngineName, Incarnation, RankId, RankLoad, Role};
+use serde::{Deserialize, Serialize};
+
+/// The fleet at one moment.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// Rises with every change: two snapshots of one fleet with equal generations are equal.
+    pub generation: u64,
+    /// Every rank that has joined and is not lost, sorted by id.
+    pub ranks: Vec<RankView>,
+    /// What moving KV costs, by pair.
+    pub links: Links,
+}
+
+impl Snapshot {
+    /// A snapshot of these ranks, in any order.
+    pub fn new(generation: u64, mut ranks: Vec<RankView>, links: Links) -> Self {
+        ranks.sort_by_key(|rank| rank.id);
+        Self { generation, ranks, links }
+    }
+
+    /// The rank with this id.
+    pub fn rank(&self, id: RankId) -> Option<&RankView> {
+        self.index_of(id).map(|index| &self.ranks[index])
+    }
+
+    pub(crate) fn index_of(&self, id: RankId) -> Option<usize> {
+        self.ranks.binary_search_by_key(&id, |rank| rank.id).ok()
+    }
+}
+
+/// One rank: what it is, what it carries, how fast it is.
+#[derive(Debug, Clone)]
+pub struct RankView {
+    /// Which life of which engine, and which scheduler in it.
+    pub id: RankId,
+    /// What users call the engine.
+    pub engine: EngineName,
+    /// The model it serves.
+    pub model: Arc<str>,
+    /// The work it may be given.
+    pub role: Role,
+    /// Whether it takes new work.
+    pub state: RankState,
+    /// Whether its recent legs succeeded.
+    pub breaker: Breaker,
+    /// What it last said of itself.
+    pub load: RankLoad,
+    /// How long ago.
+    pub load_age: Duration,
+    /// Work that was promised to it and that `load` does not show yet.
+    pub reserved: Reserved,
+    /// Share of recent wall time that prefills took from the decodes beside them, 0 to 1.
+    pub prefill_share: f64,
+    /// Seconds of its steps.
+    pub perf: Arc<StepModel>,
+    /// Tokens in a KV block.
+    pub block_size_tokens: u32,
+    /// Bytes of a KV block, all layers.
+    pub block_bytes: u64,
+    /// Tokens that one step computes at most; decodes come first.
+    pub step_tokens_max: u32,
+    /// Tokens of prompt and answer that one sequence may have.
+    pub context_tokens_max: u32,
+    /// Sequences that may wait in the engine's queue.
+    pub waiting_max: u32,
+    /// Equal values: KV may move between them byte for byte.
+    pub kv_layout: u64,
+    /// Whether other engines can read its KV.
+    pub can_export: bool,
+    /// Whether it can take in KV of other engines.
+    pub can_import: bool,
+}
+
+impl RankView {
+    /// Whether KV that `self` computed can continue on `decode`.
+    pub fn can_hand_over_to(&self, decode: &RankView) -> bool {
+        self.id != decode.id
+            && self.can_export
+            && decode.can_import
+            && self.kv_layout == decode.kv_layout
+            && self.block_size_tokens == decode.block_size_tokens
+    }
+
+    /// Sequences that the rank has or was promised: waiting, running and reserved.
+    pub fn sequences(&self) -> u32 {
+        self.load.waiting.saturating_add(self.load.running).saturating_add(self.reserved.sequences)
+    }
+}
+
+/// Whether a rank takes new work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RankState {
+    /// Joined, not serving yet.
+    Starting,
+    /// Serves.
+    Ready,
+    /// Finishes what runs and takes nothing new.
+    Draining,
+    /// Its lease has lapsed.
+    Lost,
+}
+
+/// Whether a rank's recent legs succeeded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Breaker {
+    /// They did.
+    Closed,
+    /// They did not: give it nothing until its back-off is over.
+    Open,
+    /// The back-off is over and no probe is in flight: one request may try.
+    HalfOpen,
+}
+
+/// Work that was promised to a rank. As an amount of one leg, and as the sum over the legs of a rank that its load does
+/// not show yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Reserved {
+    /// Prompt tokens to compute.
+    pub prefill_tokens: u64,
+    /// Context that the decodes will read when they begin.
+    pub context_tokens: u64,
+    /// Output that is expected and not generated yet.
+    pub output_tokens: u64,
+    /// Sequences in the queue; the choices of a request queue as one.
+    pub sequences: u32,
+    /// Sequences that will decode here, choices counted.
+    pub decodes: u32,
+    /// KV blocks of the prompts that the rank does not hold yet.
+    pub blocks: u32,
+}
+
+impl AddAssign for Reserved {
+    fn add_assign(&mut self, other: Self) {
+        self.prefill_tokens += other.prefill_tokens;
+        self.context_tokens += other.context_tokens;
+        self.output_tokens += other.output_tokens;
+        self.sequences += other.sequences;
+        self.decodes += other.decodes;
+        self.blocks += other.blocks;
+    }
+}
+
+/// Panics in debug builds if more is taken than was added: sums of reservations never go below zero.
+impl SubAssign for Reserved {
+    fn sub_assign(&mut self, other: Self) {
+        self.prefill_tokens -= other.prefill_tokens;
+        self.context_tokens -= other.context_tokens;
+        self.output_tokens -= other.output_tokens;
+        self.sequences -= other.sequences;
+        self.decodes -= other.decodes;
+        self.blocks -= other.blocks;
+    }
+}
+
+/// What moving KV costs, by ordered pair of engines. Pairs that were never measured have the prior. Cloning is cheap;
+/// changing a shared value copies it.
+#[derive(Debug, Clone)]
+pub struct Links {
+    prior: Arc<LinkModel>,
+    /// Sorted by key.
+    measured: Arc<Vec<(EnginePair, LinkModel)>>,
+}
+
+/// (source, destination).
+type EnginePair = (Incarnation, Incarnation);
+
+impl Links {
+    /// No pair measured yet.
+    pub fn new(prior: LinkModel) -> Self {
+        Self { prior: Arc::new(prior), measured: Arc::default() }
+    }
+
+    /// The model of moving KV from `source` to `destination`.
+    pub fn get(&self, source: Incarnation, destination: Incarnation) -> &LinkModel {
+        self.find((source, destination)).map_or(&self.prior, |index| &self.measured[index].1)
+    }
+
+    /// What an unmeasured pair is taken to cost.
+    pub fn prior(&self) -> &LinkModel {
+        &self.prior
+    }
+
+    /// Every measured pair: source, destination, model; in order of their ids.
+    pub fn measured(&self) -> impl ExactSizeIterator<Item = (Incarnation, Incarnation, &LinkModel)> {
+        self.measured.iter().map(|((source, destination), model)| (*source, *destination, model))
+    }
+
+    /// Learns from one transfer. The pair's model starts from the prior.
+    pub fn observe(&mut self, source: Incarnation, destination: Incarnation, bytes: u64, seconds: f64) {
+        let pair = (source, destination);
+        let measured = Arc::make_mut(&mut self.measured);
+        let index = measured.binary_search_by_key(&pair, |link| link.0).unwrap_or_else(|index| {
+            measured.insert(index, (pair, LinkModel::clone(&self.prior)));
+            index
+        });
+        measured[index].1.observe(bytes, seconds);
+    }
+
+    /// Forgets one pair.
+    pub fn remove(&mut self, source: Incarnation, destination: Incarnation) {
+        if let Some(index) = self.find((source, destination)) {
+            Arc::make_mut(&mut self.measured).remove(index);
+        }
+    }
+
+    /// Forgets every pair that `incarnation` is part of.
+    pub fn remove_incarnation(&mut self, incarnation: Incarnation) {
+        let names = |pair: &EnginePair| pair.0 == incarnation || pair.1 == incarnation;
+        if self.measured.iter().any(|(pair, _)| names(pair)) {
+            Arc::make_mut(&mut self.measured).retain(|(pair, _)| !names(pair));
+        }
+    }
+
+    fn find(&self, pair: EnginePair) -> Option<usize> {
+        self.measured.binary_search_by_key(&pair, |link| link.0).ok()
+    }
+}

@@ -1,0 +1,92 @@
+//! What a second of each term counts for.
+
+use serde::{Deserialize, Serialize};
+
+/// What a second of each term counts for. Waiting and the request's own prefill count in full.
+///
+/// The defaults come from the fluid placement study (8B model on H100, step-level simulation calibrated on recorded
+/// runs) unless a field says otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Weights {
+    /// Of a transfer. The first token is streamed from the prefill leg, so a hand-over delays only the second; the
+    /// study found 0.3 best for that and 1 where nothing is sent before the hand-over.
+    pub transfer: f64,
+    /// Of the request's own decoding. 1: a second of it is a second of the request's life. With 0 no split ever beats
+    /// both phases on the prefill rank.
+    pub decode: f64,
+    /// Of each second for which a running decode stalls behind this prefill. Between 0.03 (most requests within their
+    /// SLO) and 0.1 (shortest end to end); 1 ignores the queue behind and was far too high.
+    pub harm: f64,
+    /// Seconds that a half-full KV pool counts for: λ of `λ·k/(1−k)`. 0.15 s is what the Shepherd Model Gateway's
+    /// least-load policy uses.
+    pub kv_pressure_seconds: f64,
+    /// Decode steps from the last prefill step to the first decode step, beside the bytes: the pull begins at the next
+    /// step (half a step away on average) and is noticed two steps later.
+    pub handover_steps: f64,
+    /// Ceiling of a rank's prefill share in the stretch `1/(1−share)` of decoding. 0.9, a tenfold stretch: a share
+    /// measured near 1 must not price a rank out for good.
+    pub prefill_share_max: f64,
+    /// Totals within this share of the least are equal and the seed chooses among them. 1e-9 covers rounding only.
+    pub tie_epsilon: f64,
+}
+
+impl Default for Weights {
+    fn default() -> Self {
+        Self {
+            transfer: 0.3,
+            decode: 1.0,
+            harm: 0.05,
+            kv_pressure_seconds: 0.15,
+            handover_steps: 2.5,
+            prefill_share_max: 0.9,
+            tie_epsilon: 1e-9,
+        }
+    }
+}
+
+impl Weights {
+    /// Checks what the arithmetic relies on.
+    ///
+    /// # Errors
+    /// Names the first weight that is negative or not finite, or a `prefill_share_max` of 1 or more.
+    pub fn validate(&self) -> Result<(), WeightsError> {
+        let Self { transfer, decode, harm, kv_pressure_seconds, handover_steps, prefill_share_max, tie_epsilon } =
+            *self;
+        let named = [
+            ("transfer", transfer),
+            ("decode", decode),
+            ("harm", harm),
+            ("kv_pressure_seconds", kv_pressure_seconds),
+            ("handover_steps", handover_steps),
+            ("prefill_share_max", prefill_share_max),
+            ("tie_epsilon", tie_epsilon),
+        ];
+        if let Some((name, value)) = named.into_iter().find(|(_, value)| !value.is_finite() || *value < 0.0) {
+            return Err(WeightsError::NotAWeight { name, value });
+        }
+        if prefill_share_max >= 1.0 {
+            return Err(WeightsError::ShareTooLarge { value: prefill_share_max });
+        }
+        Ok(())
+    }
+}
+
+/// Why weights cannot be used.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum WeightsError {
+    /// Negative, infinite or not a number.
+    #[error("weight `{name}` is {value}; give a number from 0 up")]
+    NotAWeight {
+        /// The field.
+        name: &'static str,
+        /// What it was set to.
+        value: f64,
+    },
+    /// A stretch of `1/(1−share)` would be infinite.
+    #[error("`prefill_share_max` is {value}; give a number below 1")]
+    ShareTooLarge {
+        /// What it was set to.
+        value: f64,
+    },
+}
