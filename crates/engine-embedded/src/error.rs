@@ -39,6 +39,14 @@ pub enum ModelError {
         /// What is wrong there.
         what: String,
     },
+    /// Something that every llama model has is not there.
+    #[error("model file {} lacks {what}; give a complete llama model", path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+        /// What is not there.
+        what: String,
+    },
     /// The file is sound, but asks for something that this engine does not compute.
     #[error("model file {} cannot be used: {what}", path.display())]
     Unsupported {

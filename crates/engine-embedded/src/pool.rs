@@ -93,6 +93,7 @@ pub fn copy_block(pool: &mut dyn KvPool, from: u32, to: u32) {
 #[derive(Clone, Copy)]
 pub(crate) struct SequenceKv<'a> {
     blocks: &'a [NonNull<f32>],
+    /// A power of two, so that finding a slot takes no division.
     block_size: usize,
     /// Floats from a block's start to this layer's K; V follows `block_size * width` later.
     layer_start: usize,
@@ -104,8 +105,9 @@ impl<'a> SequenceKv<'a> {
     /// A view of `layer` of the sequence whose block table is `blocks`.
     ///
     /// # Safety
-    /// Every pointer must come from a [`KvPool`] whose blocks hold more than `layer` layers of `2 * block_size * width`
-    /// floats, and the pool's promises must hold for `'a`.
+    /// `block_size` must be a power of two. Every pointer must come from a [`KvPool`] whose blocks hold more than `layer`
+    /// layers of `2 * block_size * width` floats, and the pool's promises must hold for `'a`. No slice from `k` or `v`
+    /// of the same blocks and layer, through this view or another, may be in use when `write` is called.
     pub(crate) unsafe fn new(
         blocks: &'a [NonNull<f32>],
         block_size: usize,
@@ -116,8 +118,8 @@ impl<'a> SequenceKv<'a> {
     }
 
     fn row(&self, position: usize, half: usize) -> NonNull<f32> {
-        let block = self.blocks[position / self.block_size];
-        let row = half * self.block_size + position % self.block_size;
+        let block = self.blocks[position >> self.block_size.trailing_zeros()];
+        let row = half * self.block_size + (position & (self.block_size - 1));
         // SAFETY: `row < 2 * block_size`, so the row lies within the layer's part of the block, by `new`'s contract.
         unsafe { block.add(self.layer_start + row * self.width) }
     }
@@ -141,8 +143,8 @@ impl<'a> SequenceKv<'a> {
     pub(crate) fn write(&self, position: usize, k: &[f32], v: &[f32]) {
         for (half, values) in [k, v].into_iter().enumerate() {
             assert_eq!(values.len(), self.width);
-            // SAFETY: `width` floats from there are within the block, which no other row's buffer overlaps; slices
-            // from `k` and `v` of earlier layers are gone and those of this layer not yet made.
+            // SAFETY: `width` floats from there are within the block, which `values` does not overlap, and no slice of
+            // this layer is in use, by `new`'s contract.
             unsafe {
                 self.row(position, half).copy_from_nonoverlapping(NonNull::from(values).cast(), self.width);
             }

@@ -45,6 +45,8 @@ pub trait Launch: Send + Sync + 'static {
     fn name(&self) -> &EngineName;
     /// `embedded`, `sim`, ...
     fn kind(&self) -> &'static str;
+    /// What it may be asked to do.
+    fn role(&self) -> Role;
     /// Starts a life.
     ///
     /// # Errors
@@ -263,6 +265,12 @@ pub enum StartError {
     /// This life is over.
     #[error("the engine is gone")]
     Gone,
+    /// The caller's bug.
+    #[error("malformed leg: {reason}")]
+    Malformed {
+        /// What is wrong.
+        reason: &'static str,
+    },
     /// The KV to import has another layout or size.
     #[error("the KV to import does not fit this engine")]
     ForeignKv,

@@ -8,8 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use forebay_engine_embedded::{ChunkInput, Executor, KvPool, Logits, SampleParams, VecPool, Weights, sample};
-use forebay_engine_model::{Scheduler, SchedulerConfig, StepPlan};
+pub use forebay_engine_embedded::{GgufMetadata, GgufTokenizer, Weights};
+use forebay_engine_embedded::{ChunkInput, Executor, KvPool, Logits, SampleParams, VecPool, sample};
+use forebay_engine_model::StepPlan;
 use forebay_kv_hash::BlockHasher;
 use forebay_kv_move::{Layout, Mover, Region};
 use forebay_perf_model::StepCoefficients;
@@ -19,8 +20,7 @@ use tokio::runtime::Handle;
 
 use crate::{
     driver::{Driver, EngineFacts, EngineLimits, Launch, LaunchError},
-    local::{Backend, Inbox, LastWords, LocalEngine, Shell, panic_text},
-    reports::Reports,
+    local::{Backend, LocalEngine, Parts, copy_blocks, panic_text},
 };
 
 /// What all embedded engines of a process share.
@@ -71,6 +71,10 @@ impl Launch for EmbeddedLauncher {
         "embedded"
     }
 
+    fn role(&self) -> Role {
+        self.role
+    }
+
     fn launch(&self, incarnation: Incarnation) -> Result<Arc<dyn Driver>, LaunchError> {
         let failed = |reason: String| LaunchError { engine: self.name.clone(), reason };
         let EmbeddedFleet { model, weights, limits, hasher, mover, runtime, prior } = self.fleet.clone();
@@ -92,14 +96,9 @@ impl Launch for EmbeddedLauncher {
             kv_layout: weights.fingerprint() ^ u64::from(limits.block_size_tokens),
             prior,
         };
-        let scheduler = Scheduler::new(scheduler_config(&limits, facts.context_tokens_max), hasher);
         let backend = EmbeddedBackend::new(weights, limits.block_size_tokens);
-        let inbox = Arc::new(Inbox::new(limits.waiting_max));
-        let reports = Arc::new(Reports::default());
-        let engine = Arc::new(LocalEngine::new(facts.clone(), inbox.clone(), reports.clone()));
+        let (engine, shell, last_words) = Parts { facts, limits, hasher, backend, region, mover }.assemble();
         *self.current.lock() = Arc::downgrade(&engine);
-        let last_words = LastWords { inbox: inbox.clone(), reports: reports.clone() };
-        let shell = Shell::new(facts, limits, scheduler, backend, region, mover, inbox, reports);
         let run = move || {
             let ended = catch_unwind(AssertUnwindSafe(|| runtime.block_on(shell.run())));
             match ended {
@@ -118,24 +117,6 @@ fn context_tokens_max(weights: &Weights, limits: &EngineLimits) -> u32 {
     weights.config().context_tokens_max.min(limits.blocks_total * limits.block_size_tokens)
 }
 
-pub(crate) fn scheduler_config(limits: &EngineLimits, context_tokens_max: u32) -> SchedulerConfig {
-    SchedulerConfig {
-        block_size_tokens: limits.block_size_tokens,
-        blocks_total: limits.blocks_total,
-        step_tokens_max: limits.step_tokens_max,
-        sequences_max: limits.sequences_max,
-        waiting_max: limits.waiting_max,
-        context_tokens_max,
-    }
-}
-
-/// Copies whole blocks inside one pool: the partial last block of a prompt, once for each further choice.
-pub(crate) fn copy_blocks(plan: &StepPlan, pool: &Region) {
-    for copy in &plan.copies {
-        pool.copy_block(copy.from, copy.to);
-    }
-}
-
 struct EmbeddedBackend {
     executor: Executor,
     logits: Logits,
@@ -146,7 +127,7 @@ struct EmbeddedBackend {
 impl EmbeddedBackend {
     fn new(weights: Arc<Weights>, block_size_tokens: u32) -> Self {
         let executor = Executor::new(weights, block_size_tokens);
-        Self { executor, logits: Logits::default(), block_size_tokens, legs: HashMap::new() }
+        Self { executor, logits: Logits::new(), block_size_tokens, legs: HashMap::new() }
     }
 }
 
@@ -166,8 +147,8 @@ impl Backend for EmbeddedBackend {
             .iter()
             .map(|chunk| ChunkInput {
                 start: chunk.start,
-                tokens: &chunk.tokens,
-                blocks: &chunk.blocks,
+                tokens: plan.tokens(chunk),
+                blocks: plan.blocks(chunk),
                 want_logits: !chunk.samples.is_empty(),
             })
             .collect();
@@ -176,7 +157,7 @@ impl Backend for EmbeddedBackend {
         let wanted = plan.chunks.iter().filter(|chunk| !chunk.samples.is_empty());
         for (row, chunk) in wanted.enumerate() {
             let Some(sampling) = self.legs.get(&chunk.leg) else { continue };
-            let position = chunk.start + u32::try_from(chunk.tokens.len()).expect("a chunk is shorter than a step");
+            let position = chunk.start + plan.tokens(chunk).len() as u32;
             for &choice in &chunk.samples {
                 let params = SampleParams {
                     temperature: sampling.temperature,
@@ -205,9 +186,23 @@ struct RegionPool<'a> {
     block_size_tokens: u32,
 }
 
-impl KvPool for RegionPool<'_> {
-    fn block(&self, index: u32) -> NonNull<f32> {
+// SAFETY: a region's blocks are disjoint, aligned to 8 bytes, mapped for as long as a clone of the region lives (the
+// shell holds one) and zero before they are first written. Only this engine's thread writes blocks that the scheduler
+// has given to a sequence, and only through its executor; imports write blocks of sequences that do not run yet. Other
+// engines read blocks of finished prefills, which nobody writes before their generation rises; what a reader may still
+// read after that, the mover detects and drops.
+#[allow(unsafe_code, reason = "the bridge between kv-move's memory and the executor")]
+unsafe impl KvPool for RegionPool<'_> {
+    fn block(&mut self, index: u32) -> NonNull<f32> {
         self.region.block_ptr(index).cast()
+    }
+
+    fn blocks(&self) -> u32 {
+        self.region.layout().blocks
+    }
+
+    fn block_bytes(&self) -> u64 {
+        self.region.layout().block_bytes
     }
 
     fn block_size_tokens(&self) -> u32 {
@@ -222,9 +217,9 @@ pub fn probe(weights: &Arc<Weights>, block_size_tokens: u32) -> StepCoefficients
     const PROMPT_TOKENS: u32 = 64;
     let sequences = 4;
     let blocks_each = (PROMPT_TOKENS + 8).div_ceil(block_size_tokens);
-    let mut pool = VecPool::new(weights, block_size_tokens, blocks_each * sequences);
+    let mut pool = VecPool::new(blocks_each * sequences, weights.kv_block_bytes(block_size_tokens), block_size_tokens);
     let mut executor = Executor::new(weights.clone(), block_size_tokens);
-    let mut logits = Logits::default();
+    let mut logits = Logits::new();
     let tables: Vec<Vec<u32>> =
         (0..sequences).map(|s| (s * blocks_each..(s + 1) * blocks_each).collect()).collect();
     let vocabulary = weights.config().vocab;
@@ -250,11 +245,11 @@ pub fn probe(weights: &Arc<Weights>, block_size_tokens: u32) -> StepCoefficients
     let per_decode = ((four - one) / f64::from(sequences - 1)).max(one * 0.05);
     let per_prefill_token = ((prefill - one) / f64::from(PROMPT_TOKENS)).max(one * 0.01);
     StepCoefficients {
-        step: (one - per_decode).max(one * 0.1),
-        prefill_token: per_prefill_token,
+        base_seconds: (one - per_decode).max(one * 0.1),
+        per_prefill_token_seconds: per_prefill_token,
         // Attention is a small part at these lengths; what is observed corrects it.
-        prefill_attention: per_prefill_token * 1e-4,
-        decode: per_decode,
-        context_token: per_decode * 1e-4,
+        per_attention_seconds: per_prefill_token * 1e-4,
+        per_decode_seconds: per_decode,
+        per_context_token_seconds: per_decode * 1e-4,
     }
 }

@@ -10,10 +10,10 @@ use std::{
     time::Duration,
 };
 
-use forebay_engine_model::{Scheduler, StepPlan, StepTiming, content};
+use forebay_engine_model::{StepPlan, content};
 use forebay_kv_hash::BlockHasher;
 use forebay_kv_move::{Layout, Mover, Region};
-use forebay_perf_model::StepCoefficients;
+pub use forebay_perf_model::StepCoefficients;
 use forebay_types::{EngineName, Incarnation, LegId, Role, SampledToken, Sampling, TokenId, TokenLogprobs};
 use futures::FutureExt;
 use parking_lot::Mutex;
@@ -21,9 +21,7 @@ use tokio::runtime::Handle;
 
 use crate::{
     driver::{Driver, EngineFacts, EngineLimits, Launch, LaunchError},
-    embedded::{copy_blocks, scheduler_config},
-    local::{Backend, Inbox, LastWords, LocalEngine, Shell, panic_text},
-    reports::Reports,
+    local::{Backend, LocalEngine, Parts, copy_blocks, panic_text},
 };
 
 /// Equal for all simulated engines of one block size: their digests mean the same.
@@ -49,7 +47,7 @@ pub struct SimulatedFleet {
     /// Tokens to draw from: those that are text on their own. Never empty.
     pub candidates: Arc<[TokenId]>,
     /// Time of a step at speed 1.
-    pub timing: StepTiming,
+    pub timing: StepCoefficients,
     /// 1 is real time, 2 twice as fast, 0 unpaced.
     pub speed: f64,
 }
@@ -83,6 +81,10 @@ impl Launch for SimulatedLauncher {
         "sim"
     }
 
+    fn role(&self) -> Role {
+        self.role
+    }
+
     fn launch(&self, incarnation: Incarnation) -> Result<Arc<dyn Driver>, LaunchError> {
         let fleet = self.fleet.clone();
         let limits = fleet.limits;
@@ -105,7 +107,6 @@ impl Launch for SimulatedLauncher {
             kv_layout: KV_LAYOUT ^ u64::from(limits.block_size_tokens),
             prior: prior(&fleet.timing, fleet.speed),
         };
-        let scheduler = Scheduler::new(scheduler_config(&limits, facts.context_tokens_max), fleet.hasher);
         let backend = SimulatedBackend {
             candidates: fleet.candidates,
             timing: fleet.timing,
@@ -113,12 +114,9 @@ impl Launch for SimulatedLauncher {
             block_size_tokens: limits.block_size_tokens,
             legs: HashMap::new(),
         };
-        let inbox = Arc::new(Inbox::new(limits.waiting_max));
-        let reports = Arc::new(Reports::default());
-        let engine = Arc::new(LocalEngine::new(facts.clone(), inbox.clone(), reports.clone()));
+        let parts = Parts { facts, limits, hasher: fleet.hasher, backend, region, mover: fleet.mover };
+        let (engine, shell, last_words) = parts.assemble();
         *self.current.lock() = Arc::downgrade(&engine);
-        let last_words = LastWords { inbox: inbox.clone(), reports: reports.clone() };
-        let shell = Shell::new(facts, limits, scheduler, backend, region, fleet.mover, inbox, reports);
         fleet.runtime.spawn(async move {
             match AssertUnwindSafe(shell.run()).catch_unwind().await {
                 Ok(()) => last_words.say("stopped"),
@@ -130,21 +128,21 @@ impl Launch for SimulatedLauncher {
 }
 
 /// What placement expects of a simulated step before it has seen one.
-fn prior(timing: &StepTiming, speed: f64) -> StepCoefficients {
+fn prior(timing: &StepCoefficients, speed: f64) -> StepCoefficients {
     // Unpaced engines take the time of the loop itself: some microseconds a step.
     let scale = if speed > 0.0 { 1.0 / speed } else { 1e-3 };
     StepCoefficients {
-        base_seconds: timing.step * scale,
-        prefill_token: timing.prefill_token * scale,
-        prefill_attention: timing.prefill_attention * scale,
-        decode: timing.decode * scale,
-        context_token: timing.context_token * scale,
+        base_seconds: timing.base_seconds * scale,
+        per_prefill_token_seconds: timing.per_prefill_token_seconds * scale,
+        per_attention_seconds: timing.per_attention_seconds * scale,
+        per_decode_seconds: timing.per_decode_seconds * scale,
+        per_context_token_seconds: timing.per_context_token_seconds * scale,
     }
 }
 
 struct SimulatedBackend {
     candidates: Arc<[TokenId]>,
-    timing: StepTiming,
+    timing: StepCoefficients,
     speed: f64,
     block_size_tokens: u32,
     legs: HashMap<LegId, Arc<Sampling>>,
@@ -163,26 +161,27 @@ impl Backend for SimulatedBackend {
         copy_blocks(plan, pool);
         let size = self.block_size_tokens;
         for chunk in &plan.chunks {
-            let slot = |position: u32| (chunk.blocks[(position / size) as usize], (position % size) as usize);
+            let table = plan.blocks(chunk);
+            let slot = |position: u32| (table[(position / size) as usize], (position % size) as usize);
             let mut position = chunk.start;
             let mut previous = match position.checked_sub(1) {
                 None => 0,
                 Some(before) => {
                     let (block, index) = slot(before);
-                    pool.read_word(block, index)
+                    pool.word(block, index)
                 }
             };
-            for &token in chunk.tokens.iter() {
+            for &token in plan.tokens(chunk) {
                 previous = content::digest_next(previous, token, position);
                 let (block, index) = slot(position);
-                pool.write_word(block, index, previous);
+                pool.set_word(block, index, previous);
                 position += 1;
             }
             let Some(sampling) = self.legs.get(&chunk.leg) else { continue };
             for &choice in &chunk.samples {
                 let held = (0..position.div_ceil(size)).map(|block| {
                     let last = (position - block * size).min(size) - 1;
-                    pool.read_word(chunk.blocks[block as usize], last as usize)
+                    pool.word(table[block as usize], last as usize)
                 });
                 let token = content::sampled_token(held, choice, sampling, &self.candidates);
                 let logprobs = sampling.logprobs.map(|_| Box::new(TokenLogprobs { chosen: 0.0, top: Vec::new() }));
@@ -195,7 +194,7 @@ impl Backend for SimulatedBackend {
         if self.speed <= 0.0 {
             return Duration::ZERO;
         }
-        let seconds = self.timing.seconds(
+        let seconds = self.timing.step_seconds(
             plan.prefill_tokens,
             plan.prefill_attention,
             plan.decodes,

@@ -1,1 +1,18 @@
-//! (being written)
+#![doc = include_str!("../README.md")]
+
+mod breaker;
+mod counters;
+mod event;
+mod fleet;
+mod rank;
+mod reservation;
+mod settings;
+mod share;
+
+#[cfg(test)]
+mod tests;
+
+pub use counters::Counters;
+pub use event::{Applied, EngineFacts, Event, Ignored, Progress};
+pub use fleet::Fleet;
+pub use settings::{BreakerSettings, FleetSettings};

@@ -1,2 +1,93 @@
-//! Being written.
-fn main() {}
+//! The `forebay` binary: settings, composition and commands. It decides nothing; decisions are made by the crates that
+//! it composes.
+//!
+//! Start at [`main`]: it alone touches arguments, environment and exit code.
+#![doc = include_str!("../README.md")]
+
+mod chat;
+mod cli;
+mod client;
+mod config;
+mod exit;
+mod explain;
+mod figures;
+mod keys;
+mod serve;
+mod settings;
+mod sse;
+mod status;
+mod table;
+mod telemetry;
+mod terminal;
+
+use std::{collections::BTreeMap, ffi::OsString, process::ExitCode};
+
+use clap::CommandFactory as _;
+use cli::{Cli, Command};
+use exit::Exit;
+use settings::Settings;
+use terminal::Terminal;
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let environment: BTreeMap<String, String> = std::env::vars_os()
+        .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
+        .collect();
+    let cli = match cli::parse(&arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // A reader that has gone needs no help.
+            let _ = error.print();
+            return cli::exit_of(&error).into();
+        }
+    };
+    let terminal = Terminal::of_this_process(cli.color, &environment);
+    let exit = run(&cli.command, &environment, terminal).unwrap_or_else(|error| {
+        let exit = Exit::of(&error);
+        if exit != Exit::Ok {
+            let label = terminal.paint_err.tone(terminal::Tone::Bad, "error:");
+            terminal.err(&format!("{label} {}\n", exit::describe(&error)));
+        }
+        exit
+    });
+    exit.into()
+}
+
+/// Every command, in one line where that is enough.
+fn run(command: &Command, environment: &BTreeMap<String, String>, terminal: Terminal) -> anyhow::Result<Exit> {
+    match command {
+        Command::Serve { settings } => {
+            let settings = Settings::load(settings, environment)?;
+            telemetry::init(&settings.process, terminal);
+            server_runtime(&settings)?.block_on(serve::run(&settings, environment))?;
+            Ok(Exit::Ok)
+        }
+        Command::Chat(args) => client_runtime()?.block_on(chat::run(args, environment, terminal)),
+        Command::Status(args) => client_runtime()?.block_on(status::run(args, terminal)),
+        Command::Explain(args) => client_runtime()?.block_on(explain::run(args, terminal)),
+        Command::Config(command) => config::run(command, environment, terminal),
+        Command::Keys(cli::KeysCommand::Add { tenant }) => keys::add(tenant, terminal),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "forebay", &mut script);
+            terminal.out(&String::from_utf8_lossy(&script))?;
+            Ok(Exit::Ok)
+        }
+        Command::Version => {
+            terminal.out(concat!("forebay ", env!("CARGO_PKG_VERSION"), "\n"))?;
+            Ok(Exit::Ok)
+        }
+    }
+}
+
+fn server_runtime(settings: &Settings) -> std::io::Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if let Some(threads) = settings.process.threads {
+        builder.worker_threads(threads.get());
+    }
+    builder.thread_name("forebay").enable_all().build()
+}
+
+fn client_runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}

@@ -32,10 +32,9 @@ pub(crate) use flags::SettingFlags;
 pub(crate) use layers::{Origin, Origins};
 pub(crate) use nearest::nearest;
 pub(crate) use reference::page as reference_page;
-pub(crate) use units::{parse_duration, show_bytes};
-pub(crate) use value::ByteCount;
+pub(crate) use units::parse_duration;
 
-use groups::{Doors, Engines, Kv, Limits, Process, Routing};
+use groups::{Doors, Engines, Http, Kv, Limits, Process, Routing};
 
 /// Every setting of `forebay serve`.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,6 +49,8 @@ pub(crate) struct Settings {
     pub(crate) kv: Kv,
     /// Bounds.
     pub(crate) limits: Limits,
+    /// Bounds of connections and requests.
+    pub(crate) http: Http,
     /// Threads and logs.
     pub(crate) process: Process,
     /// The settings file, if any, and who named it.
@@ -60,7 +61,7 @@ pub(crate) struct Settings {
 
 /// The groups, in the order of the reference page.
 pub(crate) const GROUPS: &[Group] =
-    &[Doors::GROUP, Engines::GROUP, Routing::GROUP, Kv::GROUP, Limits::GROUP, Process::GROUP];
+    &[Doors::GROUP, Engines::GROUP, Routing::GROUP, Kv::GROUP, Limits::GROUP, Http::GROUP, Process::GROUP];
 
 /// Every declaration, `config` first.
 pub(crate) fn known_settings() -> impl Iterator<Item = &'static Setting> {
@@ -93,6 +94,7 @@ impl Settings {
             routing: Routing::resolve(&layers, &mut origins, &mut problems),
             kv: Kv::resolve(&layers, &mut origins, &mut problems),
             limits: Limits::resolve(&layers, &mut origins, &mut problems),
+            http: Http::resolve(&layers, &mut origins, &mut problems),
             process: Process::resolve(&layers, &mut origins, &mut problems),
             config: layers.config(),
             origins,
@@ -120,6 +122,7 @@ impl Settings {
             self.routing.texts(),
             self.kv.texts(),
             self.limits.texts(),
+            self.http.texts(),
             self.process.texts(),
         ];
         let config = Shown { name: CONFIG.name, value: self.config.0.clone(), origin: self.config.1.to_string() };
@@ -132,15 +135,15 @@ impl Settings {
             .collect()
     }
 
-    /// The folder in which named models lie: the setting, or `forebay` in the user's cache folder. `None` if neither
+    /// The folder in which named models lie: the setting, or `forebay/models` in the user's cache folder. `None` if neither
     /// is known.
     pub(crate) fn model_folder(&self, environment: &BTreeMap<String, String>) -> Option<PathBuf> {
         let folder = |name: &str| environment.get(name).filter(|path| !path.is_empty()).map(PathBuf::from);
         self.engines
             .model_folder
             .clone()
-            .or_else(|| folder("XDG_CACHE_HOME").map(|cache| cache.join("forebay")))
-            .or_else(|| folder("HOME").map(|home| home.join(".cache/forebay")))
+            .or_else(|| folder("XDG_CACHE_HOME").map(|cache| cache.join("forebay/models")))
+            .or_else(|| folder("HOME").map(|home| home.join(".cache/forebay/models")))
     }
 
     /// What no single setting can know: whether they go together. Runs once, at load.
@@ -169,6 +172,9 @@ impl Settings {
                 "`step_tokens_max` is {step_tokens_max}, less than `sequences_max`, {sequences_max}: a step could not \
                  give each running sequence a token; raise the one or lower the other"
             ));
+        }
+        if let Err(error) = self.routing.weights().validate() {
+            refuse(error.to_string());
         }
         problems
     }

@@ -39,9 +39,9 @@ pub(crate) fn xxh64(words: &[AtomicU64], seed: u64) -> u64 {
             .wrapping_add(b.rotate_left(7))
             .wrapping_add(c.rotate_left(12))
             .wrapping_add(d.rotate_left(18));
-        lanes.into_iter().fold(merged, |hash, lane| {
-            (hash ^ round(0, lane)).wrapping_mul(PRIME_1).wrapping_add(PRIME_4)
-        })
+        lanes
+            .into_iter()
+            .fold(merged, |hash, lane| (hash ^ round(0, lane)).wrapping_mul(PRIME_1).wrapping_add(PRIME_4))
     } else {
         seed.wrapping_add(PRIME_5)
     };

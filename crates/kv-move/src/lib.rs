@@ -1,5 +1,8 @@
 #![doc = include_str!("../README.md")]
-#![allow(unsafe_code, reason = "shared memory has no safe interface; `region::mapping` holds nearly all of it")]
+#![allow(
+    unsafe_code,
+    reason = "shared memory has no safe interface; `region::mapping` holds nearly all of it"
+)]
 #![deny(clippy::undocumented_unsafe_blocks)]
 
 mod checksum;
@@ -8,13 +11,14 @@ pub mod exchange;
 pub mod faulty;
 mod lease;
 mod mover;
+mod owner;
 mod plan;
 mod region;
 mod shm;
 mod transfer;
 
 pub use exchange::{ExchangeError, KvDescriptor, Received, recv_region, send_region};
-pub use faulty::{Fault, FaultyMover, Gate};
+pub use faulty::{Fault, Faults, FaultyMover, Gate};
 pub use lease::{Expired, LeaseError, LeaseId, LeaseTable};
 pub use mover::{
     Callback, Cancel, Checksum, Completion, MoveError, Mover, Options, Outcome, Report, SubmitError, Ticket,

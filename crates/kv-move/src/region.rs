@@ -109,7 +109,9 @@ pub enum RegionError {
     #[error("the descriptor holds no KV region")]
     NotRegion,
     /// Another version wrote it.
-    #[error("the region has format version {found}, this program reads {expected}: run the same version on both sides")]
+    #[error(
+        "the region has format version {found}, this program reads {expected}: run the same version on both sides"
+    )]
     Version {
         /// The file's.
         found: u32,
@@ -117,7 +119,9 @@ pub enum RegionError {
         expected: u32,
     },
     /// The header promises another size than the file has.
-    #[error("the region's file has {found} bytes where its layout needs {expected}: ask its owner for a new one")]
+    #[error(
+        "the region's file has {found} bytes where its layout needs {expected}: ask its owner for a new one"
+    )]
     Size {
         /// By the layout in the header.
         expected: u64,
@@ -133,6 +137,10 @@ impl RegionError {
 }
 
 /// One pool of KV blocks. Cloning is cheap and shares the mapping, which goes with the last clone.
+///
+/// Who writes a block first calls [`set_generation`](Self::set_generation); who reads one compares
+/// [`generation`](Self::generation) before and [`generation_after_reads`](Self::generation_after_reads) afterwards. Why
+/// that suffices is argued at the top of `region.rs`.
 #[derive(Clone)]
 pub struct Region {
     inner: Arc<Inner>,
@@ -302,8 +310,7 @@ impl Region {
     /// after [`set_generation`](Self::set_generation), and while no transfer reads or writes the block; and the
     /// pointer lives no longer than the region's last clone.
     pub fn block_ptr(&self, block: u32) -> NonNull<u8> {
-        let words = self.words(block, 1);
-        NonNull::from(&words[0]).cast()
+        self.inner.mapping.pointer(self.payload_offset(block, 1))
     }
 
     /// Copies a block's bytes out, for tests and tools. The caller checks generations if it needs to.
@@ -333,15 +340,19 @@ impl Region {
 
     /// The words of `blocks` blocks from `first` on. Of a region that was opened they may only be loaded.
     pub(crate) fn words(&self, first: u32, blocks: u32) -> &[AtomicU64] {
+        let offset = self.payload_offset(first, blocks);
+        self.inner.mapping.words(offset, blocks as usize * self.inner.layout.block_bytes as usize / 8)
+    }
+
+    /// Where `blocks` blocks from `first` on lie in the file. No overflow: `Geometry::of` reckoned the whole region's
+    /// size, and these are in it.
+    fn payload_offset(&self, first: u32, blocks: u32) -> usize {
         let Layout { block_bytes, blocks: all } = self.inner.layout;
         assert!(
             u64::from(first) + u64::from(blocks) <= u64::from(all),
             "blocks {first}..+{blocks} are not in a region of {all} blocks"
         );
-        // No overflow: `Geometry::of` computed the whole region's size in `usize`.
-        let block_bytes = block_bytes as usize;
-        let offset = self.inner.geometry.payload + first as usize * block_bytes;
-        self.inner.mapping.words(offset, blocks as usize * block_bytes / 8)
+        self.inner.geometry.payload + first as usize * block_bytes as usize
     }
 
     fn generation_word(&self, block: u32) -> &AtomicU64 {
@@ -358,7 +369,7 @@ impl Region {
         &self.inner.mapping.words(table + block as usize * 8, 1)[0]
     }
 
-    fn assert_writable(&self) {
+    pub(crate) fn assert_writable(&self) {
         assert!(self.is_writable(), "region {} was opened for reading: only its creator writes", self.key());
     }
 }

@@ -1,11 +1,11 @@
 //! The candidates of a request, and the rules that choose among them.
 //!
-//! In: the eligible ranks, priced. Out: every candidate worth looking at, and the chosen one. Start at [`choose`].
+//! In: the eligible ranks, priced. Out: every candidate worth looking at, and the chosen one. Start at [`Chooser::choose`].
 //!
 //! Aggregated candidates are all listed. Pairs are all listed in a small fleet; in a large one only the best few ranks
 //! of each side are paired: the price of a pair is the prefill part of one rank plus the decode part of another plus a
-//! transfer, so with equal links the best pair is always among the best two of each side, and the rest of the margin
-//! is for links that differ.
+//! transfer, so with equal links no pair beats the best rank of each side (nor, where that is one rank, both phases on
+//! it), and the rest of the margin is for links that differ.
 
 use forebay_types::Role;
 
@@ -21,8 +21,7 @@ use crate::{
 /// Pairs up to which all are compared: eight ranks that may both prefill and decode.
 const PAIRS_EXACT_MAX: usize = 64;
 
-/// Ranks of each side (and KV layout) that are paired in larger fleets. At least 2, or a rank that is best at both
-/// would leave no pair.
+/// Ranks of each side (and KV layout) that are paired in larger fleets.
 const SIDE_RANKS_MAX: usize = 8;
 
 /// One candidate: indices of priced ranks, equal for an aggregated one.
@@ -80,7 +79,10 @@ impl Chooser<'_> {
     /// A candidate's price, term by term.
     pub(crate) fn terms(&self, prefill: usize, decode: usize) -> Terms {
         let (p, d) = (&self.priced[prefill], &self.priced[decode]);
-        if prefill == decode { p.aggregated() } else { p.split(d, &self.snapshot.links, self.weights) }
+        if prefill == decode {
+            return p.aggregated();
+        }
+        p.split(d, self.snapshot.links.get(p.id.incarnation, d.id.incarnation), self.weights)
     }
 
     fn view(&self, rank: usize) -> &RankView {
@@ -93,18 +95,26 @@ impl Chooser<'_> {
 
     fn candidates(&self) -> Vec<Pair> {
         let all = 0..self.priced.len();
-        let mut prefills: Vec<usize> = all.clone().filter(|&rank| self.may_prefill(rank)).collect();
-        let mut decodes: Vec<usize> = all.clone().filter(|&rank| self.may_decode(rank)).collect();
+        let (mut prefills, mut decodes) = (Vec::with_capacity(all.len()), Vec::with_capacity(all.len()));
+        prefills.extend(all.clone().filter(|&rank| self.may_prefill(rank)));
+        decodes.extend(all.filter(|&rank| self.may_decode(rank)));
         if prefills.len() * decodes.len() > PAIRS_EXACT_MAX {
             self.keep_best(&mut prefills, |rank| rank.prefill_side());
-            self.keep_best(&mut decodes, |rank| rank.decode_side(&self.snapshot.links, self.weights));
+            self.keep_best(&mut decodes, |rank| rank.decode_side(self.snapshot.links.prior(), self.weights));
         }
         let mut pairs = Vec::with_capacity(self.priced.len() + prefills.len() * decodes.len());
-        pairs.extend(all.filter(|&rank| self.priced[rank].role == Role::Both).map(|rank| self.pair(rank, rank)));
+        for (rank, priced) in self.priced.iter().enumerate().filter(|(_, priced)| priced.role == Role::Both) {
+            pairs.push(Pair { prefill: rank, decode: rank, total_seconds: priced.aggregated().total() });
+        }
         for &prefill in &prefills {
-            let source = self.view(prefill);
+            let (p, source) = (&self.priced[prefill], self.view(prefill));
+            let links = self.snapshot.links.leaving(source.id.incarnation);
             let partners = decodes.iter().filter(|&&decode| source.can_hand_over_to(self.view(decode)));
-            pairs.extend(partners.map(|&decode| self.pair(prefill, decode)));
+            pairs.extend(partners.map(|&decode| {
+                let d = &self.priced[decode];
+                let terms = p.split(d, links.to(d.id.incarnation), self.weights);
+                Pair { prefill, decode, total_seconds: terms.total() }
+            }));
         }
         pairs
     }
@@ -128,9 +138,14 @@ impl Chooser<'_> {
                 ((view.kv_layout, view.block_size_tokens), seconds(&self.priced[rank]), rank)
             })
             .collect();
-        keyed.sort_unstable_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.cmp(&b.2)));
+        keyed.sort_unstable_by_key(|&(layout, _, _)| layout);
         side.clear();
-        for layout in keyed.chunk_by(|a, b| a.0 == b.0) {
+        for layout in keyed.chunk_by_mut(|a, b| a.0 == b.0) {
+            if layout.len() > SIDE_RANKS_MAX {
+                layout.select_nth_unstable_by(SIDE_RANKS_MAX - 1, |a, b| {
+                    a.1.total_cmp(&b.1).then(a.2.cmp(&b.2))
+                });
+            }
             side.extend(layout.iter().take(SIDE_RANKS_MAX).map(|&(_, _, rank)| rank));
         }
     }
@@ -155,10 +170,8 @@ impl Chooser<'_> {
             let decodes = ranks.clone().filter(|&rank| self.may_decode(rank));
             decodes.filter(move |&rank| source.can_hand_over_to(self.view(rank)))
         };
-        let prefills: Vec<usize> = ranks
-            .clone()
-            .filter(|&rank| self.may_prefill(rank) && partners(rank).next().is_some())
-            .collect();
+        let prefills: Vec<usize> =
+            ranks.clone().filter(|&rank| self.may_prefill(rank) && partners(rank).next().is_some()).collect();
         let (prefill, tied) = self.take(policy, &prefills, seed, |rank| self.priced[rank].new_tokens);
         let decodes: Vec<usize> = partners(prefill).collect();
         let (decode, tied_decodes) = self.take(policy, &decodes, seed, |_| 0);
@@ -190,10 +203,10 @@ impl Chooser<'_> {
 }
 
 /// One of `equals` (not empty) by the seed, and how many there were.
-fn draw(equals: impl Iterator<Item = usize> + Clone, seed: u64) -> (usize, u32) {
+fn draw(mut equals: impl Iterator<Item = usize> + Clone, seed: u64) -> (usize, u32) {
     let tied = equals.clone().count();
     let nth = if tied > 1 { (mix(seed) % tied as u64) as usize } else { 0 };
-    (equals.clone().nth(nth).expect("there are equals"), tied as u32)
+    (equals.nth(nth).expect("there are equals"), tied as u32)
 }
 
 /// SplitMix64's output function: neighbouring seeds give unrelated numbers.

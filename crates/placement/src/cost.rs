@@ -6,15 +6,10 @@
 //!
 //! Invariant: every term is finite and at least 0, whatever the model says.
 
+use forebay_perf_model::{LinkModel, StepCoefficients};
 use forebay_types::{RankId, Role};
 
-use crate::{
-    explain::Terms,
-    filter::Verdict,
-    place::Request,
-    snapshot::{Links, RankView},
-    weights::Weights,
-};
+use crate::{explain::Terms, filter::Verdict, place::Request, snapshot::RankView, weights::Weights};
 
 /// What stands for a price that is not a number: over thirty years, so such a rank is chosen only if nothing else is
 /// left, and the record still serialises.
@@ -46,6 +41,8 @@ pub(crate) struct Priced {
     hold_pressure: f64,
     // The decode part.
     decode: f64,
+    /// The same as a decode leg, which the prompts that are queued here overtake.
+    decode_leg: f64,
     pressure: f64,
     handover: f64,
 }
@@ -63,15 +60,14 @@ impl Priced {
         }
     }
 
-    /// Prefill here, decode on `decode`.
-    pub(crate) fn split(&self, decode: &Priced, links: &Links, weights: &Weights) -> Terms {
-        let link = links.get(self.id.incarnation, decode.id.incarnation);
+    /// Prefill here, decode on `decode`, KV over `link`.
+    pub(crate) fn split(&self, decode: &Priced, link: &LinkModel, weights: &Weights) -> Terms {
         let moving = link.seconds(decode.missing_bytes);
         Terms {
             wait: self.wait,
             prefill: self.prefill,
             transfer: finite(weights.transfer * (moving + decode.handover)),
-            decode: decode.decode,
+            decode: decode.decode_leg,
             harm: self.harm,
             kv_pressure: finite(self.hold_pressure + decode.pressure),
         }
@@ -83,9 +79,9 @@ impl Priced {
     }
 
     /// What this rank adds to a split as its decode side, over a link that was never measured.
-    pub(crate) fn decode_side(&self, links: &Links, weights: &Weights) -> f64 {
-        let transfer = weights.transfer * (links.prior().seconds(self.missing_bytes) + self.handover);
-        finite(self.decode + self.pressure + transfer)
+    pub(crate) fn decode_side(&self, unmeasured: &LinkModel, weights: &Weights) -> f64 {
+        let transfer = weights.transfer * (unmeasured.seconds(self.missing_bytes) + self.handover);
+        finite(self.decode_leg + self.pressure + transfer)
     }
 
     /// Bytes that a decode leg here would fetch.
@@ -106,15 +102,18 @@ pub(crate) fn price(rank: &RankView, verdict: &Verdict, request: &Request<'_>, w
     let missing_blocks = prompt_blocks - held_blocks;
 
     let batch = Batch::of(rank);
-    let queue = Queue::of(rank);
-    let own_seconds = batch.prefill_work_seconds(rank, new_tokens, attention(new_tokens, cached_tokens));
-    let steps_before = queue.tokens.div_ceil(batch.chunk_tokens);
-    let steps_with = (queue.tokens + u64::from(new_tokens)).div_ceil(batch.chunk_tokens);
-    let wait = batch.rest_of_step_seconds(rank) + queue.seconds(rank, &batch);
-    let prefill = (steps_with - steps_before) as f64 * batch.step_seconds + own_seconds;
+    let queue = Queue::of(rank, &batch);
+    let own_seconds = batch.prefill_work_seconds(f64::from(new_tokens), attention(new_tokens, cached_tokens));
+    let steps = queue.tokens.saturating_add(u64::from(new_tokens)).div_ceil(batch.chunk_tokens);
+    let wait = batch.rest_of_step_seconds(rank) + queue.seconds(&batch);
+    let prefill = (steps as f64 - queue.steps) * batch.step_seconds + own_seconds;
     // With linear steps the stall of a decode is the prefill's own share of them: what is left of those steps would
     // have been its decode steps anyway.
     let harm = weights.harm * f64::from(batch.decodes) * own_seconds;
+
+    let decode = batch.decode(request);
+    let stretched = decode.stretched_seconds(rank.prefill_share, weights.prefill_share_max);
+    let beside_queue = decode.steps * decode.step_seconds + queue.stall_seconds(decode.steps);
 
     let pool = Pool::of(rank);
     let output_blocks = request.choices().saturating_mul(request.output_tokens().div_ceil(block_tokens));
@@ -133,7 +132,8 @@ pub(crate) fn price(rank: &RankView, verdict: &Verdict, request: &Request<'_>, w
         prefill: finite(prefill),
         harm: finite(harm),
         hold_pressure: finite(pressure(u64::from(missing_blocks)) - pressure(0)),
-        decode: finite(weights.decode * batch.decode_seconds(rank, request, weights)),
+        decode: finite(weights.decode * stretched),
+        decode_leg: finite(weights.decode * stretched.max(beside_queue)),
         pressure: finite(pressure(resident_blocks)),
         handover: finite(weights.handover_steps * batch.step_seconds),
     }
@@ -141,7 +141,8 @@ pub(crate) fn price(rank: &RankView, verdict: &Verdict, request: &Request<'_>, w
 
 /// Seconds until `rank` will have computed the prompts that it has queued.
 pub(crate) fn backlog_seconds(rank: &RankView) -> f64 {
-    finite(Queue::of(rank).seconds(rank, &Batch::of(rank)))
+    let batch = Batch::of(rank);
+    finite(Queue::of(rank, &batch).seconds(&batch))
 }
 
 /// Share of the KV pool that is in use or promised, 0 if the pool's size is unknown.
@@ -161,6 +162,8 @@ pub(crate) fn queued_tokens(rank: &RankView) -> u64 {
 
 /// The decodes of a rank, beside which prompts are computed in chunks.
 struct Batch {
+    /// The rank's model, read once: it is linear in the work of a step.
+    pace: StepCoefficients,
     decodes: u32,
     context_tokens: u64,
     /// Prompt tokens that fit into a step beside the decodes.
@@ -173,11 +176,13 @@ impl Batch {
     fn of(rank: &RankView) -> Self {
         let decodes = decodes(rank);
         let context_tokens = rank.load.context_tokens.saturating_add(rank.reserved.context_tokens);
+        let pace = rank.perf.coefficients();
         Self {
+            pace,
             decodes,
             context_tokens,
             chunk_tokens: u64::from(rank.step_tokens_max.saturating_sub(decodes).max(1)),
-            step_seconds: rank.perf.decode_step_seconds(decodes, context_tokens),
+            step_seconds: pace.step_seconds(0, 0.0, decodes, context_tokens),
         }
     }
 
@@ -188,50 +193,80 @@ impl Batch {
     }
 
     /// What prompt tokens add to the steps that compute them.
-    fn prefill_work_seconds(&self, rank: &RankView, tokens: u32, attention: f64) -> f64 {
-        let with = rank.perf.step_seconds(tokens, attention, self.decodes, self.context_tokens);
-        (with - self.step_seconds).max(0.0)
+    fn prefill_work_seconds(&self, tokens: f64, attention: f64) -> f64 {
+        self.pace.per_prefill_token_seconds * tokens + self.pace.per_attention_seconds * attention
     }
 
     /// The request's own decoding: the output after the first token, at the step time of the batch it joins and of the
-    /// context half-way through, stretched by the time that prefills take from decodes here.
-    fn decode_seconds(&self, rank: &RankView, request: &Request<'_>, weights: &Weights) -> f64 {
+    /// context half-way through.
+    fn decode(&self, request: &Request<'_>) -> Decode {
         let output_tokens = request.output_tokens();
         let choices = request.choices();
         let sequence_tokens = u64::from(request.prompt_tokens) + u64::from(output_tokens / 2);
         let context_tokens = self.context_tokens.saturating_add(u64::from(choices) * sequence_tokens);
-        let step_seconds = rank.perf.decode_step_seconds(self.decodes.saturating_add(choices), context_tokens);
-        let share = if rank.prefill_share.is_finite() { rank.prefill_share } else { 0.0 };
-        let left_for_decodes = 1.0 - share.clamp(0.0, weights.prefill_share_max);
-        f64::from(output_tokens.saturating_sub(1)) * step_seconds / left_for_decodes
+        Decode {
+            steps: f64::from(output_tokens - 1),
+            step_seconds: self.pace.step_seconds(
+                0,
+                0.0,
+                self.decodes.saturating_add(choices),
+                context_tokens,
+            ),
+        }
+    }
+}
+
+/// The request's own decoding.
+struct Decode {
+    steps: f64,
+    step_seconds: f64,
+}
+
+impl Decode {
+    /// Stretched by the share of its time that the rank lately spent on prefills.
+    fn stretched_seconds(&self, prefill_share: f64, share_max: f64) -> f64 {
+        let share = if prefill_share.is_finite() { prefill_share.clamp(0.0, share_max) } else { 0.0 };
+        self.steps * self.step_seconds / (1.0 - share)
     }
 }
 
 /// Prompts ahead.
 struct Queue {
     tokens: u64,
-    sequences: u32,
+    /// Steps that compute them.
+    steps: f64,
+    /// What they add to those steps.
+    work_seconds: f64,
 }
 
 impl Queue {
-    fn of(rank: &RankView) -> Self {
-        let load = &rank.load;
-        let sequences = load
-            .waiting
-            .saturating_add(load.running.saturating_sub(load.decoding))
-            .saturating_add(rank.reserved.sequences);
-        Self { tokens: queued_tokens(rank), sequences: sequences.max(1) }
+    /// Attention is taken as if the queued tokens were equal, uncached prompts: nobody reports their lengths.
+    fn of(rank: &RankView, batch: &Batch) -> Self {
+        let tokens = queued_tokens(rank);
+        if tokens == 0 {
+            return Self { tokens, steps: 0.0, work_seconds: 0.0 };
+        }
+        let prefilling = rank.load.running.saturating_sub(rank.load.decoding);
+        let sequences = rank.load.waiting.saturating_add(prefilling).saturating_add(rank.reserved.sequences);
+        let attention = (tokens as f64) * (tokens as f64) / (2.0 * f64::from(sequences.max(1)));
+        Self {
+            tokens,
+            steps: tokens.div_ceil(batch.chunk_tokens) as f64,
+            work_seconds: batch.prefill_work_seconds(tokens as f64, attention),
+        }
     }
 
-    /// Attention is taken as if the queued tokens were equal, uncached prompts: nobody reports their lengths.
-    fn seconds(&self, rank: &RankView, batch: &Batch) -> f64 {
-        if self.tokens == 0 {
-            return 0.0;
+    /// Until the queue is computed, beside the decodes.
+    fn seconds(&self, batch: &Batch) -> f64 {
+        self.steps * batch.step_seconds + self.work_seconds
+    }
+
+    /// What `decode_steps` steps of decoding lose to the chunks of the queue that they share steps with.
+    fn stall_seconds(&self, decode_steps: f64) -> f64 {
+        if self.steps <= decode_steps {
+            return self.work_seconds;
         }
-        let tokens = u32::try_from(self.tokens).unwrap_or(u32::MAX);
-        let attention = f64::from(tokens).powi(2) / (2.0 * f64::from(self.sequences));
-        let steps = self.tokens.div_ceil(batch.chunk_tokens);
-        steps as f64 * batch.step_seconds + batch.prefill_work_seconds(rank, tokens, attention)
+        self.work_seconds * decode_steps / self.steps
     }
 }
 
@@ -275,7 +310,13 @@ fn pressure(k: f64) -> f64 {
 }
 
 fn finite(seconds: f64) -> f64 {
-    if seconds.is_finite() { seconds.clamp(0.0, UNPRICED_SECONDS) } else { UNPRICED_SECONDS }
+    if (0.0..=UNPRICED_SECONDS).contains(&seconds) {
+        seconds
+    } else if seconds < 0.0 {
+        0.0
+    } else {
+        UNPRICED_SECONDS
+    }
 }
 
 #[cfg(test)]

@@ -43,7 +43,9 @@ pub enum PlaceError {
         reasons: Vec<Excluded>,
     },
     /// The queues are full. Waiting helps.
-    #[error("all {serving} ranks that could take the request have full queues; retry in {retry_after_seconds:.1} s")]
+    #[error(
+        "all {serving} ranks that could take the request have full queues; retry in {retry_after_seconds:.1} s"
+    )]
     Saturated {
         /// Ranks with full queues.
         serving: u32,
@@ -147,7 +149,11 @@ pub(crate) fn refuse(snapshot: &Snapshot, request: &Request<'_>, verdicts: &[Ver
     PlaceError::NoRank {
         model: request.model.to_owned(),
         missing: missing(snapshot, verdicts),
-        reasons: verdicts.iter().filter(serves).filter_map(|verdict| explain::excluded(snapshot, verdict)).collect(),
+        reasons: verdicts
+            .iter()
+            .filter(serves)
+            .filter_map(|verdict| explain::excluded(snapshot, verdict))
+            .collect(),
     }
 }
 

@@ -242,7 +242,8 @@ impl Explanation {
             }
         }
         if candidate.cached_tokens > 0 {
-            parts.push(format!("{} of {} tokens cached", candidate.cached_tokens, self.request.prompt_tokens));
+            parts
+                .push(format!("{} of {} tokens cached", candidate.cached_tokens, self.request.prompt_tokens));
         }
         if matches!(candidate.plan, Plan::Split { .. }) {
             let mebibytes = candidate.transfer_bytes as f64 / f64::from(1 << 20);

@@ -84,7 +84,9 @@ impl std::fmt::Display for Exclusion {
             Exclusion::PoolTooSmall { blocks_needed, blocks_total } => {
                 write!(f, "needs {blocks_needed} KV blocks of {blocks_total}")
             }
-            Exclusion::QueueFull { waiting, waiting_max } => write!(f, "queue full ({waiting} of {waiting_max})"),
+            Exclusion::QueueFull { waiting, waiting_max } => {
+                write!(f, "queue full ({waiting} of {waiting_max})")
+            }
             Exclusion::BreakerOpen => f.write_str("breaker open"),
             Exclusion::ProbeInFlight => f.write_str("breaker half open, probe in flight"),
             Exclusion::AlreadyFailed => f.write_str("already failed this request"),

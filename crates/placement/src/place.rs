@@ -131,9 +131,10 @@ pub fn place(
     let verdicts = filter::judge(snapshot, request);
     for relaxed in Relaxed::ALL {
         let eligible = verdicts.iter().filter(|verdict| verdict.eligible(relaxed));
-        let priced: Vec<Priced> = eligible
-            .map(|verdict| cost::price(&snapshot.ranks[verdict.index], verdict, request, weights))
-            .collect();
+        let mut priced: Vec<Priced> = Vec::with_capacity(verdicts.len());
+        priced.extend(
+            eligible.map(|verdict| cost::price(&snapshot.ranks[verdict.index], verdict, request, weights)),
+        );
         let chooser = Chooser { snapshot, weights, priced: &priced };
         if let Some(choice) = chooser.choose(policy, seed) {
             let chosen = choice.pairs[choice.chosen];

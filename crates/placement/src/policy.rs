@@ -48,7 +48,9 @@ impl fmt::Display for Policy {
 
 /// A policy of that name does not exist.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown policy `{given}`; did you mean `{nearest}`? (policies: cost, round-robin, least-load, random, lmetric)")]
+#[error(
+    "unknown policy `{given}`; did you mean `{nearest}`? (policies: cost, round-robin, least-load, random, lmetric)"
+)]
 pub struct UnknownPolicy {
     /// What was asked for.
     pub given: String,

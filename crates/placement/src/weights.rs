@@ -51,8 +51,15 @@ impl Weights {
     /// # Errors
     /// Names the first weight that is negative or not finite, or a `prefill_share_max` of 1 or more.
     pub fn validate(&self) -> Result<(), WeightsError> {
-        let Self { transfer, decode, harm, kv_pressure_seconds, handover_steps, prefill_share_max, tie_epsilon } =
-            *self;
+        let Self {
+            transfer,
+            decode,
+            harm,
+            kv_pressure_seconds,
+            handover_steps,
+            prefill_share_max,
+            tie_epsilon,
+        } = *self;
         let named = [
             ("transfer", transfer),
             ("decode", decode),

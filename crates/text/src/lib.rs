@@ -1,9 +1,15 @@
-//! scratch
-use forebay_types::TokenId;
-/// scratch
-#[derive(Debug, Clone, Default)]
-#[allow(missing_docs)]
-pub struct GgufVocabulary {
-    pub tokens: Vec<String>, pub merges: Vec<String>, pub token_types: Vec<i32>, pub bos: Option<TokenId>, pub eos: Option<TokenId>,
-    pub pre: Option<String>, pub add_bos: bool, pub chat_template: Option<String>,
-}
+#![doc = include_str!("../README.md")]
+
+mod detokenizer;
+mod stop;
+mod template;
+mod tokenizer;
+
+pub use detokenizer::Detokenizer;
+pub use stop::{STOP_STRING_BYTES_MAX, STOP_STRINGS_MAX, StopError, StopMatcher};
+pub use template::{
+    ChatTemplate, Content, Conversation, Message, Part, TEMPLATE_FUEL, TemplateError, Text, UnixTime,
+};
+pub use tokenizer::{
+    Backend, EncodeError, Fingerprint, GgufVocabulary, LoadError, Preference, Source, Tokenizer,
+};

@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 use super::{ActivationBlock, LANES, Operation, Simd};
 use crate::quant::{Q4Panel, Q8Panel};
 
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Avx2(());
 
 impl Avx2 {

@@ -77,10 +77,10 @@ impl fmt::Display for InstructionSet {
 }
 
 /// Runs operations with one instruction set, which the processor has: its existence is the proof.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Kernels(Which);
 
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 enum Which {
     Scalar(scalar::Scalar),
     #[cfg(target_arch = "x86_64")]

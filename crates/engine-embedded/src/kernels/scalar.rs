@@ -3,7 +3,7 @@
 use super::{ActivationBlock, LANES, Simd};
 use crate::quant::{BLOCK, Q4Panel, Q8Panel, f16_to_f32};
 
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Scalar;
 
 #[inline(always)]

@@ -8,15 +8,16 @@ mod shell;
 
 use std::{sync::Arc, time::Duration};
 
-use forebay_engine_model::StepPlan;
-use forebay_kv_move::Region;
+use forebay_engine_model::{Scheduler, SchedulerConfig, StepPlan};
+use forebay_kv_hash::BlockHasher;
+use forebay_kv_move::{Mover, Region};
 use forebay_types::{LegId, SampledToken, Sampling};
 
-pub(crate) use inbox::{Command, Inbox};
-pub(crate) use shell::Shell;
+use inbox::{Command, Inbox};
+use shell::Shell;
 
 use crate::{
-    driver::{Driver, EngineFacts, Leg, StartError},
+    driver::{Driver, EngineFacts, EngineLimits, Leg, StartError},
     reports::Reports,
     stream::{LegStream, leg_stream},
 };
@@ -33,6 +34,56 @@ pub(crate) trait Backend: Send + 'static {
     fn pace(&self, plan: &StepPlan) -> Duration;
 }
 
+/// Copies whole blocks inside one pool: the partial last block of a prompt, once for each further choice.
+pub(crate) fn copy_blocks(plan: &StepPlan, pool: &Region) {
+    for copy in &plan.copies {
+        pool.copy_block(copy.from, copy.to);
+    }
+}
+
+/// What one life of an in-process engine is made of.
+pub(crate) struct Parts<B> {
+    pub(crate) facts: EngineFacts,
+    pub(crate) limits: EngineLimits,
+    pub(crate) hasher: BlockHasher,
+    pub(crate) backend: B,
+    pub(crate) region: Region,
+    pub(crate) mover: Arc<dyn Mover>,
+}
+
+impl<B: Backend> Parts<B> {
+    /// The handle, the loop to run, and what to say when it has ended.
+    pub(crate) fn assemble(self) -> (Arc<LocalEngine>, Shell<B>, LastWords) {
+        let Self { facts, limits, hasher, backend, region, mover } = self;
+        let config = SchedulerConfig {
+            block_size_tokens: limits.block_size_tokens,
+            blocks_total: limits.blocks_total,
+            step_tokens_max: limits.step_tokens_max,
+            sequences_max: limits.sequences_max,
+            waiting_max: limits.waiting_max,
+            context_tokens_max: facts.context_tokens_max,
+        };
+        let inbox = Arc::new(Inbox::new(limits.waiting_max));
+        let reports = Arc::new(Reports::default());
+        let engine =
+            LocalEngine { facts: facts.clone(), inbox: inbox.clone(), reports: reports.clone() };
+        let last_words = LastWords { inbox: inbox.clone(), reports: reports.clone() };
+        let shell = Shell {
+            facts,
+            limits,
+            scheduler: Scheduler::new(config, hasher),
+            backend,
+            region,
+            mover,
+            inbox,
+            reports,
+            live: shell::Live::default(),
+            events_sequence: 0,
+        };
+        (Arc::new(engine), shell, last_words)
+    }
+}
+
 /// The driver of an in-process engine: a handle on the loop.
 pub struct LocalEngine {
     facts: EngineFacts,
@@ -41,10 +92,6 @@ pub struct LocalEngine {
 }
 
 impl LocalEngine {
-    pub(crate) fn new(facts: EngineFacts, inbox: Arc<Inbox>, reports: Arc<Reports>) -> Self {
-        Self { facts, inbox, reports }
-    }
-
     /// Makes the engine's loop panic at its next turn, as a bug in it would. For tests and drills.
     pub fn crash(&self) {
         self.inbox.tell(Command::Crash);
@@ -93,8 +140,8 @@ impl Driver for LocalEngine {
 
 /// Ends an engine's life whatever way its loop ended: closes the inbox and reports the death.
 pub(crate) struct LastWords {
-    pub(crate) inbox: Arc<Inbox>,
-    pub(crate) reports: Arc<Reports>,
+    inbox: Arc<Inbox>,
+    reports: Arc<Reports>,
 }
 
 impl LastWords {

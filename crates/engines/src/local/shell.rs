@@ -7,35 +7,51 @@ use std::{
 };
 
 use forebay_engine_model::{Import, Job, Output, Scheduler, StepPlan, SubmitError, Work as JobWork};
-use forebay_kv_move::{BlockRef, CopyPlan, Mover, Options, Outcome, Region, Ticket};
-use forebay_types::{KvEventBatch, LegId, RankLoad, SampledToken, StepObservation};
+use forebay_kv_move::{BlockPair, BlockRef, CopyPlan, Mover, Options, Outcome, Region, Ticket};
+use forebay_types::{KvEventBatch, LegId, SampledToken, StepObservation, TokenId};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::{
     driver::{
         EngineFacts, EngineLimits, KvHandle, Leg, LegEvent, StartError, TransferOutcome, TransferReport, Work,
     },
-    local::{Backend, Command, Inbox},
+    local::{Backend, inbox::{Command, Inbox}},
     reports::{KvSnapshot, Reports},
     stream::Outbox,
 };
 
 /// One engine's loop and everything that it owns.
 pub(crate) struct Shell<B> {
-    facts: EngineFacts,
-    limits: EngineLimits,
-    scheduler: Scheduler,
-    backend: B,
-    region: Region,
-    mover: Arc<dyn Mover>,
-    inbox: Arc<Inbox>,
-    reports: Arc<Reports>,
+    pub(super) facts: EngineFacts,
+    pub(super) limits: EngineLimits,
+    pub(super) scheduler: Scheduler,
+    pub(super) backend: B,
+    pub(super) region: Region,
+    pub(super) mover: Arc<dyn Mover>,
+    pub(super) inbox: Arc<Inbox>,
+    pub(super) reports: Arc<Reports>,
+    pub(super) live: Live,
+    pub(super) events_sequence: u64,
+}
+
+/// What is under way outside the scheduler.
+#[derive(Default)]
+pub(super) struct Live {
     legs: HashMap<LegId, LiveLeg>,
     /// Prefill legs whose KV is held, by the end of their leases.
     leases: HashMap<LegId, Instant>,
     /// Hand-overs in flight, of cancelled legs too.
     transfers: HashMap<LegId, Ticket>,
-    events_sequence: u64,
+}
+
+/// What one turn works with, kept from turn to turn.
+#[derive(Default)]
+struct Buffers {
+    commands: Vec<Command>,
+    plan: StepPlan,
+    sampled: Vec<(LegId, SampledToken)>,
+    drawn: Vec<(LegId, u32, TokenId)>,
+    outputs: Vec<Output>,
 }
 
 struct LiveLeg {
@@ -54,41 +70,13 @@ enum Turn {
 }
 
 impl<B: Backend> Shell<B> {
-    #[expect(clippy::too_many_arguments, reason = "called by two launchers only, with parts that each own")]
-    pub(crate) fn new(
-        facts: EngineFacts,
-        limits: EngineLimits,
-        scheduler: Scheduler,
-        backend: B,
-        region: Region,
-        mover: Arc<dyn Mover>,
-        inbox: Arc<Inbox>,
-        reports: Arc<Reports>,
-    ) -> Self {
-        Self {
-            facts,
-            limits,
-            scheduler,
-            backend,
-            region,
-            mover,
-            inbox,
-            reports,
-            legs: HashMap::new(),
-            leases: HashMap::new(),
-            transfers: HashMap::new(),
-            events_sequence: 0,
-        }
-    }
-
     /// Runs until told to stop.
     pub(crate) async fn run(mut self) {
-        let mut commands = Vec::new();
-        let mut sampled = Vec::new();
+        let mut buffers = Buffers::default();
         self.report(None, true);
         loop {
             let began = Instant::now();
-            match self.turn(&mut commands, &mut sampled, began) {
+            match self.turn(&mut buffers, began) {
                 Turn::Stop => return,
                 Turn::Stepped(pace) if pace.is_zero() => tokio::task::yield_now().await,
                 Turn::Stepped(pace) => sleep_until(began + pace).await,
@@ -99,7 +87,7 @@ impl<B: Backend> Shell<B> {
 
     /// Until a command comes or a lease ends.
     async fn wait(&self) {
-        match self.leases.values().min() {
+        match self.live.leases.values().min() {
             None => self.inbox.wait().await,
             Some(first) => {
                 let _ = timeout_at(*first, self.inbox.wait()).await;
@@ -107,15 +95,10 @@ impl<B: Backend> Shell<B> {
         }
     }
 
-    fn turn(
-        &mut self,
-        commands: &mut Vec<Command>,
-        sampled: &mut Vec<(LegId, SampledToken)>,
-        began: Instant,
-    ) -> Turn {
-        self.inbox.take(self.scheduler.load().waiting, commands);
-        let mut notable = !commands.is_empty();
-        for command in commands.drain(..) {
+    fn turn(&mut self, buffers: &mut Buffers, began: Instant) -> Turn {
+        self.inbox.take(self.scheduler.load().waiting, &mut buffers.commands);
+        let mut notable = !buffers.commands.is_empty();
+        for command in buffers.commands.drain(..) {
             if matches!(command, Command::Stop) {
                 return Turn::Stop;
             }
@@ -123,28 +106,27 @@ impl<B: Backend> Shell<B> {
         }
         notable |= self.end_leases(began);
 
-        let plan = self.scheduler.plan();
+        let plan = &mut buffers.plan;
+        self.scheduler.plan(plan);
         for &(block, generation) in &plan.rewritten {
             self.region.set_generation(block, generation.0);
         }
         for started in &plan.started {
-            if let Some(leg) = self.legs.get(&started.leg) {
-                leg.outbox.put(LegEvent::Started { cached_tokens: started.cached_tokens });
-            }
+            self.put(started.leg, LegEvent::Started { cached_tokens: started.cached_tokens });
         }
         for import in &plan.imports {
             self.import(import, began);
         }
         notable |= !plan.started.is_empty();
-        if plan.chunks.is_empty() && plan.copies.is_empty() {
-            let announced = self.report(None, notable);
-            return if announced && !plan.started.is_empty() { Turn::Stepped(Duration::ZERO) } else { Turn::Idle };
+        if plan.is_empty() {
+            self.report(None, notable);
+            return Turn::Idle;
         }
-        sampled.clear();
-        self.backend.execute(&plan, &self.region, sampled);
-        let pace = self.backend.pace(&plan);
-        notable |= self.finish_step(sampled);
-        let observation = observation(&plan, began.elapsed().max(pace));
+        buffers.sampled.clear();
+        self.backend.execute(plan, &self.region, &mut buffers.sampled);
+        let pace = self.backend.pace(plan);
+        let observation = observation(plan, began.elapsed().max(pace));
+        notable |= self.finish_step(buffers);
         self.report(Some(observation), notable);
         Turn::Stepped(pace)
     }
@@ -153,9 +135,14 @@ impl<B: Backend> Shell<B> {
         match command {
             Command::Submit(leg, outbox) => self.submit(*leg, outbox),
             Command::Cancel(leg) => self.forget(leg),
-            Command::StopChoice(leg, choice) => self.scheduler.stop_choice(leg, choice),
+            Command::StopChoice(leg, choice) => {
+                if self.scheduler.stop_choice(leg, choice) {
+                    self.put(leg, LegEvent::Ended);
+                    self.forget(leg);
+                }
+            }
             Command::Release(leg) => {
-                self.leases.remove(&leg);
+                self.live.leases.remove(&leg);
                 self.scheduler.release_held(leg);
             }
             Command::Imported(leg, outcome) => self.imported(leg, outcome),
@@ -193,66 +180,75 @@ impl<B: Backend> Shell<B> {
             Ok(()) => {
                 tracing::debug!(request = %leg.request, leg = %leg.id, engine = %self.facts.engine, "leg taken");
                 self.backend.add_leg(leg.id, &leg.sampling);
-                self.legs.insert(leg.id, LiveLeg { outbox, source });
+                self.live.legs.insert(leg.id, LiveLeg { outbox, source });
             }
-            Err(error) => outbox.put(LegEvent::Refused(self.refusal(&error))),
+            Err(error) => outbox.put(LegEvent::Refused(Self::refusal(error))),
         }
     }
 
-    fn refusal(&self, error: &SubmitError) -> StartError {
-        match *error {
+    fn refusal(error: SubmitError) -> StartError {
+        match error {
             SubmitError::QueueFull { waiting_max } => StartError::QueueFull { waiting_max },
-            SubmitError::TooLong { .. } | SubmitError::NeverFits { .. } | SubmitError::Malformed { .. } => {
-                StartError::TooLong { needed_tokens: 0, context_tokens_max: self.facts.context_tokens_max }
+            SubmitError::TooLong { prompt_tokens, context_tokens_max } => {
+                StartError::TooLong { needed_tokens: prompt_tokens + 1, context_tokens_max }
             }
+            SubmitError::Malformed { reason } => StartError::Malformed { reason },
         }
     }
 
     /// Drops a leg wherever it is.
     fn forget(&mut self, leg: LegId) {
-        if let Some(ticket) = self.transfers.get(&leg) {
+        if let Some(ticket) = self.live.transfers.get(&leg) {
             ticket.cancel(); // its blocks stay quarantined until the mover confirms
         }
         self.scheduler.cancel(leg);
-        self.leases.remove(&leg);
-        if self.legs.remove(&leg).is_some() {
+        self.live.leases.remove(&leg);
+        if self.live.legs.remove(&leg).is_some() {
             self.backend.remove_leg(leg);
         }
     }
 
     fn end_leases(&mut self, now: Instant) -> bool {
-        if self.leases.is_empty() {
+        if self.live.leases.is_empty() {
             return false;
         }
-        let over: Vec<LegId> = self.leases.iter().filter(|(_, end)| **end <= now).map(|(leg, _)| *leg).collect();
+        let over: Vec<LegId> = self.live.leases.iter().filter(|(_, end)| **end <= now).map(|(leg, _)| *leg).collect();
         for leg in &over {
             tracing::warn!(leg = %leg, engine = %self.facts.engine, "KV lease ended before the hand-over");
-            self.leases.remove(leg);
+            self.live.leases.remove(leg);
             self.scheduler.release_held(*leg);
         }
         !over.is_empty()
     }
 
     fn import(&mut self, import: &Import, now: Instant) {
-        let Some(kv) = self.legs.get(&import.leg).and_then(|leg| leg.source.clone()) else {
+        let Some(kv) = self.live.legs.get(&import.leg).and_then(|leg| leg.source.clone()) else {
             self.scheduler.import_finished(import.leg, false);
             return;
         };
         let pairs = import.blocks.iter().map(|&(index, local)| {
             let source = kv.blocks.get(index as usize).copied()?;
-            Some((source, BlockRef { block: local, generation: self.region.generation(local) }))
+            let destination = BlockRef { block: local, generation: self.region.generation(local) };
+            Some(BlockPair { source, destination })
         });
         let Some(pairs) = pairs.collect::<Option<Vec<_>>>() else {
             self.imported(import.leg, Outcome::Cancelled);
             return;
         };
-        let plan = CopyPlan { source: kv.region, destination: self.region.clone(), pairs };
-        let options = Options { deadline: (now + self.limits.transfer_deadline).into_std(), ..Options::default() };
+        let plan = match CopyPlan::new(kv.region, self.region.clone(), pairs) {
+            Ok(plan) => plan,
+            Err(error) => {
+                tracing::warn!(leg = %import.leg, %error, "hand-over impossible; the prompt is computed again");
+                self.imported(import.leg, Outcome::Cancelled);
+                return;
+            }
+        };
+        let options = Options::until((now + self.limits.transfer_deadline).into_std());
         let (inbox, leg) = (self.inbox.clone(), import.leg);
         let done = Box::new(move |outcome| inbox.tell(Command::Imported(leg, outcome)));
         match self.mover.submit(plan, options, done) {
             Ok(ticket) => {
-                self.transfers.insert(import.leg, ticket);
+                self.live.transfers.insert(import.leg, ticket);
             }
             Err(error) => {
                 tracing::warn!(leg = %import.leg, %error, "hand-over refused; the prompt is computed again");
@@ -262,9 +258,9 @@ impl<B: Backend> Shell<B> {
     }
 
     fn imported(&mut self, leg: LegId, outcome: Outcome) {
-        self.transfers.remove(&leg);
+        self.live.transfers.remove(&leg);
         self.scheduler.import_finished(leg, matches!(outcome, Outcome::Done(_)));
-        let Some(live) = self.legs.get(&leg) else { return };
+        let Some(live) = self.live.legs.get(&leg) else { return };
         let event = match outcome {
             Outcome::Done(report) => LegEvent::KvArrived(TransferReport {
                 blocks: report.blocks,
@@ -282,10 +278,13 @@ impl<B: Backend> Shell<B> {
     }
 
     /// Hands out what the step produced; whether anything but tokens came of it.
-    fn finish_step(&mut self, sampled: &mut Vec<(LegId, SampledToken)>) -> bool {
-        let tokens: Vec<_> = sampled.iter().map(|(leg, token)| (*leg, token.choice, token.token)).collect();
+    fn finish_step(&mut self, buffers: &mut Buffers) -> bool {
+        let Buffers { sampled, drawn, outputs, .. } = buffers;
+        drawn.clear();
+        drawn.extend(sampled.iter().map(|(leg, token)| (*leg, token.choice, token.token)));
+        self.scheduler.complete(drawn, outputs);
         let mut notable = false;
-        for output in self.scheduler.complete(&tokens) {
+        for output in outputs.drain(..) {
             match output {
                 Output::Token { leg, choice, position, token } => {
                     let drawn = sampled.iter_mut().find(|(l, drawn)| *l == leg && drawn.choice == choice);
@@ -295,7 +294,7 @@ impl<B: Backend> Shell<B> {
                 Output::Finished { leg, choice, reason } => self.put(leg, LegEvent::Finished { choice, reason }),
                 Output::Held { leg, blocks, tokens } => {
                     notable = true;
-                    self.leases.insert(leg, Instant::now() + self.limits.kv_lease);
+                    self.live.leases.insert(leg, Instant::now() + self.limits.kv_lease);
                     let block_ref = |(block, generation): (u32, forebay_engine_model::Generation)| BlockRef {
                         block,
                         generation: generation.0,
@@ -313,7 +312,7 @@ impl<B: Backend> Shell<B> {
                 Output::Ended { leg } => {
                     notable = true;
                     self.put(leg, LegEvent::Ended);
-                    self.legs.remove(&leg);
+                    self.live.legs.remove(&leg);
                     self.backend.remove_leg(leg);
                 }
             }
@@ -322,7 +321,7 @@ impl<B: Backend> Shell<B> {
     }
 
     fn put(&self, leg: LegId, event: LegEvent) {
-        if let Some(live) = self.legs.get(&leg) {
+        if let Some(live) = self.live.legs.get(&leg) {
             live.outbox.put(event);
         }
     }
@@ -331,7 +330,7 @@ impl<B: Backend> Shell<B> {
     fn report(&mut self, step: Option<StepObservation>, notable: bool) -> bool {
         let mut events = Vec::new();
         self.scheduler.drain_events(&mut events);
-        let load: RankLoad = self.scheduler.load();
+        let load = self.scheduler.load();
         let batch = (!events.is_empty()).then(|| {
             let sequence = self.events_sequence;
             self.events_sequence += 1;

@@ -58,9 +58,9 @@ impl Value for ModelChoice {
 
 impl Value for Policy {
     const FORM: Form = Form::Text;
-    const EXPECTED: &'static str = "one of cost, round-robin, least-load, random";
+    const EXPECTED: &'static str = "one of cost, round-robin, least-load, random, lmetric";
     const PLACEHOLDER: &'static str = "NAME";
-    const CHOICES: &'static [&'static str] = &["cost", "round-robin", "least-load", "random"];
+    const CHOICES: &'static [&'static str] = &["cost", "round-robin", "least-load", "random", "lmetric"];
 
     fn parse(text: &str) -> Result<Self, String> {
         text.parse().map_err(|_| {
@@ -199,7 +199,7 @@ mod tests {
         check("warn,forebay_gateway=debug", Ok(()));
         check("off,forebay[request{id=7}]=trace", Ok(()));
         check("inf", Err("`inf` is no level; did you mean `info`?"));
-        check("forebay=loud", Err("invalid"));
+        check("forebay=loud", Err("expected one of"));
     }
 
     #[test]
@@ -214,8 +214,10 @@ mod tests {
 
     #[test]
     fn every_policy_on_the_list_parses_and_shows_itself() {
+        assert_eq!(Policy::CHOICES, Policy::ALL.map(Policy::name));
         for name in Policy::CHOICES {
             assert_eq!(Policy::parse(name).map(|policy| policy.show()), Ok((*name).to_owned()));
+            assert!(Policy::EXPECTED.contains(name));
         }
         assert_eq!(Policy::parse("rond-robin"), Err("did you mean `round-robin`?".to_owned()));
     }

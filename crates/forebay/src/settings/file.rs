@@ -51,6 +51,10 @@ pub(crate) fn parse(
     for (key, value) in table.get_ref() {
         let line = line_of(key.span().start);
         let name: &str = key.get_ref();
+        if value.get_ref().is_table() {
+            problems.push(Problem::Section { path: path.to_owned(), line, key: name.to_owned() });
+            continue;
+        }
         let Some(setting) = known.get(name) else {
             let nearest = nearest(name, sorted(known)).map(ToOwned::to_owned);
             problems.push(Problem::UnknownKey { path: path.to_owned(), line, key: name.to_owned(), nearest });

@@ -95,7 +95,8 @@ fn argument(setting: &'static Setting) -> Arg {
 fn notes(setting: &Setting) -> String {
     let default = (setting.default)();
     match default.as_str() {
-        super::value::UNSET => format!("[env: {}]", setting.environment_name()),
+        // A switch that is off by default needs no words.
+        super::value::UNSET | "false" => format!("[env: {}]", setting.environment_name()),
         _ => format!("[env: {}] [default: {default}]", setting.environment_name()),
     }
 }

@@ -10,8 +10,9 @@ use std::{
     time::Duration,
 };
 
+use forebay_gateway::http::{HttpLimits, RequestLimits};
 use forebay_kv_hash::HashKey;
-use forebay_placement::Policy;
+use forebay_placement::{Policy, Weights};
 use forebay_types::Role;
 
 use super::{
@@ -48,7 +49,7 @@ settings! {
         /// Model to serve: `smollm2-135m`, `random-tiny` (seeded random weights, nothing to download) or the path of a
         /// GGUF file.
         model: ModelChoice = ModelChoice::Smollm2 => common;
-        /// Folder in which models are looked up by name. The default is `forebay` in the user's cache folder
+        /// Folder in which models are looked up by name. The default is `forebay/models` in the user's cache folder
         /// (`$XDG_CACHE_HOME` or `~/.cache`).
         model_folder: Option<PathBuf> = None => advanced;
         /// Tokenizer file (`tokenizer.json`). By default the model's own; simulated engines alone use a built-in byte
@@ -58,11 +59,13 @@ settings! {
         sim_speed: f64 = 1.0 => common;
         /// KV blocks of each simulated engine.
         sim_blocks: NonZeroU32 = at_least_one(8_192) => advanced;
+        /// Token budget of one scheduler step of a simulated engine.
+        sim_step_tokens_max: NonZeroU32 = at_least_one(8_192) => advanced;
         /// KV blocks of each embedded engine.
         engine_blocks: NonZeroU32 = at_least_one(512) => advanced;
         /// Tokens in one KV block.
         block_size_tokens: NonZeroU32 = at_least_one(16) => advanced;
-        /// Token budget of one scheduler step of an engine: decodes first, then chunks of prompts. Smaller steps keep
+        /// Token budget of one scheduler step of an embedded engine: decodes first, then chunks of prompts. Smaller steps keep
         /// running answers smooth while prompts are computed, and make prompts take longer.
         step_tokens_max: NonZeroU32 = at_least_one(256) => advanced;
         /// Sequences that one engine runs at a time.
@@ -81,6 +84,35 @@ settings! {
         placements_max: NonZeroU32 = at_least_one(3) => advanced;
         /// Times that a running answer may move to another engine because its own was lost.
         migrations_max: u32 = 3 => advanced;
+        /// What a second of KV transfer counts for. The first token does not wait for the transfer, so less than 1.
+        transfer_weight: f64 = Weights::default().transfer => advanced;
+        /// What a second of the request's own decoding counts for. With 0 no request would ever be split.
+        decode_weight: f64 = Weights::default().decode => advanced;
+        /// What each second counts for that a running answer stalls behind a new prompt.
+        harm_weight: f64 = Weights::default().harm => advanced;
+        /// What a half-full KV pool counts for, in seconds.
+        kv_pressure_weight_seconds: f64 = Weights::default().kv_pressure_seconds => advanced;
+        /// Decode steps that a hand-over costs beside its bytes.
+        handover_steps: f64 = Weights::default().handover_steps => advanced;
+        /// Ceiling of the share of an engine's time that prefills are taken to steal from decodes. Less than 1.
+        prefill_share_max: f64 = Weights::default().prefill_share_max => advanced;
+        /// Costs within this share of the least are equal, and chance decides among them.
+        tie_share: f64 = Weights::default().tie_epsilon => advanced;
+    }
+}
+
+impl Routing {
+    /// The weights of the cost, as the placement core takes them.
+    pub(crate) fn weights(&self) -> Weights {
+        Weights {
+            transfer: self.transfer_weight,
+            decode: self.decode_weight,
+            harm: self.harm_weight,
+            kv_pressure_seconds: self.kv_pressure_weight_seconds,
+            handover_steps: self.handover_steps,
+            prefill_share_max: self.prefill_share_max,
+            tie_epsilon: self.tie_share,
+        }
     }
 }
 
@@ -103,16 +135,82 @@ settings! {
     pub(crate) struct Limits from "Limits" {
         /// Requests that are worked on or wait at a time, over all engines. One more is answered with status 429.
         requests_in_flight_max: NonZeroUsize = at_least_one_usize(1_024) => advanced;
-        /// Size of one request's body. A larger one is answered with status 413.
-        body_bytes_max: ByteCount = ByteCount(4 << 20) => advanced;
-        /// Connections open at a time on the public address.
-        connections_max: NonZeroUsize = at_least_one_usize(4_096) => advanced;
         /// Longest time from a request's arrival to the end of its answer.
         request_seconds_max: Duration = Duration::from_secs(600) => advanced;
-        /// Longest time that running requests get to finish after a signal to stop.
-        shutdown_seconds_max: Duration = Duration::from_secs(30) => advanced;
         /// Decisions kept for `forebay explain`; older ones are forgotten.
         decisions_max: NonZeroUsize = at_least_one_usize(1_024) => advanced;
+    }
+}
+
+settings! {
+    /// What one connection and one request may ask of the public address.
+    pub(crate) struct Http from "HTTP limits" {
+        /// Connections open at a time on one address. Later ones wait in the kernel's backlog.
+        connections_max: NonZeroUsize = at_least_one_usize(HttpLimits::default().connections_max) => advanced;
+        /// Size of one request's body. A larger one is answered with status 413.
+        body_bytes_max: ByteCount = byte_count(HttpLimits::default().body_bytes_max) => advanced;
+        /// Size of one request's head. A larger one is answered with status 431.
+        header_bytes_max: ByteCount = byte_count(HttpLimits::default().header_bytes_max) => advanced;
+        /// Longest time that a client may take to send a head, and that a connection may stay idle.
+        header_read_seconds_max: Duration = HttpLimits::default().header_read_timeout => advanced;
+        /// Longest time that a client may take to send a body. A slower one is answered with status 408.
+        body_read_seconds_max: Duration = HttpLimits::default().body_read_timeout => advanced;
+        /// Longest time that a client may take no byte of its answer before its connection is closed.
+        write_stall_seconds_max: Duration = HttpLimits::default().write_stall_timeout => advanced;
+        /// Longest time that running answers get to finish after a signal to stop.
+        shutdown_seconds_max: Duration = HttpLimits::default().shutdown_max => advanced;
+        /// Answers to one prompt (`n`).
+        choices_max: NonZeroU32 = at_least_one(RequestLimits::default().choices_max) => advanced;
+        /// Prompts of one `/v1/completions` request.
+        prompts_max: NonZeroUsize = at_least_one_usize(RequestLimits::default().prompts_max) => advanced;
+        /// Answers of one request: prompts times `n`.
+        answers_max: NonZeroUsize = at_least_one_usize(RequestLimits::default().sequences_max) => advanced;
+        /// Strings in `stop`.
+        stop_strings_max: NonZeroUsize =
+            at_least_one_usize(RequestLimits::default().stop_strings_max) => advanced;
+        /// Size of one string in `stop`. That much text may be held back while an answer streams.
+        stop_string_bytes_max: ByteCount = byte_count(RequestLimits::default().stop_string_bytes_max) => advanced;
+        /// Ids in `stop_token_ids`.
+        stop_token_ids_max: NonZeroUsize =
+            at_least_one_usize(RequestLimits::default().stop_token_ids_max) => advanced;
+        /// Alternatives reported for each token (`top_logprobs`).
+        top_logprobs_max: u8 = RequestLimits::default().top_logprobs_max => advanced;
+        /// Tokens that a chat answer may have when the request names no limit. The context bounds it too.
+        output_tokens_default_max: NonZeroU32 =
+            at_least_one(RequestLimits::default().output_tokens_default_max) => advanced;
+        /// Size of a prompt's text up to which it is tokenised on the connection's own thread. Longer ones go to other
+        /// threads, so that they do not hold up running answers.
+        inline_text_bytes_max: ByteCount = byte_count(RequestLimits::default().inline_text_bytes_max) => advanced;
+    }
+}
+
+impl Http {
+    /// Bounds of connections and bodies, as the gateway takes them.
+    pub(crate) fn http_limits(&self) -> HttpLimits {
+        HttpLimits {
+            connections_max: self.connections_max.get(),
+            body_bytes_max: self.body_bytes_max.as_usize(),
+            header_bytes_max: self.header_bytes_max.as_usize(),
+            header_read_timeout: self.header_read_seconds_max,
+            body_read_timeout: self.body_read_seconds_max,
+            write_stall_timeout: self.write_stall_seconds_max,
+            shutdown_max: self.shutdown_seconds_max,
+        }
+    }
+
+    /// Bounds of requests, as the gateway takes them.
+    pub(crate) fn request_limits(&self) -> RequestLimits {
+        RequestLimits {
+            choices_max: self.choices_max.get(),
+            prompts_max: self.prompts_max.get(),
+            sequences_max: self.answers_max.get(),
+            stop_strings_max: self.stop_strings_max.get(),
+            stop_string_bytes_max: self.stop_string_bytes_max.as_usize(),
+            stop_token_ids_max: self.stop_token_ids_max.get(),
+            top_logprobs_max: self.top_logprobs_max,
+            output_tokens_default_max: self.output_tokens_default_max.get(),
+            inline_text_bytes_max: self.inline_text_bytes_max.as_usize(),
+        }
     }
 }
 
@@ -138,4 +236,8 @@ fn at_least_one(number: u32) -> NonZeroU32 {
 
 fn at_least_one_usize(number: usize) -> NonZeroUsize {
     NonZeroUsize::new(number).expect("a default of at least 1")
+}
+
+fn byte_count(bytes: usize) -> ByteCount {
+    ByteCount(bytes as u64)
 }

@@ -19,6 +19,16 @@ pub(crate) enum Problem {
         /// The known name that it resembles.
         nearest: Option<String>,
     },
+    /// The file has a section.
+    #[error("{}:{line}: `[{key}]` begins a section, and settings have none; write them without it", path.display())]
+    Section {
+        /// The file.
+        path: PathBuf,
+        /// Its line, from 1.
+        line: usize,
+        /// As written.
+        key: String,
+    },
     /// The file holds a setting that only flags and the environment may give.
     #[error("{}:{line}: `{key}` cannot be set in a file; use its flag or environment variable", path.display())]
     NotInFile {

@@ -67,9 +67,9 @@ fn a_file_takes_the_types_that_toml_has() {
     let settings = Settings::load_file(&path_of(&file)).expect("good settings");
     assert_eq!(shown(&settings, "engine").0, "embedded:2,role=prefill sim:1");
     assert!(settings.doors.insecure);
-    assert_eq!(settings.limits.body_bytes_max, ByteCount(1_000));
+    assert_eq!(settings.http.http_limits().body_bytes_max, 1_000);
     assert_eq!(settings.limits.request_seconds_max, Duration::from_millis(1_500));
-    assert_eq!(settings.limits.shutdown_seconds_max, Duration::from_secs(120));
+    assert_eq!(settings.http.shutdown_seconds_max, Duration::from_secs(120));
     assert_eq!(settings.kv.hash_key, Some(forebay_kv_hash::HashKey::GOLDEN));
     assert_eq!(shown(&settings, "hash_key").0, "(hidden)");
 }
@@ -87,7 +87,7 @@ fn mistakes_in_a_file_are_named_with_their_line() {
         "temperature = 1",
         "f.toml:1: unknown setting `temperature`; `forebay config reference` lists them all",
     );
-    check("[limits]\ndecisions_max = 1", "f.toml:1: unknown setting `limits`; did you mean `listen`?");
+    check("[limits]\ndecisions_max = 1", "f.toml:1: `[limits]` begins a section, and settings have none; write them without it");
     check("config = \"other.toml\"", "f.toml:1: `config` cannot be set in a file; use its flag or environment variable");
     check("a = 1\nb = = 2", "f.toml:2: not valid TOML: extra `=`, expected nothing");
     check(

@@ -89,6 +89,7 @@ fn digits(text: &str) -> String {
 plain_value!(SocketAddr, Text, "an IP address and a port such as 127.0.0.1:8080", "ADDR:PORT", |text| text
     .parse()
     .ok());
+plain_value!(u8, Integer, "a whole number from 0 to 255", "N", |text| digits(text).parse().ok());
 plain_value!(u32, Integer, "a whole number", "N", |text| digits(text).parse().ok());
 plain_value!(NonZeroU32, Integer, "a whole number of at least 1", "N", |text| digits(text).parse().ok());
 plain_value!(NonZeroUsize, Integer, "a whole number of at least 1", "N", |text| digits(text).parse().ok());
@@ -132,6 +133,13 @@ impl Value for Duration {
 /// A number of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ByteCount(pub(crate) u64);
+
+impl ByteCount {
+    /// For sizes of things in memory. What does not fit is more than memory, so the most that does fit is as good.
+    pub(crate) fn as_usize(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
+}
 
 impl Value for ByteCount {
     const FORM: Form = Form::Quantity;

@@ -178,15 +178,36 @@ pub trait Orchestrate: Send + Sync + 'static {
     fn decisions(&self, limit: usize) -> Vec<Arc<DecisionRecord>>;
     /// One decision.
     fn decision(&self, id: &RequestId) -> Option<Arc<DecisionRecord>>;
+    /// Name of the placement policy in force.
+    fn policy(&self) -> &'static str;
+    /// Changes the placement policy from the next placement on: the kill switch.
+    ///
+    /// # Errors
+    /// A sentence that names the nearest policy.
+    fn set_policy(&self, name: &str) -> Result<(), String>;
 }
 
-/// The receiving half of one response. Dropping it tells the other half that the client is gone.
-#[derive(Debug)]
+/// One response as its reader sees it. Dropping it tells whoever produces it that the client is gone.
 pub struct Response {
+    source: Box<dyn ResponseSource>,
+}
+
+/// What produces a response. It is driven by its reader's polls, on the reader's task, so a token takes one wake-up
+/// from engine to client. Dropping it is the client's disconnect.
+pub trait ResponseSource: Send + 'static {
+    /// Appends everything that has arrived to `batch`; pending while nothing has. `false` after the last event.
+    fn poll_batch(&mut self, cx: &mut Context<'_>, batch: &mut Vec<ResponseEvent>) -> Poll<bool>;
+    /// A stop string ended this choice: generate no more of it.
+    fn stop_choice(&mut self, choice: u32);
+}
+
+/// A response that is scripted through a [`ResponseSender`]: for tests of what stands above.
+#[derive(Debug)]
+struct Scripted {
     shared: Arc<Shared>,
 }
 
-/// The sending half of one response.
+/// The sending half of a scripted response.
 #[derive(Debug)]
 pub struct ResponseSender {
     shared: Arc<Shared>,
@@ -208,7 +229,7 @@ struct State {
     writer_gone: bool,
 }
 
-/// What the receiving half says back.
+/// What the reader of a scripted response says back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Feedback {
     /// A stop string ended this choice: generate no more of it.
@@ -220,15 +241,42 @@ pub enum Feedback {
     ClientGone,
 }
 
-/// A pair of halves. What waits in between is bounded by the request's own token limit, which its engine enforces.
+/// A scripted response and the hand that writes it.
 pub fn response() -> (ResponseSender, Response) {
     let shared = Arc::new(Shared { state: Mutex::new(State::default()) });
-    (ResponseSender { shared: shared.clone() }, Response { shared })
+    (ResponseSender { shared: shared.clone() }, Response::new(Scripted { shared }))
+}
+
+impl std::fmt::Debug for Response {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Response").finish_non_exhaustive()
+    }
 }
 
 impl Response {
+    /// What `source` produces.
+    pub fn new(source: impl ResponseSource) -> Self {
+        Self { source: Box::new(source) }
+    }
+
     /// Appends everything that has arrived to `batch`; pending while nothing has. `false` after the last event.
     pub fn poll_batch(&mut self, cx: &mut Context<'_>, batch: &mut Vec<ResponseEvent>) -> Poll<bool> {
+        self.source.poll_batch(cx, batch)
+    }
+
+    /// As [`Response::poll_batch`], to await.
+    pub async fn next_batch(&mut self, batch: &mut Vec<ResponseEvent>) -> bool {
+        poll_fn(|cx| self.poll_batch(cx, batch)).await
+    }
+
+    /// Ends one choice: its stop string matched.
+    pub fn stop_choice(&mut self, choice: u32) {
+        self.source.stop_choice(choice);
+    }
+}
+
+impl ResponseSource for Scripted {
+    fn poll_batch(&mut self, cx: &mut Context<'_>, batch: &mut Vec<ResponseEvent>) -> Poll<bool> {
         let mut state = self.shared.state.lock();
         if !state.events.is_empty() {
             batch.extend(state.events.drain(..));
@@ -243,13 +291,7 @@ impl Response {
         Poll::Pending
     }
 
-    /// As [`Response::poll_batch`], to await.
-    pub async fn next_batch(&mut self, batch: &mut Vec<ResponseEvent>) -> bool {
-        poll_fn(|cx| self.poll_batch(cx, batch)).await
-    }
-
-    /// Ends one choice: its stop string matched.
-    pub fn stop_choice(&self, choice: u32) {
+    fn stop_choice(&mut self, choice: u32) {
         let mut state = self.shared.state.lock();
         if !state.stopped.contains(&choice) {
             state.stopped.push(choice);
@@ -260,7 +302,7 @@ impl Response {
     }
 }
 
-impl Drop for Response {
+impl Drop for Scripted {
     fn drop(&mut self) {
         let mut state = self.shared.state.lock();
         state.reader_gone = true;

@@ -1,5 +1,279 @@
 //! From a tokenised request to a stream of tokens: the shell around the cores.
 //!
-//! Start at [`api`], the seam to HTTP.
+//! [`Orchestrator::submit`] places a request and returns a response that its reader drives: `request` performs what the
+//! lifecycle core says, leg by leg. `engines` keeps engines alive and feeds what they report to the cores in `core`.
+//! [`api`] is the seam to HTTP.
 
 pub mod api;
+mod core;
+mod engines;
+mod request;
+mod trail;
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use forebay_engines::{Driver, Launch};
+use forebay_fleet::FleetSettings;
+use forebay_kv_hash::BlockHasher;
+use forebay_kv_index::IndexLimits;
+use forebay_lifecycle::Limits;
+use forebay_placement::{Policy, Weights};
+use forebay_types::{Incarnation, LegId, RequestId, ReservationId};
+use parking_lot::{Mutex, RwLock};
+use tokio::{runtime::Handle, sync::Notify};
+
+use self::{
+    api::{EngineStatus, GenerateRequest, Orchestrate, Response, RouteError, ServedModel},
+    core::Core,
+    engines::Slot,
+    request::RequestRun,
+};
+use crate::{
+    decisions::{DecisionLog, DecisionRecord},
+    metrics::Metrics,
+};
+
+/// Bounds and weights of an orchestrator.
+#[derive(Debug, Clone)]
+pub struct OrchestratorSettings {
+    /// Requests at once; one more is answered with 429.
+    pub requests_in_flight_max: usize,
+    /// Decision records kept.
+    pub decisions_max: usize,
+    /// Attempts and time of one request.
+    pub limits: Limits,
+    /// What a second of each cost term counts for.
+    pub weights: Weights,
+    /// How a candidate is chosen.
+    pub policy: Policy,
+    /// Breakers, reservations, links.
+    pub fleet: FleetSettings,
+    /// Memory of the KV index.
+    pub index: IndexLimits,
+    /// First pause before an engine that died is started again; it doubles with each early death.
+    pub restart_back_off: Duration,
+    /// Longest such pause.
+    pub restart_back_off_max: Duration,
+    /// First of the numbers that decide between equals.
+    pub seed: u64,
+    /// Milliseconds since the Unix epoch, now.
+    pub unix_ms: u64,
+}
+
+impl Default for OrchestratorSettings {
+    fn default() -> Self {
+        Self {
+            requests_in_flight_max: 4096,
+            decisions_max: 1024,
+            limits: Limits::default(),
+            weights: Weights::default(),
+            policy: Policy::default(),
+            fleet: FleetSettings::default(),
+            index: IndexLimits::default(),
+            restart_back_off: Duration::from_millis(200),
+            restart_back_off_max: Duration::from_secs(30),
+            seed: 0,
+            unix_ms: 0,
+        }
+    }
+}
+
+/// The fleet as one value: what HTTP submits requests to.
+#[derive(Clone)]
+pub struct Orchestrator(Arc<Shared>);
+
+struct Shared {
+    settings: OrchestratorSettings,
+    hasher: BlockHasher,
+    origin: Instant,
+    core: Mutex<Core>,
+    drivers: RwLock<HashMap<Incarnation, Arc<dyn Driver>>>,
+    slots: Vec<Slot>,
+    policy: RwLock<Policy>,
+    metrics: Arc<Metrics>,
+    log: DecisionLog,
+    in_flight: AtomicUsize,
+    /// Told when a request ends, for whoever waits for none to be left.
+    ended: Notify,
+    closing: AtomicBool,
+    next_incarnation: AtomicU64,
+    next_leg: AtomicU64,
+    next_reservation: AtomicU64,
+    next_turn: AtomicU64,
+}
+
+/// What must be zero when nothing runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leaks {
+    /// Requests in flight.
+    pub requests: usize,
+    /// Reservations of load.
+    pub reservations: usize,
+    /// KV blocks of all engines that are in use, as they last reported.
+    pub blocks: u64,
+}
+
+impl Orchestrator {
+    /// Starts every engine and begins to follow it. Engines that do not start are tried again.
+    pub fn start(
+        settings: OrchestratorSettings,
+        launchers: Vec<Arc<dyn Launch>>,
+        hasher: BlockHasher,
+        metrics: Arc<Metrics>,
+        runtime: &Handle,
+    ) -> Self {
+        let shared = Arc::new(Shared {
+            origin: Instant::now(),
+            core: Mutex::new(Core::new(settings.fleet, settings.index)),
+            drivers: RwLock::new(HashMap::new()),
+            slots: launchers.into_iter().map(Slot::new).collect(),
+            policy: RwLock::new(settings.policy),
+            metrics,
+            log: DecisionLog::new(settings.decisions_max),
+            in_flight: AtomicUsize::new(0),
+            ended: Notify::new(),
+            closing: AtomicBool::new(false),
+            next_incarnation: AtomicU64::new(1),
+            next_leg: AtomicU64::new(1),
+            next_reservation: AtomicU64::new(1),
+            next_turn: AtomicU64::new(settings.seed),
+            settings,
+            hasher,
+        });
+        for slot in 0..shared.slots.len() {
+            runtime.spawn(engines::keep_alive(shared.clone(), slot));
+        }
+        Self(shared)
+    }
+
+    /// Takes no more requests. What runs goes on.
+    pub fn close(&self) {
+        self.0.closing.store(true, Ordering::Release);
+    }
+
+    /// Ends when no request is in flight.
+    pub async fn idle(&self) {
+        loop {
+            let ended = self.0.ended.notified();
+            if self.0.in_flight.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            ended.await;
+        }
+    }
+
+    /// Stops every engine, after [`Orchestrator::close`].
+    pub fn stop_engines(&self) {
+        for driver in self.0.drivers.read().values() {
+            driver.stop();
+        }
+    }
+
+    /// What is held now; all zero when nothing runs and nothing leaks.
+    pub fn leaks(&self) -> Leaks {
+        Leaks {
+            requests: self.0.in_flight.load(Ordering::Acquire),
+            reservations: self.0.core.lock().fleet.reservations(),
+            blocks: self
+                .engines()
+                .iter()
+                .map(|engine| u64::from(engine.load.blocks_total - engine.load.blocks_free))
+                .sum(),
+        }
+    }
+}
+
+impl Orchestrate for Orchestrator {
+    fn submit(&self, request: GenerateRequest) -> Result<Response, RouteError> {
+        let shared = &self.0;
+        if shared.closing.load(Ordering::Acquire) {
+            return Err(RouteError::ShuttingDown);
+        }
+        let limit = shared.settings.requests_in_flight_max;
+        let place = shared.in_flight.fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
+            (count < limit).then_some(count + 1)
+        });
+        if place.is_err() {
+            return Err(RouteError::TooManyInFlight { limit, retry_after_seconds: 1.0 });
+        }
+        // From here on the run gives the place back.
+        RequestRun::start(shared.clone(), request).map(Response::new)
+    }
+
+    fn models(&self) -> Vec<ServedModel> {
+        let mut models: Vec<ServedModel> = Vec::new();
+        for driver in self.0.drivers.read().values() {
+            let facts = driver.facts();
+            match models.iter_mut().find(|model| model.id == facts.model) {
+                Some(model) => {
+                    model.context_tokens_max = model.context_tokens_max.max(facts.context_tokens_max);
+                }
+                None => models.push(ServedModel {
+                    id: facts.model.clone(),
+                    context_tokens_max: facts.context_tokens_max,
+                    created: self.0.settings.unix_ms / 1000,
+                }),
+            }
+        }
+        models.sort_by(|one, other| one.id.cmp(&other.id));
+        models
+    }
+
+    fn is_ready(&self) -> bool {
+        !self.0.closing.load(Ordering::Acquire) && !self.0.drivers.read().is_empty()
+    }
+
+    fn engines(&self) -> Vec<EngineStatus> {
+        engines::status(&self.0)
+    }
+
+    fn decisions(&self, limit: usize) -> Vec<Arc<DecisionRecord>> {
+        self.0.log.newest(limit)
+    }
+
+    fn decision(&self, id: &RequestId) -> Option<Arc<DecisionRecord>> {
+        self.0.log.get(id)
+    }
+
+    fn policy(&self) -> &'static str {
+        self.0.policy.read().name()
+    }
+
+    fn set_policy(&self, name: &str) -> Result<(), String> {
+        let policy: Policy = name.parse().map_err(|error: forebay_placement::UnknownPolicy| error.to_string())?;
+        *self.0.policy.write() = policy;
+        tracing::info!(%policy, "placement policy set");
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// Time since the start: what the cores are told.
+    fn now(&self) -> Duration {
+        self.origin.elapsed()
+    }
+
+    fn leg_id(&self) -> LegId {
+        LegId(self.next_leg.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn reservation_id(&self) -> ReservationId {
+        ReservationId(self.next_reservation.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn driver(&self, incarnation: Incarnation) -> Option<Arc<dyn Driver>> {
+        self.drivers.read().get(&incarnation).cloned()
+    }
+
+    fn request_ended(&self) {
+        self.in_flight.fetch_sub(1, Ordering::AcqRel);
+        self.ended.notify_waiters();
+    }
+}

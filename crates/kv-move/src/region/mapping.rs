@@ -53,13 +53,26 @@ impl Mapping {
         self.access
     }
 
+    /// The byte at `offset`, with leave to reach every byte of the mapping from it.
+    ///
+    /// # Panics
+    /// If it does not lie in the mapping.
+    pub(super) fn pointer(&self, offset: usize) -> NonNull<u8> {
+        assert!(offset < self.bytes, "outside of the mapping");
+        // SAFETY: in bounds of one mapping (asserted).
+        unsafe { self.base.add(offset) }
+    }
+
     /// `words` words from byte `offset` on. Of a mapping for reading they may only be loaded: a store is a SIGSEGV.
     ///
     /// # Panics
     /// If they do not lie in the mapping, or not on a word's boundary.
     pub(super) fn words(&self, offset: usize, words: usize) -> &[AtomicU64] {
         let end = words.checked_mul(8).and_then(|bytes| bytes.checked_add(offset));
-        assert!(offset.is_multiple_of(8) && end.is_some_and(|end| end <= self.bytes), "outside of the mapping");
+        assert!(
+            offset.is_multiple_of(8) && end.is_some_and(|end| end <= self.bytes),
+            "outside of the mapping"
+        );
         // SAFETY: in bounds (asserted) of a mapping that lives as long as `self`; aligned, since the base is aligned
         // to a page and the offset to a word; every bit pattern is an `AtomicU64`; and nothing in this crate makes a
         // plain reference to these bytes. Loads from pages mapped for reading are allowed by "Atomic accesses to

@@ -130,20 +130,26 @@ fn hostile_descriptors_are_refused() {
 
     let regular = std::fs::File::open("/proc/self/exe").unwrap();
     check("a regular file", regular.into(), |e| matches!(e, RegionError::NotSealed));
-    let (pipe, _writer) = rustix::pipe::pipe().unwrap();
-    check("a pipe", pipe, |e| matches!(e, RegionError::NotSealed));
+    let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+    check("a socket", socket.into(), |e| matches!(e, RegionError::NotSealed));
     check("an unsealed file", memfd(&file(), SealFlags::empty()), |e| matches!(e, RegionError::NotSealed));
     check("one that may shrink", memfd(&file(), SealFlags::GROW), |e| matches!(e, RegionError::NotSealed));
     check("an empty file", memfd(&[], SIZE), |e| matches!(e, RegionError::NotRegion));
     check("half a header", memfd(&file()[..40], SIZE), |e| matches!(e, RegionError::NotRegion));
     check("another magic", memfd(&changed(0, b"X"), SIZE), |e| matches!(e, RegionError::NotRegion));
     check("another payload offset", memfd(&changed(40, &[1]), SIZE), |e| matches!(e, RegionError::NotRegion));
-    check("a later version", memfd(&changed(8, &[2]), SIZE), |e| matches!(e, RegionError::Version { found: 2, .. }));
-    check("a truncated payload", memfd(&file()[..file().len() - 1], SIZE), |e| matches!(e, RegionError::Size { .. }));
+    check("a later version", memfd(&changed(8, &[2]), SIZE), |e| {
+        matches!(e, RegionError::Version { found: 2, .. })
+    });
+    check("a truncated payload", memfd(&file()[..file().len() - 1], SIZE), |e| {
+        matches!(e, RegionError::Size { .. })
+    });
     let mut longer = file();
     longer.push(0);
     check("a longer file", memfd(&longer, SIZE), |e| matches!(e, RegionError::Size { .. }));
-    check("blocks that overflow", memfd(&changed(16, &[0xF8; 8]), SIZE), |e| matches!(e, RegionError::Layout(_)));
+    check("blocks that overflow", memfd(&changed(16, &[0xF8; 8]), SIZE), |e| {
+        matches!(e, RegionError::Layout(_))
+    });
     check("no blocks", memfd(&changed(12, &[0; 4]), SIZE), |e| matches!(e, RegionError::Layout(_)));
 }
 

@@ -8,11 +8,6 @@ use serde::{
     de::{self, SeqAccess, Visitor},
 };
 
-/// Text borrowed from the body where it has no escapes. (A bare `Option<Cow>` would always copy.)
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
-pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
-
 /// One string or several.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct OneOrMany(pub(crate) Vec<String>);
@@ -164,47 +159,5 @@ fn collect<'de, A: SeqAccess<'de>>(mut list: A) -> Result<Prompts<'de>, A::Error
         Ok(Prompts { prompts, listed: true })
     } else {
         Ok(Prompts { prompts: vec![Prompt::Tokens(tokens)], listed: false })
-    }
-}
-
-/// `content` of a chat message.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Content<'a> {
-    Text(Cow<'a, str>),
-    Parts(Vec<Part<'a>>),
-}
-
-/// One part of a message's content. Only text is served.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub(crate) struct Part<'a> {
-    #[serde(rename = "type", borrow)]
-    pub(crate) kind: Text<'a>,
-    #[serde(borrow)]
-    pub(crate) text: Option<Text<'a>>,
-}
-
-impl<'de: 'a, 'a> Deserialize<'de> for Content<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Shape;
-        impl<'de> Visitor<'de> for Shape {
-            type Value = Content<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a string or a list of content parts")
-            }
-            fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<Self::Value, E> {
-                Ok(Content::Text(Cow::Borrowed(text)))
-            }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
-                Ok(Content::Text(Cow::Owned(text.to_owned())))
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
-                let mut parts = Vec::new();
-                while let Some(part) = list.next_element()? {
-                    parts.push(part);
-                }
-                Ok(Content::Parts(parts))
-            }
-        }
-        deserializer.deserialize_any(Shape)
     }
 }

@@ -8,7 +8,7 @@
 pub(crate) mod chat;
 pub(crate) mod common;
 pub(crate) mod completions;
-mod fields;
+pub(crate) mod fields;
 
 use std::sync::Arc;
 
@@ -51,17 +51,17 @@ pub(crate) struct Spec {
     pub(crate) logprobs: Option<u8>,
 }
 
-/// Names and default of one endpoint, for [`Spec::sampling`].
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Lengths {
+/// What [`Spec::sampling`] must know of one prompt.
+#[derive(Debug)]
+pub(crate) struct Lengths<'a> {
     /// Length of the prompt.
     pub(crate) prompt_tokens: usize,
     /// Longest sequence of the model.
     pub(crate) context_tokens_max: u32,
     /// Tokens to generate when the request does not say.
     pub(crate) output_tokens_default: u32,
-    /// What the endpoint calls its prompt.
-    pub(crate) prompt_param: &'static str,
+    /// The prompt's field, for errors.
+    pub(crate) prompt_param: &'a str,
 }
 
 impl Spec {
@@ -69,10 +69,11 @@ impl Spec {
     ///
     /// # Errors
     /// 400 if prompt and output cannot fit into the context; the message says both lengths.
-    pub(crate) fn sampling(&self, lengths: Lengths, eos: &[TokenId], seed: u64) -> Result<Sampling, ApiError> {
+    pub(crate) fn sampling(&self, lengths: Lengths<'_>, eos: &[TokenId], seed: u64) -> Result<Sampling, ApiError> {
         let Lengths { prompt_tokens, context_tokens_max, output_tokens_default, prompt_param } = lengths;
         let room = (context_tokens_max as usize).saturating_sub(prompt_tokens);
-        let too_long = |message, param| Err(ApiError::invalid("context_length_exceeded", message).at(param));
+        let too_long =
+            |message: String, param: &str| Err(ApiError::invalid("context_length_exceeded", message).at(param.to_owned()));
         if room == 0 {
             let message = format!(
                 "the prompt has {prompt_tokens} tokens; this model's context is {context_tokens_max} tokens, prompt \
@@ -129,8 +130,6 @@ fn explain<'a, T: Deserialize<'a>>(body: &'a [u8], error: &serde_json::Error) ->
         _ => return ApiError::invalid("invalid_type", super::errors::abridged(&error.to_string()).into_owned()),
     };
     let reason = error.to_string();
-    ApiError::invalid("invalid_type", format!("`{path}`: {}", super::errors::abridged(&reason))).at(path)
+    let code = if reason.starts_with("missing field") { "missing_required_parameter" } else { "invalid_type" };
+    ApiError::invalid(code, format!("{path}: {}", super::errors::abridged(&reason))).at(path)
 }
-
-#[cfg(test)]
-mod tests;

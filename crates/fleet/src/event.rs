@@ -1,0 +1,148 @@
+//! What happens to a fleet, as values.
+
+use std::sync::Arc;
+
+use forebay_perf_model::StepCoefficients;
+use forebay_placement::Reserved;
+use forebay_types::{EngineName, Incarnation, RankId, RankLoad, ReservationId, Role, StepObservation};
+
+/// What an engine says of itself when it joins. It holds for the incarnation's whole life.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EngineFacts {
+    /// What users call it.
+    pub engine: EngineName,
+    /// This life of it.
+    pub incarnation: Incarnation,
+    /// The model it serves.
+    pub model: Arc<str>,
+    /// The work it may be given.
+    pub role: Role,
+    /// Its schedulers, numbered from 0.
+    pub dp_ranks: u16,
+    /// Tokens in a KV block.
+    pub block_size_tokens: u32,
+    /// Bytes of a KV block, all layers.
+    pub block_bytes: u64,
+    /// KV blocks of each rank.
+    pub blocks_total: u32,
+    /// Tokens that one step computes at most.
+    pub step_tokens_max: u32,
+    /// Tokens of prompt and answer that one sequence may have.
+    pub context_tokens_max: u32,
+    /// Sequences that may wait in a rank's queue.
+    pub waiting_max: u32,
+    /// Equal values: KV may move between the engines byte for byte.
+    pub kv_layout: u64,
+    /// Whether other engines can read its KV.
+    pub can_export: bool,
+    /// Whether it can take in KV of other engines.
+    pub can_import: bool,
+    /// What its steps cost, by the start-up probe or by what is known of its kind.
+    pub step_prior: StepCoefficients,
+}
+
+/// One thing that happened.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// An engine is there, and starting. An earlier life of the same engine ends.
+    Joined(EngineFacts),
+    /// It serves (or serves again, after a drain was called off).
+    Ready(Incarnation),
+    /// It finishes what runs and takes nothing new.
+    Draining(Incarnation),
+    /// Its lease has lapsed, or it ended.
+    Lost(Incarnation),
+    /// A rank reported its load.
+    Load {
+        /// Which rank.
+        rank: RankId,
+        /// What it said.
+        load: RankLoad,
+    },
+    /// A rank measured one scheduler step.
+    Step {
+        /// Which rank.
+        rank: RankId,
+        /// What it computed and how long that took.
+        step: StepObservation,
+    },
+    /// Work was promised to a rank.
+    Reserved {
+        /// New and unique.
+        id: ReservationId,
+        /// To whom.
+        rank: RankId,
+        /// How much.
+        amount: Reserved,
+    },
+    /// A promised leg got further.
+    Progress {
+        /// Whose.
+        id: ReservationId,
+        /// How far.
+        progress: Progress,
+    },
+    /// A promised leg ended, however it did, or never began.
+    Released(ReservationId),
+    /// A leg on this rank succeeded: the rank does its work.
+    LegOk(RankId),
+    /// A leg failed by this rank's fault.
+    LegFailed(RankId),
+    /// KV moved.
+    Transferred {
+        /// The rank that held it.
+        from: RankId,
+        /// The rank that took it in.
+        to: RankId,
+        /// How much.
+        bytes: u64,
+        /// From the request for it to its last byte.
+        seconds: f64,
+    },
+}
+
+/// How far a leg got. Stages may be skipped; an earlier one after a later changes nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// The engine has it in its queue: its next load report counts it.
+    Accepted,
+    /// It takes part in steps: its next load report counts its blocks.
+    Started,
+    /// Its prompt is computed or imported: its next load report counts its decodes and their context.
+    Decoding,
+    /// Its choices have generated this many tokens, all together and so far.
+    Generated {
+        /// Since the leg began.
+        tokens: u64,
+    },
+}
+
+/// What became of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Applied {
+    /// The next snapshot may differ.
+    Changed,
+    /// It was taken in and alters no snapshot.
+    Unchanged,
+    /// The engine joined, and its earlier life ended: everything kept about that incarnation is void.
+    Replaced(Incarnation),
+    /// It was counted, and nothing else.
+    Ignored(Ignored),
+}
+
+/// Why an event was ignored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ignored {
+    /// Of an incarnation that is lost or never joined, or of a DP rank that it does not have.
+    Fenced,
+    /// The incarnation has joined already, or was lost before.
+    JoinedBefore,
+    /// `ranks_max` is reached.
+    RanksFull,
+    /// No reservation has that id.
+    UnknownReservation,
+    /// Another reservation has that id.
+    DuplicateReservation,
+    /// `reservations_max` is reached.
+    ReservationsFull,
+}

@@ -1,0 +1,371 @@
+//! The fleet: events in, snapshot out.
+//!
+//! Start at [`Fleet::apply`] and [`Fleet::snapshot`]. A small event costs a binary search and marks its rank; the next
+//! snapshot brings the marked ranks up to date, in place unless someone still holds the previous one.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use forebay_perf_model::LinkModel;
+use forebay_placement::{Links, RankState, Reserved, Snapshot};
+use forebay_types::{EngineName, Incarnation, RankId, RankLoad, ReservationId, StepObservation};
+
+use crate::{
+    breaker::Breaker,
+    counters::Counters,
+    event::{Applied, EngineFacts, Event, Ignored, Progress},
+    rank::Rank,
+    reservation::Reservation,
+    settings::{BreakerSettings, FleetSettings},
+};
+
+/// What is known of every engine.
+#[derive(Debug)]
+pub struct Fleet {
+    settings: FleetSettings,
+    /// The engines that live.
+    engines: BTreeMap<Incarnation, EngineName>,
+    /// Incarnations that ended, the latest last.
+    lost: VecDeque<Incarnation>,
+    /// Sorted by id, like the snapshot's ranks.
+    pub(crate) ranks: Vec<Rank>,
+    reservations: BTreeMap<ReservationId, Reservation>,
+    links: Links,
+    /// When each measured pair was last observed.
+    links_at: BTreeMap<(Incarnation, Incarnation), Duration>,
+    counters: Counters,
+    snapshot: Arc<Snapshot>,
+    /// The moment that the snapshot shows; never goes back.
+    shown_at: Duration,
+    changed: Changed,
+}
+
+/// What the snapshot does not show yet.
+#[derive(Debug, Default)]
+struct Changed {
+    /// Ranks came or went: indices do not match.
+    members: bool,
+    links: bool,
+    /// Indices of ranks whose `dirty` is set.
+    ranks: Vec<usize>,
+}
+
+impl Fleet {
+    /// A fleet without engines.
+    pub fn new(settings: FleetSettings) -> Self {
+        let links = Links::new(LinkModel::new(settings.link_prior));
+        Self {
+            settings,
+            engines: BTreeMap::new(),
+            lost: VecDeque::new(),
+            ranks: Vec::new(),
+            reservations: BTreeMap::new(),
+            links_at: BTreeMap::new(),
+            counters: Counters::default(),
+            snapshot: Arc::new(Snapshot::new(0, Vec::new(), links.clone())),
+            links,
+            shown_at: Duration::ZERO,
+            changed: Changed::default(),
+        }
+    }
+
+    /// Takes in one event that happened at `now` (time since the caller's origin). Never fails: what cannot be is
+    /// ignored and counted, and the answer says which.
+    pub fn apply(&mut self, now: Duration, event: Event) -> Applied {
+        let applied = match event {
+            Event::Joined(facts) => self.join(now, facts),
+            Event::Ready(incarnation) => self.set_state(incarnation, RankState::Ready),
+            Event::Draining(incarnation) => self.set_state(incarnation, RankState::Draining),
+            Event::Lost(incarnation) => self.lose(incarnation),
+            Event::Load { rank, load } => self.report(now, rank, load),
+            Event::Step { rank, step } => self.observe_step(now, rank, &step),
+            Event::Reserved { id, rank, amount } => self.reserve(now, id, rank, amount),
+            Event::Progress { id, progress } => self.advance(id, progress),
+            Event::Released(id) => self.release(id),
+            Event::LegOk(rank) => self.judge(now, rank, Breaker::succeeded),
+            Event::LegFailed(rank) => self.judge(now, rank, Breaker::failed),
+            Event::Transferred { from, to, bytes, seconds } => {
+                self.observe_transfer(now, from, to, bytes, seconds)
+            }
+        };
+        if let Applied::Ignored(reason) = applied {
+            self.count(reason);
+        }
+        applied
+    }
+
+    /// The fleet as of `now`, to `time_resolution`. The same value as before unless something changed.
+    pub fn snapshot(&mut self, now: Duration) -> Arc<Snapshot> {
+        let shown_at = self.whole_steps(now).max(self.shown_at);
+        let aged = shown_at > self.shown_at;
+        let Changed { members, links, ranks } = std::mem::take(&mut self.changed);
+        if !(aged || members || links || !ranks.is_empty()) {
+            return self.snapshot.clone();
+        }
+        self.shown_at = shown_at;
+        let snapshot = Arc::make_mut(&mut self.snapshot);
+        snapshot.generation += 1;
+        if links {
+            snapshot.links = self.links.clone();
+        }
+        if members {
+            snapshot.ranks = self.ranks.iter().map(|rank| rank.view(shown_at, &self.settings)).collect();
+        } else {
+            for &index in &ranks {
+                self.ranks[index].update(&mut snapshot.ranks[index], shown_at, &self.settings);
+            }
+            if aged {
+                for (rank, view) in self.ranks.iter().zip(&mut snapshot.ranks) {
+                    rank.age(view, shown_at, &self.settings);
+                }
+            }
+        }
+        for &index in &ranks {
+            self.ranks[index].dirty = false;
+        }
+        // Keeps the list's allocation.
+        self.changed.ranks = ranks;
+        self.changed.ranks.clear();
+        self.snapshot.clone()
+    }
+
+    /// What was ignored, refused or voided so far.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Reservations that are held. 0 when no request runs, or one leaked.
+    pub fn reservations(&self) -> usize {
+        self.reservations.len()
+    }
+
+    fn whole_steps(&self, now: Duration) -> Duration {
+        let step = self.settings.time_resolution.as_nanos().max(1);
+        let nanos = now.as_nanos() / step * step;
+        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+    }
+
+    fn count(&mut self, reason: Ignored) {
+        let counter = match reason {
+            Ignored::Fenced => &mut self.counters.fenced,
+            Ignored::JoinedBefore | Ignored::RanksFull => &mut self.counters.joins_refused,
+            Ignored::UnknownReservation => &mut self.counters.reservations_unknown,
+            Ignored::DuplicateReservation => &mut self.counters.reservations_duplicate,
+            Ignored::ReservationsFull => &mut self.counters.reservations_refused,
+        };
+        *counter += 1;
+    }
+
+    // Lives.
+
+    fn join(&mut self, now: Duration, facts: EngineFacts) -> Applied {
+        let incarnation = facts.incarnation;
+        if self.engines.contains_key(&incarnation) || self.lost.contains(&incarnation) {
+            return Applied::Ignored(Ignored::JoinedBefore);
+        }
+        let earlier = self.engines.iter().find(|(_, engine)| **engine == facts.engine).map(|(&life, _)| life);
+        let leaving = earlier.map_or(0, |life| self.ranks_of(life).len());
+        if self.ranks.len() - leaving + usize::from(facts.dp_ranks) > self.settings.ranks_max {
+            return Applied::Ignored(Ignored::RanksFull);
+        }
+        if let Some(earlier) = earlier {
+            self.lose(earlier);
+        }
+        self.forget_changes();
+        self.engines.insert(incarnation, facts.engine.clone());
+        let facts = Arc::new(facts);
+        let at = self.ranks_of(incarnation).start;
+        let ranks = (0..facts.dp_ranks)
+            .map(|dp_rank| Rank::new(RankId { incarnation, dp_rank }, facts.clone(), now, &self.settings));
+        self.ranks.splice(at..at, ranks.collect::<Vec<_>>());
+        earlier.map_or(Applied::Changed, Applied::Replaced)
+    }
+
+    fn set_state(&mut self, incarnation: Incarnation, state: RankState) -> Applied {
+        if !self.engines.contains_key(&incarnation) {
+            return Applied::Ignored(Ignored::Fenced);
+        }
+        for index in self.ranks_of(incarnation) {
+            self.ranks[index].state = state;
+            self.mark(index);
+        }
+        Applied::Changed
+    }
+
+    /// Ends a life: its ranks, its links and what was promised to it.
+    fn lose(&mut self, incarnation: Incarnation) -> Applied {
+        if self.engines.remove(&incarnation).is_none() {
+            return Applied::Ignored(Ignored::Fenced);
+        }
+        self.forget_changes();
+        let ranks = self.ranks_of(incarnation);
+        self.ranks.drain(ranks);
+        let before = self.reservations.len();
+        self.reservations.retain(|_, reservation| reservation.rank.incarnation != incarnation);
+        self.counters.reservations_voided += (before - self.reservations.len()) as u64;
+        self.links.remove_incarnation(incarnation);
+        self.links_at.retain(|&(from, to), _| from != incarnation && to != incarnation);
+        self.changed.links = true;
+        self.lost.push_back(incarnation);
+        while self.lost.len() > self.settings.lost_remembered_max {
+            self.lost.pop_front();
+        }
+        Applied::Changed
+    }
+
+    // Ranks.
+
+    fn ranks_of(&self, incarnation: Incarnation) -> std::ops::Range<usize> {
+        let start = self.ranks.partition_point(|rank| rank.id.incarnation < incarnation);
+        let end = self.ranks.partition_point(|rank| rank.id.incarnation <= incarnation);
+        start..end
+    }
+
+    fn index_of(&self, id: RankId) -> Option<usize> {
+        self.ranks.binary_search_by_key(&id, |rank| rank.id).ok()
+    }
+
+    fn mark(&mut self, index: usize) {
+        let rank = &mut self.ranks[index];
+        if !rank.dirty && !self.changed.members {
+            rank.dirty = true;
+            self.changed.ranks.push(index);
+        }
+    }
+
+    /// Members are about to change: the whole snapshot will be rebuilt and indices kept so far mean nothing.
+    fn forget_changes(&mut self) {
+        for index in self.changed.ranks.drain(..) {
+            self.ranks[index].dirty = false;
+        }
+        self.changed.members = true;
+    }
+
+    /// Takes a leg's outcome; most leave the breaker as it was.
+    fn judge(
+        &mut self,
+        now: Duration,
+        id: RankId,
+        outcome: fn(&mut Breaker, Duration, &BreakerSettings),
+    ) -> Applied {
+        let Some(index) = self.index_of(id) else { return Applied::Ignored(Ignored::Fenced) };
+        let breaker = &mut self.ranks[index].breaker;
+        let before = breaker.view(now);
+        outcome(breaker, now, &self.settings.breaker);
+        if breaker.view(now) == before {
+            return Applied::Unchanged;
+        }
+        self.mark(index);
+        Applied::Changed
+    }
+
+    fn observe_step(&mut self, now: Duration, id: RankId, step: &StepObservation) -> Applied {
+        let Some(index) = self.index_of(id) else { return Applied::Ignored(Ignored::Fenced) };
+        self.ranks[index].observe(now, step, &self.settings);
+        self.mark(index);
+        Applied::Changed
+    }
+
+    /// Takes a load report, and with it the parts of reservations that it shows.
+    fn report(&mut self, now: Duration, id: RankId, load: RankLoad) -> Applied {
+        let Some(index) = self.index_of(id) else { return Applied::Ignored(Ignored::Fenced) };
+        let rank = &mut self.ranks[index];
+        rank.report(now, load);
+        for id in std::mem::take(&mut rank.pending) {
+            let reservation = self.reservations.get_mut(&id).expect("pending reservations are held");
+            rank.reserved -= reservation.unseen();
+            reservation.reported();
+            rank.reserved += reservation.unseen();
+        }
+        self.mark(index);
+        Applied::Changed
+    }
+
+    // Reservations.
+
+    fn reserve(&mut self, now: Duration, id: ReservationId, rank: RankId, amount: Reserved) -> Applied {
+        let Some(index) = self.index_of(rank) else { return Applied::Ignored(Ignored::Fenced) };
+        if self.reservations.contains_key(&id) {
+            return Applied::Ignored(Ignored::DuplicateReservation);
+        }
+        if self.reservations.len() >= self.settings.reservations_max {
+            return Applied::Ignored(Ignored::ReservationsFull);
+        }
+        let reservation = Reservation::new(rank, amount);
+        self.ranks[index].reserved += reservation.unseen();
+        self.ranks[index].breaker.reserved(now, id);
+        self.reservations.insert(id, reservation);
+        self.mark(index);
+        Applied::Changed
+    }
+
+    fn advance(&mut self, id: ReservationId, progress: Progress) -> Applied {
+        let Some(reservation) = self.reservations.get_mut(&id) else {
+            return Applied::Ignored(Ignored::UnknownReservation);
+        };
+        let before = reservation.unseen();
+        reservation.advance(progress);
+        let (after, pending) = (reservation.unseen(), reservation.is_pending());
+        let index = index_of_holder(&self.ranks, reservation);
+        let rank = &mut self.ranks[index];
+        if pending {
+            rank.pending.insert(id);
+        }
+        if before == after {
+            return Applied::Unchanged;
+        }
+        rank.reserved -= before;
+        rank.reserved += after;
+        self.mark(index);
+        Applied::Changed
+    }
+
+    fn release(&mut self, id: ReservationId) -> Applied {
+        let Some(reservation) = self.reservations.remove(&id) else {
+            return Applied::Ignored(Ignored::UnknownReservation);
+        };
+        let index = index_of_holder(&self.ranks, &reservation);
+        let rank = &mut self.ranks[index];
+        rank.reserved -= reservation.unseen();
+        rank.pending.remove(&id);
+        rank.breaker.released(id);
+        self.mark(index);
+        Applied::Changed
+    }
+
+    // Links.
+
+    fn observe_transfer(
+        &mut self,
+        now: Duration,
+        from: RankId,
+        to: RankId,
+        bytes: u64,
+        seconds: f64,
+    ) -> Applied {
+        if self.index_of(from).is_none() || self.index_of(to).is_none() {
+            return Applied::Ignored(Ignored::Fenced);
+        }
+        let pair = (from.incarnation, to.incarnation);
+        if !self.links_at.contains_key(&pair) && self.links_at.len() >= self.settings.links_max {
+            let oldest = self.links_at.iter().min_by_key(|&(pair, at)| (*at, *pair)).map(|(&pair, _)| pair);
+            let Some(oldest) = oldest else { return Applied::Unchanged };
+            self.links_at.remove(&oldest);
+            self.links.remove(oldest.0, oldest.1);
+            self.counters.links_evicted += 1;
+        }
+        self.links_at.insert(pair, now);
+        self.links.observe(pair.0, pair.1, bytes, seconds);
+        self.changed.links = true;
+        Applied::Changed
+    }
+}
+
+fn index_of_holder(ranks: &[Rank], reservation: &Reservation) -> usize {
+    ranks
+        .binary_search_by_key(&reservation.rank, |rank| rank.id)
+        .expect("reservations die with the incarnation of their rank")
+}

@@ -1,0 +1,109 @@
+//! One rank: everything kept about it, and how that becomes its view in a snapshot.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use forebay_perf_model::StepModel;
+use forebay_placement::{RankState, RankView, Reserved};
+use forebay_types::{RankId, RankLoad, ReservationId, StepObservation};
+
+use crate::{breaker::Breaker, event::EngineFacts, settings::FleetSettings, share::PrefillShare};
+
+#[derive(Debug)]
+pub(crate) struct Rank {
+    pub(crate) id: RankId,
+    facts: Arc<EngineFacts>,
+    pub(crate) state: RankState,
+    pub(crate) breaker: Breaker,
+    load: RankLoad,
+    load_at: Duration,
+    /// Sum of what its reservations hold that `load` does not show.
+    pub(crate) reserved: Reserved,
+    /// Reservations of which the next load report shows more.
+    pub(crate) pending: BTreeSet<ReservationId>,
+    prefill_share: PrefillShare,
+    perf: Arc<StepModel>,
+    /// Whether its view in the snapshot is out of date.
+    pub(crate) dirty: bool,
+}
+
+impl Rank {
+    pub(crate) fn new(id: RankId, facts: Arc<EngineFacts>, now: Duration, settings: &FleetSettings) -> Self {
+        let blocks = facts.blocks_total;
+        Self {
+            id,
+            state: RankState::Starting,
+            breaker: Breaker::new(&settings.breaker),
+            load: RankLoad { blocks_total: blocks, blocks_free: blocks, ..RankLoad::default() },
+            load_at: now,
+            reserved: Reserved::default(),
+            pending: BTreeSet::new(),
+            prefill_share: PrefillShare::default(),
+            perf: Arc::new(StepModel::new(facts.step_prior)),
+            dirty: false,
+            facts,
+        }
+    }
+
+    pub(crate) fn report(&mut self, now: Duration, load: RankLoad) {
+        self.load = load;
+        self.load_at = self.load_at.max(now);
+    }
+
+    /// Learns from a step. Its prefill is what it took beyond a step of the same decodes alone, by what was known
+    /// before it.
+    pub(crate) fn observe(&mut self, now: Duration, step: &StepObservation, settings: &FleetSettings) {
+        if !step.seconds.is_finite() || step.seconds < 0.0 {
+            return;
+        }
+        if step.prefill_tokens > 0 {
+            let decodes_alone = self.perf.decode_step_seconds(step.decodes, step.context_tokens);
+            let on_prefill = (step.seconds - decodes_alone).clamp(0.0, step.seconds);
+            self.prefill_share.observe(now, on_prefill, settings.prefill_share_half_life);
+        }
+        Arc::make_mut(&mut self.perf).observe(step);
+    }
+
+    /// A view from nothing.
+    pub(crate) fn view(&self, now: Duration, settings: &FleetSettings) -> RankView {
+        let facts = &self.facts;
+        RankView {
+            id: self.id,
+            engine: facts.engine.clone(),
+            model: facts.model.clone(),
+            role: facts.role,
+            state: self.state,
+            breaker: self.breaker.view(now),
+            load: self.load,
+            load_age: now.saturating_sub(self.load_at),
+            reserved: self.reserved,
+            prefill_share: self.prefill_share.at(now, settings.prefill_share_half_life),
+            perf: self.perf.clone(),
+            block_size_tokens: facts.block_size_tokens,
+            block_bytes: facts.block_bytes,
+            step_tokens_max: facts.step_tokens_max,
+            context_tokens_max: facts.context_tokens_max,
+            waiting_max: facts.waiting_max,
+            kv_layout: facts.kv_layout,
+            can_export: facts.can_export,
+            can_import: facts.can_import,
+        }
+    }
+
+    /// Brings everything up to date in `view` that events change.
+    pub(crate) fn update(&self, view: &mut RankView, now: Duration, settings: &FleetSettings) {
+        view.state = self.state;
+        view.load = self.load;
+        view.reserved = self.reserved;
+        if !Arc::ptr_eq(&view.perf, &self.perf) {
+            view.perf = self.perf.clone();
+        }
+        self.age(view, now, settings);
+    }
+
+    /// Brings everything up to date in `view` that time alone changes.
+    pub(crate) fn age(&self, view: &mut RankView, now: Duration, settings: &FleetSettings) {
+        view.breaker = self.breaker.view(now);
+        view.load_age = now.saturating_sub(self.load_at);
+        view.prefill_share = self.prefill_share.at(now, settings.prefill_share_half_life);
+    }
+}

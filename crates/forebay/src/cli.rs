@@ -1,0 +1,302 @@
+//! The command line: names, help texts and examples. What the commands do is in modules of their names.
+
+use clap::{Args, Parser, Subcommand, builder::styling, error::ErrorKind};
+use std::{ffi::OsString, time::Duration};
+
+use crate::{
+    exit,
+    settings::{SettingFlags, parse_duration},
+    terminal::ColorWhen,
+};
+
+/// Where `forebay serve` listens for the public if nobody says otherwise.
+const PUBLIC_URL: &str = "http://127.0.0.1:8080";
+/// Where it listens for operators.
+const ADMIN_URL: &str = "http://127.0.0.1:8081";
+
+/// Turns a room full of inference engines into one fast, fair and explainable service.
+///
+/// `forebay serve` runs a whole fleet in one process: it sends each request to where its KV cache already is, splits
+/// prefill from decode where that pays, moves the KV between engines, and can say afterwards why.
+#[derive(Debug, Parser)]
+#[command(name = "forebay", version, propagate_version = true, max_term_width = 110)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
+#[command(after_help = exit_codes_and("Start here:
+  forebay serve                  serve a small real model on four engines of this process
+  forebay chat                   talk to it
+  forebay status --watch         see the engines work
+  forebay explain --last         see why the last request ran where it ran"))]
+pub(crate) struct Cli {
+    /// When to colour; `NO_COLOR` is honoured.
+    #[arg(long, global = true, value_name = "WHEN", value_enum, default_value_t = ColorWhen::Auto)]
+    pub(crate) color: ColorWhen,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve a fleet of engines behind one OpenAI-compatible address.
+    #[command(after_help = "Examples:
+  forebay serve
+  forebay serve --engine embedded:2,role=prefill --engine embedded:2,role=decode
+  forebay serve --engine sim:64 --sim-speed 0 --policy round-robin
+  forebay serve --model random-tiny --listen 0.0.0.0:8080 --api-keys keys.txt
+  forebay serve --config forebay.toml
+
+Every setting can also come from the environment or from a TOML file: `forebay config reference`
+explains them all, `forebay config show` tells what is in force and why. `-h` shows the common
+settings, `--help` all of them.")]
+    Serve {
+        /// Settings.
+        #[command(flatten)]
+        settings: SettingFlags,
+    },
+    /// Chat in the terminal with Forebay or any OpenAI-compatible server.
+    #[command(after_help = "Examples:
+  forebay chat
+  forebay chat -m 'Why is the sky blue?'
+  git diff | forebay chat --system 'Review this change.' -m -
+  FOREBAY_API_KEY=... forebay chat --url http://gateway:8080 --model smollm2-135m
+
+Keys: Ctrl-C stops the answer, Ctrl-D leaves. Commands: /help /reset /explain")]
+    Chat(ChatArgs),
+    /// Show the fleet as a table.
+    #[command(after_help = "Examples:
+  forebay status
+  forebay status --watch
+  forebay status --json | jq '.data[] | select(.state != \"ready\")'")]
+    Status(StatusArgs),
+    /// Show why a request ran where it ran, and what else it would have cost.
+    #[command(after_help = "Examples:
+  forebay explain --last
+  forebay explain 0f3c9a42
+  forebay explain --last --json | jq .transfers
+
+The id of a request is in the header x-request-id of its answer.")]
+    Explain(ExplainArgs),
+    /// Show, check and document settings.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Make API keys.
+    #[command(subcommand)]
+    Keys(KeysCommand),
+    /// Print a completion script for a shell.
+    #[command(after_help = "Examples:
+  forebay completions bash > ~/.local/share/bash-completion/completions/forebay
+  forebay completions zsh  > \"${fpath[1]}/_forebay\"
+  forebay completions fish > ~/.config/fish/completions/forebay.fish")]
+    Completions {
+        /// Which shell.
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Print the version.
+    Version,
+}
+
+/// Flags of `chat`.
+#[derive(Debug, Args)]
+pub(crate) struct ChatArgs {
+    /// Address of the server.
+    #[arg(long, value_name = "URL", env = "FOREBAY_URL", default_value = PUBLIC_URL)]
+    pub(crate) url: String,
+    /// Address at which `/explain` asks.
+    #[arg(long, value_name = "URL", env = "FOREBAY_ADMIN_URL", default_value = ADMIN_URL)]
+    pub(crate) admin_url: String,
+    /// Model to talk to; by default the first one that the server lists.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) model: Option<String>,
+    /// Ask this, print the answer alone, and leave. `-` reads the question from standard input.
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) message: Option<String>,
+    /// System prompt.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    /// Sampling temperature; 0 always takes the likeliest token.
+    #[arg(long, value_name = "X")]
+    pub(crate) temperature: Option<f64>,
+    /// Longest answer, in tokens.
+    #[arg(long, value_name = "N")]
+    pub(crate) max_tokens: Option<u32>,
+    /// Seed of the sampling: the same seed repeats the same answer.
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Id for the request, to find it again with `forebay explain`.
+    #[arg(long, value_name = "ID", requires = "message")]
+    pub(crate) request_id: Option<String>,
+    /// Messages of the conversation that are kept and sent; the oldest go first.
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(2..))]
+    pub(crate) history_max: u32,
+}
+
+/// Flags of `status`.
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// Admin address of the server.
+    #[arg(long, value_name = "URL", env = "FOREBAY_ADMIN_URL", default_value = ADMIN_URL)]
+    pub(crate) admin_url: String,
+    /// Print what the server sent, unchanged.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Again and again, until Ctrl-C.
+    #[arg(long)]
+    pub(crate) watch: bool,
+    /// Time between two looks.
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = positive_duration, requires = "watch")]
+    pub(crate) interval: Duration,
+}
+
+/// Flags of `explain`.
+#[derive(Debug, Args)]
+pub(crate) struct ExplainArgs {
+    /// Id of the request.
+    #[arg(required_unless_present = "last", conflicts_with = "last")]
+    pub(crate) id: Option<String>,
+    /// The newest request.
+    #[arg(long)]
+    pub(crate) last: bool,
+    /// Admin address of the server.
+    #[arg(long, value_name = "URL", env = "FOREBAY_ADMIN_URL", default_value = ADMIN_URL)]
+    pub(crate) admin_url: String,
+    /// Print the record as the server sent it.
+    #[arg(long, conflicts_with = "inputs")]
+    pub(crate) json: bool,
+    /// Also show what was known of each engine when it was compared.
+    #[arg(long)]
+    pub(crate) inputs: bool,
+}
+
+/// What to do with settings.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Print every setting with its value and where that came from.
+    #[command(after_help = "Examples:
+  forebay config show
+  forebay config show --config forebay.toml --policy least-load
+  FOREBAY_SIM_SPEED=2 forebay config show --json")]
+    Show {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        /// Settings, as `forebay serve` takes them.
+        #[command(flatten)]
+        settings: SettingFlags,
+    },
+    /// Read a settings file and say what is wrong with it. Nothing is started; flags and environment have no say.
+    #[command(after_help = "Examples:
+  forebay config check forebay.toml && systemctl restart forebay")]
+    Check {
+        /// The file.
+        #[arg(value_hint = clap::ValueHint::FilePath)]
+        file: String,
+    },
+    /// Print the reference of all settings, in Markdown.
+    Reference,
+}
+
+/// What to do with API keys.
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeysCommand {
+    /// Make a new random key for a tenant. It is shown once; the file holds only its hash.
+    #[command(after_help = "Examples:
+  forebay keys add acme              prints the key and the line for the file
+  forebay keys add acme >> keys.txt  writes the line, and shows the key on the terminal
+  forebay serve --listen 0.0.0.0:8080 --api-keys keys.txt")]
+    Add {
+        /// Name of the tenant: visible ASCII without spaces, at most 64 characters.
+        tenant: String,
+    },
+}
+
+/// Reads the command line.
+///
+/// # Errors
+/// What clap has to say: a mistake, or the help text that was asked for.
+pub(crate) fn parse(arguments: &[OsString]) -> Result<Cli, clap::Error> {
+    use clap::{CommandFactory as _, FromArgMatches as _};
+    let color = match color_asked_for(arguments) {
+        Some("always") => clap::ColorChoice::Always,
+        Some("never") => clap::ColorChoice::Never,
+        _ => clap::ColorChoice::Auto,
+    };
+    let mut command = Cli::command().color(color).styles(STYLES);
+    let matches = command.try_get_matches_from_mut(arguments)?;
+    Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+}
+
+/// The exit code of what clap has to say: asking for help is no mistake.
+pub(crate) fn exit_of(error: &clap::Error) -> exit::Exit {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => exit::Exit::Ok,
+        _ => exit::Exit::Usage,
+    }
+}
+
+/// Help texts are coloured before flags are read, so this one is looked for by hand.
+fn color_asked_for(arguments: &[OsString]) -> Option<&str> {
+    let mut words = arguments.iter().map_while(|word| word.to_str());
+    while let Some(word) = words.next() {
+        match word.split_once('=') {
+            _ if word == "--" => return None,
+            Some(("--color", when)) => return Some(when),
+            None if word == "--color" => return words.next(),
+            _ => {}
+        }
+    }
+    None
+}
+
+const STYLES: styling::Styles = styling::Styles::styled()
+    .header(styling::Style::new().bold())
+    .usage(styling::Style::new().bold())
+    .literal(styling::AnsiColor::Cyan.on_default())
+    .placeholder(styling::Style::new().dimmed());
+
+fn exit_codes_and(examples: &str) -> String {
+    format!("{examples}\n\n{}", exit::HELP)
+}
+
+fn positive_duration(text: &str) -> Result<Duration, String> {
+    parse_duration(text)
+        .filter(|duration| !duration.is_zero())
+        .ok_or_else(|| "expected a duration such as 1s or 500ms".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_examples() {
+        fn visit(command: &clap::Command) {
+            if !command.has_subcommands() && !["version", "reference"].contains(&command.get_name()) {
+                let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+                assert!(help.contains("Examples:\n  "), "{} has no examples", command.get_name());
+            }
+            command.get_subcommands().for_each(visit);
+        }
+        visit(&Cli::command());
+    }
+
+    #[test]
+    fn color_is_found_before_parsing() {
+        let check = |words: &[&str], expected: Option<&str>| {
+            let words: Vec<OsString> = words.iter().map(OsString::from).collect();
+            assert_eq!(color_asked_for(&words), expected, "{words:?}");
+        };
+        check(&["forebay", "--help"], None);
+        check(&["forebay", "--color", "never", "--help"], Some("never"));
+        check(&["forebay", "status", "--color=always"], Some("always"));
+        check(&["forebay", "chat", "--", "--color=always"], None);
+    }
+}

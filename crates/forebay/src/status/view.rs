@@ -1,0 +1,168 @@
+//! The picture of a fleet, as text.
+
+use forebay_gateway::orchestrator::api::EngineStatus;
+use forebay_types::{RankLoad, Role};
+
+use crate::{
+    figures::{count, percent},
+    table::{Align, Cell, Table},
+    terminal::{Paint, Tone, without_controls},
+};
+
+/// A row for each engine and a line for all.
+pub(super) fn render(engines: &[EngineStatus], width: Option<usize>, paint: Paint) -> String {
+    if engines.is_empty() {
+        return "no engines\n".to_owned();
+    }
+    let mut table = Table::default()
+        .text("ENGINE")
+        .optional("KIND", Align::Left)
+        .text("STATE")
+        .text("ROLE")
+        .number("RUNNING")
+        .number("WAITING")
+        .number("KV USED")
+        .number("KV%")
+        .number("HIT RATE")
+        .optional("PREFILL SHARE", Align::Right)
+        .optional("BREAKER", Align::Left)
+        .optional("RESTARTS", Align::Right)
+        .optional("MODEL", Align::Left);
+    for engine in engines {
+        table.row(row(engine));
+    }
+    let summary = paint.tone(Tone::Faint, &summary(engines));
+    format!("{}\n{summary}\n", table.render(width, paint))
+}
+
+fn row(engine: &EngineStatus) -> Vec<Cell> {
+    let load = &engine.load;
+    let used = blocks_used(load);
+    vec![
+        Cell::new(without_controls(engine.engine.as_str()), Tone::Strong),
+        without_controls(&engine.kind).into(),
+        Cell::new(without_controls(&engine.state), state_tone(&engine.state)),
+        role_name(engine.role).into(),
+        load.running.to_string().into(),
+        Cell::new(load.waiting.to_string(), if load.waiting > 0 { Tone::Warning } else { Tone::Plain }),
+        format!("{used}/{}", load.blocks_total).into(),
+        percent(f64::from(used), f64::from(load.blocks_total)).into(),
+        percent(load.cached_tokens as f64, load.prompt_tokens as f64).into(),
+        percent(engine.prefill_share, 1.0).into(),
+        Cell::new(without_controls(&engine.breaker), breaker_tone(&engine.breaker)),
+        Cell::new(engine.restarts.to_string(), if engine.restarts > 0 { Tone::Warning } else { Tone::Plain }),
+        without_controls(&engine.model).into(),
+    ]
+}
+
+fn summary(engines: &[EngineStatus]) -> String {
+    let sum = |of: fn(&RankLoad) -> u64| engines.iter().map(|engine| of(&engine.load)).sum::<u64>();
+    let ready = engines.iter().filter(|engine| engine.state == "ready").count();
+    let (used, total) = (sum(|load| blocks_used(load).into()), sum(|load| load.blocks_total.into()));
+    let (cached, prompts) = (sum(|load| load.cached_tokens), sum(|load| load.prompt_tokens));
+    format!(
+        "{}, {ready} ready; {} running, {} waiting; KV {} used; hit rate {} of {}; {}",
+        count(engines.len() as u64, "engine"),
+        sum(|load| load.running.into()),
+        sum(|load| load.waiting.into()),
+        percent(used as f64, total as f64),
+        percent(cached as f64, prompts as f64),
+        count(prompts, "prompt token"),
+        count(sum(|load| load.preemptions), "preemption"),
+    )
+}
+
+/// Blocks that sequences use. Blocks that are only cached count as free: they are there for the taking.
+fn blocks_used(load: &RankLoad) -> u32 {
+    load.blocks_total.saturating_sub(load.blocks_free)
+}
+
+fn state_tone(state: &str) -> Tone {
+    match state {
+        "ready" => Tone::Good,
+        "lost" => Tone::Bad,
+        _ => Tone::Warning,
+    }
+}
+
+fn breaker_tone(breaker: &str) -> Tone {
+    match breaker {
+        "closed" => Tone::Plain,
+        "open" => Tone::Bad,
+        _ => Tone::Warning,
+    }
+}
+
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Prefill => "prefill",
+        Role::Decode => "decode",
+        Role::Both => "both",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn engine(name: &str, role: Role, state: &str, load: RankLoad) -> EngineStatus {
+        EngineStatus {
+            engine: name.into(),
+            kind: "embedded".to_owned(),
+            incarnation: 1,
+            state: state.to_owned(),
+            role,
+            model: "smollm2-135m".into(),
+            load,
+            breaker: "closed".to_owned(),
+            prefill_share: 0.374,
+            indexed_blocks: 12,
+            restarts: 0,
+        }
+    }
+
+    fn fleet() -> Vec<EngineStatus> {
+        let busy = RankLoad {
+            running: 3,
+            waiting: 1,
+            blocks_total: 512,
+            blocks_free: 384,
+            cached_tokens: 640,
+            prompt_tokens: 1_000,
+            preemptions: 1,
+            ..RankLoad::default()
+        };
+        let idle = RankLoad { blocks_total: 512, blocks_free: 512, ..RankLoad::default() };
+        let mut lost = engine("embedded-2", Role::Decode, "lost", RankLoad::default());
+        lost.breaker = "open".to_owned();
+        lost.restarts = 2;
+        vec![
+            engine("embedded-0", Role::Both, "ready", busy),
+            engine("embedded-1", Role::Prefill, "ready", idle),
+            lost,
+        ]
+    }
+
+    #[test]
+    fn a_fleet_is_a_row_for_each_engine_and_a_line_for_all() {
+        insta::assert_snapshot!(render(&fleet(), None, Paint::NONE));
+    }
+
+    #[test]
+    fn a_terminal_of_80_columns_keeps_what_matters() {
+        insta::assert_snapshot!(render(&fleet(), Some(80), Paint::NONE));
+    }
+
+    #[test]
+    fn trouble_is_colored() {
+        let picture = render(&fleet(), None, Paint { on: true });
+        for painted in ["\x1b[31mlost\x1b[0m", "\x1b[32mready\x1b[0m", "\x1b[31mopen\x1b[0m", "\x1b[33m2\x1b[0m"] {
+            assert!(picture.contains(painted), "{painted:?} in {picture:?}");
+        }
+    }
+
+    #[test]
+    fn no_engines_is_said_in_words() {
+        assert_eq!(render(&[], None, Paint::NONE), "no engines\n");
+    }
+}

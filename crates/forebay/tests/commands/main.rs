@@ -1,0 +1,8 @@
+//! The commands as people and scripts meet them: the real binary against scripted servers on loopback.
+
+mod chat;
+mod config;
+mod fleet;
+mod help;
+mod support;
+mod terminal;

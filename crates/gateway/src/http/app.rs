@@ -1,0 +1,108 @@
+//! What the HTTP side is made of, and what it takes from outside.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use forebay_text::{ChatTemplate, Tokenizer};
+use forebay_types::TokenId;
+
+use super::{
+    keys::ApiKeys,
+    limits::{HttpLimits, RequestLimits},
+    live::LiveIds,
+};
+use crate::{metrics::Metrics, orchestrator::api::Orchestrate};
+
+/// Text of one served model.
+#[derive(Debug, Clone)]
+pub struct ModelText {
+    /// The id that requests name and that [`Orchestrate::models`] lists.
+    pub id: Arc<str>,
+    /// Text to tokens and back.
+    pub tokenizer: Tokenizer,
+    /// Messages to a prompt.
+    pub template: ChatTemplate,
+    /// Longest sequence, prompt and output together.
+    pub context_tokens_max: u32,
+    /// The model's own end-of-turn tokens, which end an answer unless the client says `ignore_eos`.
+    pub stop_tokens: Vec<TokenId>,
+}
+
+/// The time, for metrics and for the field `created`.
+pub trait Clock: Send + Sync + 'static {
+    /// Since an origin of the clock's choice; never goes back.
+    fn now(&self) -> Duration;
+    /// Seconds since the Unix epoch.
+    fn unix_seconds(&self) -> u64;
+}
+
+/// Unpredictable numbers, for requests that name no seed and for ids of requests.
+pub trait Seeds: Send + Sync + 'static {
+    /// One more. Never waits.
+    fn draw(&self) -> u64;
+}
+
+/// What a process gives to HTTP.
+pub struct Parts {
+    /// The fleet.
+    pub orchestrator: Arc<dyn Orchestrate>,
+    /// Text of every model that the orchestrator serves.
+    pub models: Vec<ModelText>,
+    /// Who may ask. `None` lets everybody in, as the tenant `anonymous`.
+    pub keys: Option<ApiKeys>,
+    /// Shared with the orchestrator.
+    pub metrics: Arc<Metrics>,
+    /// Bounds of connections and bodies.
+    pub http_limits: HttpLimits,
+    /// Bounds of requests.
+    pub request_limits: RequestLimits,
+    /// The system's clock, or a test's.
+    pub clock: Arc<dyn Clock>,
+    /// Seeded from the system's entropy, or by a test.
+    pub seeds: Arc<dyn Seeds>,
+}
+
+/// The HTTP side of one process: what both listeners serve. Clones share it.
+#[derive(Clone)]
+pub struct Gateway(pub(crate) Arc<Shared>);
+
+pub(crate) struct Shared {
+    pub(crate) orchestrator: Arc<dyn Orchestrate>,
+    pub(crate) models: BTreeMap<Arc<str>, Arc<ModelText>>,
+    pub(crate) keys: Option<ApiKeys>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) http_limits: HttpLimits,
+    pub(crate) request_limits: RequestLimits,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) seeds: Arc<dyn Seeds>,
+    pub(crate) live: Arc<LiveIds>,
+}
+
+impl Gateway {
+    /// Puts the parts together. Does nothing until it is served.
+    pub fn new(parts: Parts) -> Self {
+        let Parts { orchestrator, models, keys, metrics, http_limits, request_limits, clock, seeds } = parts;
+        let models = models.into_iter().map(|model| (model.id.clone(), Arc::new(model))).collect();
+        Self(Arc::new(Shared {
+            orchestrator,
+            models,
+            keys,
+            metrics,
+            http_limits,
+            request_limits,
+            clock,
+            seeds,
+            live: Arc::default(),
+        }))
+    }
+
+    /// Requests that are being answered: their ids. Zero when nothing leaks and nobody asks.
+    pub fn live_requests(&self) -> usize {
+        self.0.live.len()
+    }
+}
+
+impl std::fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gateway").field("models", &self.0.models.keys()).finish_non_exhaustive()
+    }
+}

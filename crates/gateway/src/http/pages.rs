@@ -1,0 +1,217 @@
+//! The routes that only show something: models, health, the fleet, metrics.
+
+use std::borrow::Cow;
+
+use axum::{
+    body::Body,
+    extract::{Path, Query, Request, State, rejection::{PathRejection, QueryRejection}},
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    app::Gateway,
+    body,
+    errors::{ApiError, ErrorType, abridged},
+    request,
+};
+use crate::{metrics, orchestrator::api::ServedModel};
+
+/// The checked-in description of both addresses.
+pub(crate) const OPENAPI: &str = include_str!("openapi.json");
+
+/// Decisions shown when the request does not say how many.
+const DECISIONS_DEFAULT: usize = 50;
+/// Most decisions of one page.
+const DECISIONS_MAX: usize = 1_000;
+
+#[derive(Serialize)]
+struct List<T> {
+    object: &'static str,
+    data: Vec<T>,
+}
+
+#[derive(Serialize)]
+struct Model<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    owned_by: &'static str,
+    /// vLLM's name for the longest sequence, which clients already read.
+    max_model_len: u32,
+}
+
+#[derive(Serialize)]
+struct Health {
+    status: &'static str,
+}
+
+/// `?limit=`
+#[derive(Debug, Deserialize)]
+pub(crate) struct Page {
+    limit: Option<usize>,
+}
+
+fn model(served: &ServedModel) -> Model<'_> {
+    let ServedModel { id, context_tokens_max, created } = served;
+    Model { id, object: "model", created: *created, owned_by: "forebay", max_model_len: *context_tokens_max }
+}
+
+fn json(value: &impl Serialize) -> Response {
+    match serde_json::to_vec(value) {
+        Ok(body) => typed("application/json", body),
+        Err(error) => {
+            tracing::error!(%error, "a page could not be rendered");
+            ApiError {
+                status: StatusCode::INTERNAL_SERVER_ERROR,
+                kind: ErrorType::ServerError,
+                ..ApiError::invalid("internal_error", "this page could not be rendered; see the server's log")
+            }
+            .into_response()
+        }
+    }
+}
+
+fn typed(content_type: &'static str, body: impl Into<Body>) -> Response {
+    let mut response = Response::new(body.into());
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+/// An id that is no text once its percent signs are resolved.
+fn unreadable_id() -> ApiError {
+    ApiError::invalid_value("id", "the id in the path is no UTF-8 text; check its percent encoding")
+}
+
+fn not_found(message: String) -> ApiError {
+    ApiError::invalid("not_found", message).with_status(StatusCode::NOT_FOUND)
+}
+
+/// `GET /v1/models`
+pub(crate) async fn models(State(gateway): State<Gateway>) -> Response {
+    let served = gateway.0.orchestrator.models();
+    json(&List { object: "list", data: served.iter().map(model).collect() })
+}
+
+/// `GET /v1/models/{id}`; ids may hold slashes.
+pub(crate) async fn model_by_id(
+    State(gateway): State<Gateway>,
+    id: Result<Path<String>, PathRejection>,
+) -> Response {
+    let Ok(Path(id)) = id else { return unreadable_id().into_response() };
+    let served = gateway.0.orchestrator.models();
+    match served.iter().find(|model| *model.id == *id) {
+        Some(found) => json(&model(found)),
+        None => ApiError::unknown_model(&id, served.iter().map(|model| &*model.id)).into_response(),
+    }
+}
+
+/// `GET /health`: the process answers.
+pub(crate) async fn health() -> Response {
+    json(&Health { status: "ok" })
+}
+
+/// `GET /ready`: at least one engine can serve.
+pub(crate) async fn ready(State(gateway): State<Gateway>) -> Response {
+    if gateway.0.orchestrator.is_ready() {
+        return json(&Health { status: "ready" });
+    }
+    ApiError {
+        status: StatusCode::SERVICE_UNAVAILABLE,
+        kind: ErrorType::ServerError,
+        retry_after_seconds: Some(1),
+        ..ApiError::invalid("not_ready", "no engine can serve yet; see /fleet/v1/engines on the admin address")
+    }
+    .into_response()
+}
+
+/// `GET /openapi.json`
+pub(crate) async fn openapi() -> Response {
+    typed("application/json", OPENAPI)
+}
+
+/// `GET /metrics`
+pub(crate) async fn metrics(State(gateway): State<Gateway>) -> Response {
+    typed(metrics::CONTENT_TYPE, gateway.0.metrics.render(&gateway.0.orchestrator.engines()))
+}
+
+/// `GET /fleet/v1/engines`
+pub(crate) async fn engines(State(gateway): State<Gateway>) -> Response {
+    json(&List { object: "list", data: gateway.0.orchestrator.engines() })
+}
+
+/// `GET /fleet/v1/decisions?limit=`: newest first.
+pub(crate) async fn decisions(
+    State(gateway): State<Gateway>,
+    page: Result<Query<Page>, QueryRejection>,
+) -> Response {
+    let limit = match page {
+        Ok(Query(Page { limit })) => limit.unwrap_or(DECISIONS_DEFAULT),
+        Err(rejection) => {
+            let message = format!("limit must be a whole number: {}", abridged(&rejection.body_text()));
+            return ApiError::invalid_value("limit", message).into_response();
+        }
+    };
+    if !(1..=DECISIONS_MAX).contains(&limit) {
+        let message = format!("limit is {limit}; it must be between 1 and {DECISIONS_MAX}");
+        return ApiError::invalid_value("limit", message).into_response();
+    }
+    json(&List { object: "list", data: gateway.0.orchestrator.decisions(limit) })
+}
+
+/// `GET /fleet/v1/decisions/{id}`
+pub(crate) async fn decision(
+    State(gateway): State<Gateway>,
+    id: Result<Path<String>, PathRejection>,
+) -> Response {
+    let Ok(Path(id)) = id else { return unreadable_id().into_response() };
+    match gateway.0.orchestrator.decision(&id.as_str().into()) {
+        Some(record) => json(&*record),
+        None => {
+            let message =
+                format!("no decision is kept for request `{}`; only the newest ones are", abridged(&id));
+            not_found(message).into_response()
+        }
+    }
+}
+
+/// The placement policy, as it is shown and set.
+#[derive(Debug, Serialize, Deserialize)]
+struct PolicyName<'a> {
+    #[serde(borrow)]
+    policy: Cow<'a, str>,
+}
+
+/// `GET /fleet/v1/policy`
+pub(crate) async fn policy(State(gateway): State<Gateway>) -> Response {
+    json(&PolicyName { policy: gateway.0.orchestrator.policy().into() })
+}
+
+/// `PUT /fleet/v1/policy`: from the next placement on.
+pub(crate) async fn set_policy(State(gateway): State<Gateway>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let set = async {
+        let body = body::read(&parts.headers, body, &gateway.0.http_limits).await?;
+        let PolicyName { policy: name } = request::parse(&body)?;
+        let before = gateway.0.orchestrator.policy();
+        gateway.0.orchestrator.set_policy(&name).map_err(|sentence| ApiError::invalid_value("policy", sentence))?;
+        tracing::info!(from = before, to = %name, "placement policy set");
+        Ok::<(), ApiError>(())
+    };
+    match set.await {
+        Ok(()) => policy(State(gateway.clone())).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+/// Everything that no route takes.
+pub(crate) async fn no_such_path(uri: axum::http::Uri) -> Response {
+    not_found(format!("there is nothing at `{}`; see /openapi.json", abridged(uri.path()))).into_response()
+}
+
+/// A route that exists, asked in another way.
+pub(crate) async fn wrong_method(method: axum::http::Method, uri: axum::http::Uri) -> Response {
+    let message = format!("`{}` does not take {}; see /openapi.json", abridged(uri.path()), abridged(method.as_str()));
+    ApiError::invalid("method_not_allowed", message).with_status(StatusCode::METHOD_NOT_ALLOWED).into_response()
+}

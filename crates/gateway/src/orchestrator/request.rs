@@ -1,0 +1,595 @@
+//! One request: performs what the lifecycle core says and tells it what happened.
+//!
+//! A [`RequestRun`] is driven by the polls of whoever reads the response. It owns every leg's stream, every reservation
+//! and every held KV of its request; however it ends, dropping included, all of them are given back.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use forebay_engines::{KvHandle, Leg, LegEvent, LegStream, Prompt, StartError, TransferOutcome, Work};
+use forebay_fleet::{Event as FleetEvent, Progress};
+use forebay_lifecycle::{
+    Accepted, Action, Event, Failure, Health, LegOrder, Lifecycle, PlacementId, Purpose, Refusal, Start, Unplaced,
+    Work as WorkOrder,
+};
+use forebay_placement::{Decision, PlaceError, Plan};
+use forebay_types::{LegId, RankId, ReservationId, Sampling};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::{
+    Shared,
+    api::{GenerateRequest, ResponseEvent, ResponseSource, RouteError, Usage},
+    core::Question,
+    trail::{Trail, engine_name},
+};
+use crate::metrics::{DecisionKind, DecisionLabels, ModelLabel, TransferLabels, TransferOutcome as Transferred};
+
+/// Tokens of a leg between two reports of its progress to the fleet core, which takes a lock.
+const PROGRESS_TOKENS: u64 = 32;
+
+pub(super) struct RequestRun {
+    shared: Arc<Shared>,
+    request: GenerateRequest,
+    prompt: Prompt,
+    began: Duration,
+    /// `None` once the request is over.
+    live: Option<Live>,
+    out: Vec<ResponseEvent>,
+    timer: Option<(Duration, Pin<Box<Sleep>>)>,
+}
+
+/// Everything that is given back at the end.
+struct Live {
+    lifecycle: Lifecycle,
+    legs: Vec<LiveLeg>,
+    held: HashMap<LegId, KvHandle>,
+    /// Of placed legs: ordered ones, and decode legs that wait for their prefill.
+    reservations: HashMap<LegId, ReservationId>,
+    events: VecDeque<Event>,
+    /// Why the latest placement found no rank.
+    unplaced: Option<PlaceError>,
+    trail: Trail,
+    scratch: Vec<LegEvent>,
+}
+
+struct LiveLeg {
+    id: LegId,
+    rank: RankId,
+    stream: LegStream,
+    /// Where a decode leg's KV comes from.
+    source: Option<(LegId, RankId)>,
+    generated: u64,
+}
+
+impl RequestRun {
+    /// Places the request and starts its first leg.
+    ///
+    /// # Errors
+    /// If it can have no place; then nothing is left of it.
+    pub(super) fn start(shared: Arc<Shared>, request: GenerateRequest) -> Result<Self, RouteError> {
+        let root = shared.hasher.root(&request.model, request.tenant.as_str());
+        let hashes = shared.hasher.chain(root, &request.prompt).into();
+        let prompt = Prompt { tokens: request.prompt.clone(), hashes, root };
+        let began = shared.now();
+        let start = Start {
+            prompt_tokens: request.prompt.len() as u32,
+            choices: request.choices,
+            output_tokens_max: request.sampling.output_tokens_max,
+            stop_tokens: request.sampling.stop_tokens.clone(),
+        };
+        let (lifecycle, actions) = Lifecycle::start(began, start, shared.settings.limits);
+        let arrived_unix_ms = shared.settings.unix_ms + began.as_millis() as u64;
+        let live = Live {
+            lifecycle,
+            legs: Vec::new(),
+            held: HashMap::new(),
+            reservations: HashMap::new(),
+            events: VecDeque::new(),
+            unplaced: None,
+            trail: Trail::new(&request, arrived_unix_ms),
+            scratch: Vec::new(),
+        };
+        let mut run = Self { shared, request, prompt, began, live: Some(live), out: Vec::new(), timer: None };
+        run.perform(actions);
+        run.settle();
+        match run.out.pop() {
+            Some(ResponseEvent::Failed(error)) => Err(error),
+            Some(other) => {
+                run.out.push(other);
+                Ok(run)
+            }
+            None => Ok(run),
+        }
+    }
+
+    /// Since the request arrived.
+    fn age(&self) -> Duration {
+        self.shared.now().saturating_sub(self.began)
+    }
+
+    /// Tells the lifecycle everything that is waiting and performs what it answers, until nothing is left.
+    fn settle(&mut self) {
+        while let Some(live) = &mut self.live
+            && let Some(event) = live.events.pop_front()
+        {
+            let actions = live.lifecycle.step(self.shared.now(), event);
+            self.perform(actions);
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
+        if let Some(live) = &mut self.live {
+            live.events.push_back(event);
+        }
+    }
+
+    fn perform(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Place { placement, purpose, exclude } => self.place(placement, purpose, &exclude),
+                Action::Start(order) => self.start_leg(order),
+                Action::CancelLeg { leg, rank: _ } => self.drop_leg(leg, "cancelled"),
+                Action::StopChoice { leg, rank: _, choice } => self.stop_leg_choice(leg, choice),
+                Action::ReleaseHeld { leg, rank } => self.release_held(leg, rank),
+                Action::Report { rank, health } => {
+                    let event = match health {
+                        Health::Ok => FleetEvent::LegOk(rank),
+                        Health::Failed => FleetEvent::LegFailed(rank),
+                    };
+                    self.note(event);
+                }
+                Action::FinishChoice { choice, reason } => {
+                    self.out.push(ResponseEvent::Finished { choice, reason });
+                }
+                Action::Finish => self.finish("finished", None),
+                Action::Fail(failure) => {
+                    let error = self.route_error(&failure);
+                    self.finish(&error.to_string(), Some(error));
+                }
+            }
+        }
+    }
+
+    fn note(&self, event: FleetEvent) {
+        let now = self.shared.now();
+        self.shared.core.lock().note(now, event);
+    }
+
+    /// The prompt that a purpose means, and how many tokens may follow it.
+    fn prompt_for(&self, live: &Live, purpose: Purpose) -> Prompt {
+        match purpose {
+            Purpose::Prompt => self.prompt.clone(),
+            Purpose::Continue { choice, generated_tokens } => {
+                let generated = &live.lifecycle.generated(choice)[..generated_tokens as usize];
+                let tokens: Arc<[_]> = self.prompt.tokens.iter().chain(generated).copied().collect();
+                let root = self.prompt.root;
+                Prompt { hashes: self.shared.hasher.chain(root, &tokens).into(), tokens, root }
+            }
+        }
+    }
+
+    fn place(&mut self, placement: PlacementId, purpose: Purpose, excluded: &[RankId]) {
+        let Some(live) = &self.live else { return };
+        let shared = self.shared.clone();
+        let prompt = self.prompt_for(live, purpose);
+        let (choices, generated_tokens) = match purpose {
+            Purpose::Prompt => (self.request.choices, 0),
+            Purpose::Continue { generated_tokens, .. } => (1, generated_tokens),
+        };
+        let question = Question {
+            model: &self.request.model,
+            prompt_tokens: prompt.tokens.len() as u32,
+            hashes: &prompt.hashes,
+            output_tokens_max: self.request.sampling.output_tokens_max.saturating_sub(generated_tokens),
+            choices,
+            excluded,
+        };
+        let turn = shared.next_turn.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let policy = *shared.policy.read();
+        let (asked, age) = (shared.now(), self.age());
+        let mut core = shared.core.lock();
+        let answer = core.place(asked, &question, policy, &shared.settings.weights, turn);
+        let kind = match &answer {
+            Ok(Decision { plan: Plan::Aggregated { .. }, .. }) => DecisionKind::Aggregated,
+            Ok(Decision { plan: Plan::Split { .. }, .. }) => DecisionKind::Split,
+            Err(_) => DecisionKind::None,
+        };
+        let labels = DecisionLabels { policy: policy.name(), kind };
+        shared.metrics.decisions.get_or_create(&labels).inc();
+        let Some(live) = &mut self.live else { return };
+        match answer {
+            Ok(Decision { plan, reservations, explanation, .. }) => {
+                let legs = [shared.leg_id(), shared.leg_id()];
+                for (leg, (rank, amount)) in legs.into_iter().zip([Some(reservations.prefill), reservations.decode].into_iter().flatten()) {
+                    let id = shared.reservation_id();
+                    core.note(asked, FleetEvent::Reserved { id, rank, amount });
+                    live.reservations.insert(leg, id);
+                }
+                drop(core);
+                let took = shared.now().saturating_sub(asked);
+                live.trail.placed(age, took, purpose, explanation);
+                match purpose {
+                    Purpose::Continue { .. } => shared.metrics.migrations.inc(),
+                    Purpose::Prompt if live.lifecycle.placements() > 1 => shared.metrics.retries.inc(),
+                    Purpose::Prompt => 0,
+                };
+                live.events.push_back(Event::Placed { placement, plan, legs });
+            }
+            Err(error) => {
+                drop(core);
+                let why = match error {
+                    // A client can wait better than we: it is told when.
+                    PlaceError::Saturated { .. } if live.lifecycle.placements() <= 1 && generated_tokens == 0 => {
+                        Unplaced::Never
+                    }
+                    PlaceError::Saturated { .. } | PlaceError::NoRank { .. } if !live.trail_is_empty() => Unplaced::Retry,
+                    PlaceError::TooLong { .. } => Unplaced::TooLong,
+                    _ => Unplaced::Never,
+                };
+                live.unplaced = Some(error);
+                live.events.push_back(Event::NotPlaced { placement, why });
+            }
+        }
+    }
+
+    fn start_leg(&mut self, order: LegOrder) {
+        let Some(live) = &self.live else { return };
+        let prompt = self.prompt_for(live, order.prompt);
+        let age = self.age();
+        let shared = self.shared.clone();
+        let Some(live) = &mut self.live else { return };
+        let Some(driver) = shared.driver(order.rank.incarnation) else {
+            self.release(order.leg);
+            return self.tell(Event::LegRefused { leg: order.leg, why: Refusal::Gone });
+        };
+        live.trail.leg_ordered(age, &order, driver.facts().engine.clone());
+        let mut source = None;
+        let work = match order.work {
+            WorkOrder::Aggregated => Work::Aggregated,
+            WorkOrder::Prefill => Work::Prefill,
+            WorkOrder::Decode { from, from_rank, first } => {
+                source = Some((from, from_rank));
+                match live.held.get(&from) {
+                    Some(kv) => Work::Decode { kv: kv.clone(), first },
+                    None => {
+                        self.release(order.leg);
+                        return self.tell(Event::LegRefused { leg: order.leg, why: Refusal::Unfit });
+                    }
+                }
+            }
+        };
+        let sampling = Arc::new(Sampling {
+            output_tokens_max: order.output_tokens_max,
+            ..self.request.sampling.clone()
+        });
+        let request = self.request.id.clone();
+        let leg = Leg { id: order.leg, request, prompt, choices: order.choices, sampling, work };
+        match driver.start(leg) {
+            Ok(stream) => {
+                if let Some(&id) = live.reservations.get(&order.leg) {
+                    let event = FleetEvent::Progress { id, progress: Progress::Accepted };
+                    shared.core.lock().note(shared.now(), event);
+                }
+                let (id, rank) = (order.leg, order.rank);
+                live.legs.push(LiveLeg { id, rank, stream, source, generated: 0 });
+            }
+            Err(error) => {
+                tracing::debug!(request = %self.request.id, leg = %order.leg, %error, "leg refused");
+                let why = refusal(&error);
+                live.trail.leg_ended(age, order.leg, 0, "refused");
+                self.release(order.leg);
+                self.tell(Event::LegRefused { leg: order.leg, why });
+            }
+        }
+    }
+
+    /// Gives a leg's reservation back.
+    fn release(&mut self, leg: LegId) {
+        if let Some(id) = self.live.as_mut().and_then(|live| live.reservations.remove(&leg)) {
+            self.note(FleetEvent::Released(id));
+        }
+    }
+
+    /// Forgets a leg; if it still runs, dropping its stream cancels it.
+    fn drop_leg(&mut self, leg: LegId, outcome: &str) {
+        let age = self.age();
+        if let Some(live) = &mut self.live {
+            let gone = live.legs.iter().position(|live| live.id == leg).map(|index| live.legs.swap_remove(index));
+            live.trail.leg_ended(age, leg, gone.as_ref().map_or(0, |gone| gone.generated), outcome);
+        }
+        self.release(leg);
+    }
+
+    fn stop_leg_choice(&mut self, leg: LegId, choice: u32) {
+        let legs = self.live.iter().flat_map(|live| &live.legs);
+        for live in legs.filter(|live| live.id == leg) {
+            live.stream.stop_choice(choice);
+        }
+    }
+
+    fn release_held(&mut self, leg: LegId, rank: RankId) {
+        if let Some(live) = &mut self.live {
+            live.held.remove(&leg);
+        }
+        if let Some(driver) = self.shared.driver(rank.incarnation) {
+            driver.release_kv(leg);
+        }
+    }
+
+    /// Reads what one leg has produced. `None` if nothing has come since; else whether more can follow.
+    fn read_leg(&mut self, index: usize, cx: &mut Context<'_>) -> Option<bool> {
+        let live = self.live.as_mut()?;
+        let mut events = std::mem::take(&mut live.scratch);
+        let leg = &mut live.legs[index];
+        let (id, polled) = (leg.id, leg.stream.poll_batch(cx, &mut events));
+        let answer = match polled {
+            Poll::Pending => None,
+            Poll::Ready(more) => Some(more),
+        };
+        for event in events.drain(..) {
+            self.take_leg_event(id, event);
+        }
+        if let Some(live) = &mut self.live {
+            live.scratch = events;
+        }
+        answer
+    }
+
+    fn take_leg_event(&mut self, leg: LegId, event: LegEvent) {
+        let age = self.age();
+        let Some(live) = &mut self.live else { return };
+        match event {
+            LegEvent::Token(token) => {
+                let accepted = live.lifecycle.token(leg, token.choice, token.position, token.token);
+                if accepted == Accepted::Yes {
+                    if live.lifecycle.tokens_sent() == 1 {
+                        live.trail.first_token(age);
+                    }
+                    self.out.push(ResponseEvent::Token(token));
+                    self.count_token(leg);
+                }
+            }
+            LegEvent::Started { cached_tokens } => {
+                if let Some(waited) = live.trail.leg_started(age, leg, cached_tokens) {
+                    let label = ModelLabel { model: self.request.model.clone() };
+                    self.shared.metrics.queue.get_or_create(&label).observe(waited);
+                }
+                self.progress(leg, Progress::Started);
+                self.tell(Event::LegStarted { leg, cached_tokens });
+            }
+            LegEvent::Finished { choice, reason } => self.tell(Event::ChoiceFinished { leg, choice, reason }),
+            LegEvent::Prefilled(kv) => {
+                live.held.insert(leg, kv);
+                self.tell(Event::Prefilled { leg });
+            }
+            LegEvent::KvArrived(report) => {
+                if let Some((from, to)) = self.ends_of_transfer(leg) {
+                    let live = self.live.as_mut().expect("checked above");
+                    let names = [from, to].map(|(leg, rank)| engine_name(live.trail.engine_of(leg), rank));
+                    let [source, target] = names;
+                    live.trail.transferred(source, target, report);
+                    let (from, to, bytes, seconds) = (from.1, to.1, report.bytes, report.seconds);
+                    self.note(FleetEvent::Transferred { from, to, bytes, seconds });
+                }
+                let metrics = &self.shared.metrics;
+                metrics.transfers.get_or_create(&TransferLabels { outcome: Transferred::Done }).inc();
+                metrics.transfer_bytes.inc_by(report.bytes);
+                metrics.transfer.observe(Duration::from_secs_f64(report.seconds));
+                self.progress(leg, Progress::Decoding);
+                self.tell(Event::KvArrived { leg });
+            }
+            LegEvent::KvFailed { outcome } => self.transfer_failed(leg, &outcome),
+            LegEvent::Ended => {
+                self.drop_leg(leg, "ended");
+                self.tell(Event::LegEnded { leg });
+            }
+            LegEvent::Refused(error) => {
+                tracing::debug!(request = %self.request.id, %leg, %error, "leg refused");
+                self.drop_leg(leg, "refused");
+                self.tell(Event::LegRefused { leg, why: refusal(&error) });
+            }
+            LegEvent::Lost { reason } => {
+                tracing::warn!(request = %self.request.id, %leg, %reason, "leg lost");
+                self.drop_leg(leg, "lost");
+                self.tell(Event::LegLost { leg });
+            }
+        }
+    }
+
+    fn transfer_failed(&mut self, leg: LegId, outcome: &TransferOutcome) {
+        tracing::warn!(request = %self.request.id, %leg, %outcome, "KV did not arrive; it is computed again");
+        if let Some((from, to)) = self.ends_of_transfer(leg)
+            && let Some(live) = &mut self.live
+        {
+            let [source, target] = [from, to].map(|(leg, rank)| engine_name(live.trail.engine_of(leg), rank));
+            live.trail.transfer_failed(source, target, outcome);
+        }
+        let label = match outcome {
+            TransferOutcome::Failed(_) => Transferred::Failed,
+            TransferOutcome::TimedOut => Transferred::TimedOut,
+            TransferOutcome::Cancelled => Transferred::Cancelled,
+        };
+        self.shared.metrics.transfers.get_or_create(&TransferLabels { outcome: label }).inc();
+        self.tell(Event::KvFailed { leg });
+    }
+
+    /// Both ends of a decode leg's transfer: leg and rank that held the KV, leg and rank that took it in.
+    fn ends_of_transfer(&self, leg: LegId) -> Option<((LegId, RankId), (LegId, RankId))> {
+        let live = self.live.as_ref()?.legs.iter().find(|live| live.id == leg)?;
+        Some((live.source?, (leg, live.rank)))
+    }
+
+    fn progress(&mut self, leg: LegId, progress: Progress) {
+        if let Some(&id) = self.live.as_ref().and_then(|live| live.reservations.get(&leg)) {
+            self.note(FleetEvent::Progress { id, progress });
+        }
+    }
+
+    fn count_token(&mut self, leg: LegId) {
+        let legs = self.live.iter_mut().flat_map(|live| &mut live.legs);
+        let Some(tokens) = legs.into_iter().find(|live| live.id == leg).map(|live| {
+            live.generated += 1;
+            live.generated
+        }) else {
+            return;
+        };
+        if tokens == 1 {
+            self.progress(leg, Progress::Decoding);
+        } else if tokens.is_multiple_of(PROGRESS_TOKENS) {
+            self.progress(leg, Progress::Generated { tokens });
+        }
+    }
+
+    /// The end, good or bad: everything that the request holds is given back, its record is kept.
+    fn finish(&mut self, outcome: &str, error: Option<RouteError>) {
+        let age = self.age();
+        let Some(Live { lifecycle, legs, held, reservations, trail, .. }) = self.live.take() else { return };
+        drop(legs);
+        for (leg, kv) in held {
+            if let Some(driver) = self.shared.driver(kv.from.incarnation) {
+                driver.release_kv(leg);
+            }
+        }
+        let sent = lifecycle.tokens_sent();
+        {
+            let now = self.shared.now();
+            let mut core = self.shared.core.lock();
+            for id in reservations.into_values() {
+                core.note(now, FleetEvent::Released(id));
+            }
+            if error.is_none() && outcome == "finished" {
+                core.learn_output(&self.request.model, sent as f64 / f64::from(self.request.choices));
+            }
+        }
+        self.shared.log.put(trail.finish(age, lifecycle.cached_tokens(), sent, outcome));
+        self.out.push(match error {
+            Some(error) => ResponseEvent::Failed(error),
+            None => ResponseEvent::Done(Usage {
+                prompt_tokens: self.prompt.tokens.len() as u32,
+                cached_tokens: lifecycle.cached_tokens(),
+                output_tokens: sent as u32,
+            }),
+        });
+        self.timer = None;
+        self.shared.request_ended();
+    }
+
+    fn route_error(&mut self, failure: &Failure) -> RouteError {
+        let unplaced = self.live.as_mut().and_then(|live| live.unplaced.take());
+        match failure {
+            Failure::NotPlaced | Failure::Refused { .. } => unplaced.map_or_else(
+                || RouteError::NoEngine { model: self.request.model.clone(), detail: failure.to_string() },
+                |error| self.unplaced_error(error),
+            ),
+            Failure::LostUnanswered { attempts } => RouteError::LostUnanswered { attempts: *attempts },
+            Failure::LostMidStream { tokens_sent } => {
+                RouteError::LostMidStream { tokens_sent: *tokens_sent as u32 }
+            }
+            Failure::DeadlineExceeded { limit, .. } => {
+                RouteError::DeadlineExceeded { limit_seconds: limit.as_secs_f64() }
+            }
+            Failure::ClientGone => RouteError::Internal { detail: failure.to_string() },
+        }
+    }
+
+    fn unplaced_error(&self, error: PlaceError) -> RouteError {
+        match error {
+            PlaceError::Saturated { serving, retry_after_seconds } => {
+                RouteError::Saturated { serving: serving as usize, retry_after_seconds }
+            }
+            PlaceError::TooLong { prompt_tokens, context_tokens_max } => {
+                RouteError::TooLong { prompt_tokens, context_tokens_max }
+            }
+            PlaceError::NoModel { .. } | PlaceError::NoRank { .. } => {
+                RouteError::NoEngine { model: self.request.model.clone(), detail: error.to_string() }
+            }
+        }
+    }
+
+    /// Arms the timer for the lifecycle's next deadline; whether that has come.
+    fn deadline_passed(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(due) = self.live.as_ref().and_then(|live| live.lifecycle.deadline()) else { return false };
+        if self.timer.as_ref().is_none_or(|(armed, _)| *armed != due) {
+            let at = Instant::from_std(self.shared.origin) + due;
+            self.timer = Some((due, Box::pin(sleep_until(at))));
+        }
+        self.timer.as_mut().is_some_and(|(_, timer)| timer.as_mut().poll(cx).is_ready())
+    }
+}
+
+impl Live {
+    fn trail_is_empty(&self) -> bool {
+        self.lifecycle.placements() <= 1 && self.lifecycle.tokens_sent() == 0
+    }
+}
+
+impl ResponseSource for RequestRun {
+    fn poll_batch(&mut self, cx: &mut Context<'_>, batch: &mut Vec<ResponseEvent>) -> Poll<bool> {
+        loop {
+            self.settle();
+            let mut read = false;
+            let mut index = 0;
+            while let Some(live) = &self.live
+                && let Some(leg) = live.legs.get(index)
+            {
+                let id = leg.id;
+                let answer = self.read_leg(index, cx);
+                read |= answer.is_some();
+                if answer == Some(false) {
+                    self.drop_leg(id, "ended"); // normally gone with its last event
+                }
+                let same = self.live.as_ref().and_then(|live| live.legs.get(index)).is_some_and(|leg| leg.id == id);
+                index += usize::from(same);
+            }
+            self.settle();
+            if !self.out.is_empty() {
+                batch.append(&mut self.out);
+                return Poll::Ready(true);
+            }
+            if self.live.is_none() {
+                return Poll::Ready(false);
+            }
+            if read {
+                continue;
+            }
+            if self.deadline_passed(cx) {
+                self.timer = None;
+                self.tell(Event::Tick);
+                continue;
+            }
+            return Poll::Pending;
+        }
+    }
+
+    fn stop_choice(&mut self, choice: u32) {
+        self.tell(Event::StopMatched { choice });
+        self.settle();
+    }
+}
+
+impl Drop for RequestRun {
+    fn drop(&mut self) {
+        let Some(live) = &mut self.live else { return };
+        live.events.clear();
+        let actions = live.lifecycle.step(self.shared.now(), Event::ClientGone);
+        // The last of them is `Fail`, which finishes.
+        self.perform(actions);
+        self.finish("cancelled", None);
+    }
+}
+
+fn refusal(error: &StartError) -> Refusal {
+    match error {
+        StartError::Gone => Refusal::Gone,
+        StartError::QueueFull { .. }
+        | StartError::TooLong { .. }
+        | StartError::Malformed { .. }
+        | StartError::ForeignKv => Refusal::Unfit,
+    }
+}

@@ -1,0 +1,188 @@
+use super::*;
+
+mod model;
+
+fn rank(incarnation: u64, dp_rank: u16) -> RankId {
+    RankId { incarnation: Incarnation(incarnation), dp_rank }
+}
+
+fn stored(hashes: &[u64]) -> KvEvent {
+    KvEvent::Stored { parent: None, hashes: blocks(hashes), tier: Tier::Device }
+}
+
+fn removed(hashes: &[u64]) -> KvEvent {
+    KvEvent::Removed { hashes: blocks(hashes), tier: Tier::Device }
+}
+
+fn blocks(hashes: &[u64]) -> Vec<BlockHash> {
+    hashes.iter().copied().map(BlockHash).collect()
+}
+
+fn batch(rank: RankId, sequence: u64, events: Vec<KvEvent>) -> KvEventBatch {
+    KvEventBatch { rank, sequence, events }
+}
+
+fn overlaps(index: &KvIndex, chain: &[u64]) -> Vec<(RankId, u32)> {
+    let mut out = Overlaps(vec![(rank(9, 9), 9)]);
+    index.overlaps(&blocks(chain), &mut out);
+    out.0
+}
+
+const A: u64 = 1;
+const B: u64 = 2;
+
+#[test]
+fn an_overlap_is_what_leads_and_is_held() {
+    let mut index = KvIndex::new(IndexLimits::default());
+    assert_eq!(index.apply(&batch(rank(A, 0), 0, vec![stored(&[10, 11, 12])])), Applied::Ok);
+    assert_eq!(index.apply(&batch(rank(B, 0), 0, vec![stored(&[10, 21]), stored(&[12])])), Applied::Ok);
+    //    chain                       overlaps
+    for (chain, expected) in [
+        (&[10, 11, 12, 13][..], vec![(rank(A, 0), 3), (rank(B, 0), 1)]),
+        (&[10, 21, 22], vec![(rank(A, 0), 1), (rank(B, 0), 2)]),
+        (&[11, 12], vec![(rank(A, 0), 2)]),
+        (&[99, 10], vec![]),
+        (&[], vec![]),
+    ] {
+        assert_eq!(overlaps(&index, chain), expected, "{chain:?}");
+    }
+    let mut out = Overlaps::default();
+    index.overlaps(&blocks(&[10]), &mut out);
+    assert_eq!((out.get(rank(A, 0)), out.get(rank(A, 1))), (1, 0));
+    assert_eq!(out.iter().count(), 2);
+}
+
+#[test]
+fn a_hole_cuts_the_overlap() {
+    let mut index = KvIndex::new(IndexLimits::default());
+    let events = vec![stored(&[1, 2, 3, 4]), removed(&[3])];
+    assert_eq!(index.apply(&batch(rank(A, 0), 0, events)), Applied::Ok);
+    assert_eq!(overlaps(&index, &[1, 2, 3, 4]), [(rank(A, 0), 2)]);
+    assert_eq!(index.apply(&batch(rank(A, 0), 1, vec![stored(&[3])])), Applied::Ok);
+    assert_eq!(overlaps(&index, &[1, 2, 3, 4]), [(rank(A, 0), 4)]);
+}
+
+#[test]
+fn only_the_device_counts() {
+    let mut index = KvIndex::new(IndexLimits::default());
+    let host = |hashes: &[u64]| KvEvent::Stored { parent: None, hashes: blocks(hashes), tier: Tier::Host };
+    let gone = KvEvent::Removed { hashes: blocks(&[1]), tier: Tier::Disk };
+    assert_eq!(index.apply(&batch(rank(A, 0), 0, vec![host(&[1, 2]), stored(&[1]), gone])), Applied::Ok);
+    assert_eq!(overlaps(&index, &[1, 2]), [(rank(A, 0), 1)]);
+}
+
+#[test]
+fn a_repeated_batch_changes_nothing() {
+    let mut index = KvIndex::new(IndexLimits::default());
+    assert_eq!(index.apply(&batch(rank(A, 0), 0, vec![stored(&[1])])), Applied::Ok);
+    assert_eq!(index.apply(&batch(rank(A, 0), 1, vec![removed(&[1])])), Applied::Ok);
+    assert_eq!(index.apply(&batch(rank(A, 0), 0, vec![stored(&[1])])), Applied::Duplicate);
+    assert_eq!(overlaps(&index, &[1]), []);
+    assert_eq!(index.stats().duplicates, 1);
+}
+
+#[test]
+fn a_gap_voids_the_rank_until_a_snapshot() {
+    let mut index = KvIndex::new(IndexLimits::default());
+    assert_eq!(index.apply(&batch(rank(A, 0), 0, vec![stored(&[1, 2])])), Applied::Ok);
+    assert_eq!(index.apply(&batch(rank(B, 0), 0, vec![stored(&[1])])), Applied::Ok);
+    assert_eq!(index.apply(&batch(rank(A, 0), 2, vec![stored(&[3])])), Applied::Gap { expected: 1 });
+    assert_eq!(index.apply(&batch(rank(A, 0), 3, vec![stored(&[1])])), Applied::Gap { expected: 1 });
+    assert_eq!(overlaps(&index, &[1, 2]), [(rank(B, 0), 1)]);
+    assert_eq!(index.stale_ranks().collect::<Vec<_>>(), [rank(A, 0)]);
+    assert_eq!(
+        (index.stats().gaps, index.stats().ranks_stale),
+        (1, 1),
+        "one gap, however many batches follow it"
+    );
+
+    assert_eq!(index.reset(rank(A, 0), 4, blocks(&[2, 1])), Applied::Ok);
+    assert_eq!(overlaps(&index, &[1, 2, 3]), [(rank(A, 0), 2), (rank(B, 0), 1)]);
+    assert_eq!(index.apply(&batch(rank(A, 0), 3, vec![removed(&[1])])), Applied::Duplicate);
+    assert_eq!(index.apply(&batch(rank(A, 0), 4, vec![stored(&[3])])), Applied::Ok);
+    assert_eq!(overlaps(&index, &[1, 2, 3])[0], (rank(A, 0), 3));
+    assert_eq!(index.rank(rank(A, 0)), Some(RankStats { sequence_next: 5, blocks: 3, stale: false }));
+}
+
+#[test]
+fn a_late_batch_of_a_removed_rank_leaves_no_trace() {
+    let mut index = KvIndex::new(IndexLimits::default());
+    assert_eq!(index.apply(&batch(rank(A, 0), 0, vec![stored(&[1])])), Applied::Ok);
+    index.remove_incarnation(Incarnation(A));
+    assert_eq!(index.apply(&batch(rank(A, 0), 1, vec![stored(&[1, 2])])), Applied::Gap { expected: 0 });
+    assert_eq!((index.stats().ranks, index.stats().entries), (0, 0));
+}
+
+#[test]
+fn removing_a_rank_gives_its_memory_back() {
+    let mut index = KvIndex::new(IndexLimits::default());
+    let chain: Vec<u64> = (0..100_000u64).map(|i| i.wrapping_mul(0x2545_f491_4f6c_dd1d)).collect();
+    for slot in 0..100 {
+        assert_eq!(index.apply(&batch(rank(A, slot), 0, vec![stored(&chain[..10])])), Applied::Ok);
+    }
+    let small = index.stats().bytes;
+    assert_eq!(index.apply(&batch(rank(A, 99), 1, vec![stored(&chain)])), Applied::Ok);
+    let stats = index.stats();
+    assert_eq!(stats.blocks, 100_000);
+    assert!((30..=60).contains(&(stats.bytes / stats.blocks)), "{stats:?}: 24 B a slot and a bitmap each");
+    index.remove_rank(rank(A, 99));
+    assert_eq!((index.stats().blocks, index.stats().entries), (10, 990));
+    assert!(index.stats().bytes <= small, "{} of {small}", index.stats().bytes);
+}
+
+#[test]
+fn beyond_its_budget_the_index_refuses_tails_and_counts_them() {
+    let mut index = KvIndex::new(IndexLimits { bytes_max: 24_000, ranks_max: 2 });
+    let chain: Vec<u64> = (1..=2000).collect();
+    assert_eq!(index.apply(&batch(rank(A, 0), 0, vec![stored(&chain)])), Applied::Ok);
+    let stats = index.stats();
+    assert_eq!(stats.blocks + stats.refused, 2000);
+    assert!(
+        (600..=800).contains(&stats.blocks),
+        "80 % of 1,000 slots, less what a last small resize would add: {stats:?}"
+    );
+    assert_eq!(overlaps(&index, &chain), [(rank(A, 0), stats.blocks as u32)], "the front is kept");
+    // Another holder of a known block needs no room, and what leaves makes room.
+    assert_eq!(index.apply(&batch(rank(A, 1), 0, vec![stored(&chain[..100])])), Applied::Ok);
+    assert_eq!(overlaps(&index, &chain)[1], (rank(A, 1), 100));
+    assert_eq!(index.apply(&batch(rank(A, 0), 1, vec![KvEvent::Cleared, stored(&[5000])])), Applied::Ok);
+    assert_eq!(overlaps(&index, &[5000]), [(rank(A, 0), 1)]);
+    assert_eq!(index.apply(&batch(rank(A, 2), 0, vec![])), Applied::TooManyRanks);
+    assert_eq!(index.reset(rank(A, 2), 0, []), Applied::TooManyRanks);
+}
+
+/// `cargo test --release -p forebay-kv-index -- --ignored --nocapture`
+#[test]
+#[ignore = "a timing: release build, quiet machine"]
+fn a_full_hit_of_64_blocks_takes_a_few_microseconds_in_a_million() {
+    let mut index = KvIndex::new(IndexLimits::default());
+    let mix = |i: u64| {
+        let z = i.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb)
+    };
+    let chains: Vec<Vec<u64>> = (0..15_625).map(|c| (0..64).map(|b| mix(c * 64 + b + 1)).collect()).collect();
+    let batches: Vec<_> = chains
+        .iter()
+        .enumerate()
+        .map(|(i, chain)| batch(rank(A, i as u16 % 8), i as u64 / 8, vec![stored(chain)]))
+        .collect();
+    let start = std::time::Instant::now();
+    for batch in &batches {
+        assert_eq!(index.apply(batch), Applied::Ok);
+    }
+    let store = start.elapsed().as_nanos() / 1_000_000;
+    let queries: Vec<_> = chains.iter().map(|chain| blocks(chain)).collect();
+    let mut out = Overlaps::default();
+    let start = std::time::Instant::now();
+    for query in &queries {
+        index.overlaps(query, &mut out);
+        assert_eq!(out.0.len(), 1);
+    }
+    let hit = start.elapsed().as_nanos() / queries.len() as u128;
+    println!(
+        "store {store} ns a block, full hit {hit} ns, {} B a block",
+        index.stats().bytes / index.stats().blocks
+    );
+    assert!(store < 500 && hit < 20_000);
+}
