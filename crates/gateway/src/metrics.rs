@@ -241,7 +241,11 @@ impl Metrics {
     /// Gives every field its name. The library appends `_total` to counters.
     fn register(&mut self) {
         let registry = &mut self.registry;
-        registry.register("forebay_requests", "Requests to generating routes, by their end", self.requests.clone());
+        registry.register(
+            "forebay_requests",
+            "Requests to generating routes, by their end",
+            self.requests.clone(),
+        );
         registry.register(
             "forebay_requests_in_flight",
             "Requests not yet answered to the end",
@@ -251,8 +255,16 @@ impl Metrics {
         registry.register("forebay_ttft_seconds", "Arrival to first token", self.ttft.clone());
         registry.register("forebay_itl_seconds", "Time between two tokens of one choice", self.itl.clone());
         registry.register("forebay_e2e_seconds", "Arrival to the end of a good answer", self.e2e.clone());
-        registry.register("forebay_queue_seconds", "Hand-over to an engine until it computes", self.queue.clone());
-        registry.register("forebay_prompt_tokens", "Prompt tokens of good answers", self.prompt_tokens.clone());
+        registry.register(
+            "forebay_queue_seconds",
+            "Hand-over to an engine until it computes",
+            self.queue.clone(),
+        );
+        registry.register(
+            "forebay_prompt_tokens",
+            "Prompt tokens of good answers",
+            self.prompt_tokens.clone(),
+        );
         registry.register("forebay_output_tokens", "Tokens delivered", self.output_tokens.clone());
         registry.register(
             "forebay_cached_tokens",
@@ -260,13 +272,33 @@ impl Metrics {
             self.cached_tokens.clone(),
         );
         registry.register("forebay_transfers", "Hand-overs of KV between engines", self.transfers.clone());
-        registry.register("forebay_transfer_bytes", "Bytes of KV moved between engines", self.transfer_bytes.clone());
-        registry.register("forebay_transfer_seconds", "Duration of one hand-over of KV", self.transfer.clone());
+        registry.register(
+            "forebay_transfer_bytes",
+            "Bytes of KV moved between engines",
+            self.transfer_bytes.clone(),
+        );
+        registry.register(
+            "forebay_transfer_seconds",
+            "Duration of one hand-over of KV",
+            self.transfer.clone(),
+        );
         registry.register("forebay_decisions", "Placements, by policy and choice", self.decisions.clone());
-        registry.register("forebay_retries", "Requests placed again before their first token", self.retries.clone());
-        registry.register("forebay_migrations", "Responses continued on another engine", self.migrations.clone());
+        registry.register(
+            "forebay_retries",
+            "Requests placed again before their first token",
+            self.retries.clone(),
+        );
+        registry.register(
+            "forebay_migrations",
+            "Responses continued on another engine",
+            self.migrations.clone(),
+        );
         registry.register("forebay_disconnects", "Clients gone before the end", self.disconnects.clone());
-        registry.register("forebay_engine_running", "Sequences in the running batch", self.engine_running.clone());
+        registry.register(
+            "forebay_engine_running",
+            "Sequences in the running batch",
+            self.engine_running.clone(),
+        );
         registry.register("forebay_engine_waiting", "Sequences not yet begun", self.engine_waiting.clone());
         registry.register(
             "forebay_engine_kv_blocks_used",
@@ -279,7 +311,8 @@ impl Metrics {
     /// Everything as OpenMetrics text; see [`CONTENT_TYPE`]. The gauges of engines are taken from `engines`, so they
     /// cost nothing between scrapes and an engine that left disappears.
     pub fn render(&self, engines: &[EngineStatus]) -> String {
-        let gauges = [&self.engine_running, &self.engine_waiting, &self.engine_blocks_used, &self.engine_blocks];
+        let gauges =
+            [&self.engine_running, &self.engine_waiting, &self.engine_blocks_used, &self.engine_blocks];
         gauges.iter().for_each(|gauge| gauge.clear());
         for engine in engines {
             let label = EngineLabel { engine: engine.engine.0.clone() };

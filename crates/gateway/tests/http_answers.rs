@@ -53,7 +53,8 @@ async fn a_streamed_chat_answer() {
 #[tokio::test]
 async fn a_streamed_completion() {
     let gateway = gateway(&Fake::saying(|_| said(b"ok")));
-    let reply = complete(&gateway, r#""prompt":"x","stream":true,"stream_options":{"include_usage":true}"#).await;
+    let reply =
+        complete(&gateway, r#""prompt":"x","stream":true,"stream_options":{"include_usage":true}"#).await;
     insta::assert_snapshot!(reply.events().join("\n"));
 }
 
@@ -112,7 +113,11 @@ async fn half_a_character_is_never_sent() {
 async fn stop_strings_end_an_answer_wherever_tokens_cut_them() {
     let check = async |text: &str, stop: &str, expected: &[&str], reason: &str| {
         let (texts, found) = pieces(said(text.as_bytes()), &format!(r#","stop":{stop}"#)).await;
-        assert_eq!((texts, found.as_str()), (expected.iter().map(|text| text.to_string()).collect(), reason), "{stop}");
+        assert_eq!(
+            (texts, found.as_str()),
+            (expected.iter().map(|text| text.to_string()).collect(), reason),
+            "{stop}"
+        );
     };
     check("one STOP two", r#""STOP""#, &["o", "n", "e", " ", ""], "stop").await;
     check("abcabd", r#"["abd"]"#, &["abc", ""], "stop").await;
@@ -128,12 +133,7 @@ async fn a_stop_string_ends_its_choice_in_the_fleet() {
     let gateway = gateway(&fake);
     let request = post("/v1/completions", r#"{"model":"tiny","prompt":"x","n":2,"stop":"!"}"#);
     let asking = tokio::spawn(ask(gateway.public_router(), request));
-    let sender = loop {
-        match senders.lock().pop() {
-            Some(sender) => break sender,
-            None => tokio::task::yield_now().await,
-        }
-    };
+    let sender = next_sender(&senders).await;
     sender.send([token(0, 65), token(1, 33), token(1, 66)]);
     let feedback = std::future::poll_fn(|cx| sender.poll_feedback(cx)).await;
     assert_eq!(feedback, forebay_gateway::orchestrator::api::Feedback::StopMatched { choice: 1 });
@@ -195,7 +195,10 @@ async fn a_response_that_vanishes_or_lies_is_an_internal_error() {
     let check = async |events: Vec<ResponseEvent>, detail: &str| {
         let fake = Fake::saying(move |_| events.clone());
         let reply = complete(&gateway(&fake), r#""prompt":"x""#).await;
-        assert_eq!((reply.status.as_u16(), reply.json()["error"]["code"].as_str()), (500, Some("internal_error")));
+        assert_eq!(
+            (reply.status.as_u16(), reply.json()["error"]["code"].as_str()),
+            (500, Some("internal_error"))
+        );
         assert!(reply.body.contains(detail), "{}", reply.body);
     };
     check(vec![], "ended without a result").await;

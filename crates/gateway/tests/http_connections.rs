@@ -7,11 +7,9 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use forebay_gateway::{
     http::{Ended, HttpLimits, serve_public},
     metrics::Metrics,
-    orchestrator::api::ResponseSender,
 };
 use forebay_types::FinishReason;
 use http_support::*;
-use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -80,15 +78,6 @@ async fn read_to_end(mut stream: TcpStream) -> String {
     let mut received = String::new();
     stream.read_to_string(&mut received).await.unwrap();
     received
-}
-
-async fn next_sender(senders: &Arc<Mutex<Vec<ResponseSender>>>) -> ResponseSender {
-    loop {
-        if let Some(sender) = senders.lock().pop() {
-            return sender;
-        }
-        tokio::task::yield_now().await;
-    }
 }
 
 const STREAM: &str = r#"{"model":"tiny","prompt":"x","stream":true}"#;
@@ -184,7 +173,10 @@ async fn a_slow_head_is_cut_and_a_slow_body_is_told() {
     slow_head.write_all(b"GET /health HTTP/1.1\r\nhost:").await.unwrap();
     assert_eq!(read_to_end(slow_head).await, "");
     let mut slow_body = TcpStream::connect(server.address).await.unwrap();
-    slow_body.write_all(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{").await.unwrap();
+    slow_body
+        .write_all(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{")
+        .await
+        .unwrap();
     let answer = read_until(&mut slow_body, "body_timeout").await;
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
 }

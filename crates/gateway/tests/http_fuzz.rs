@@ -22,11 +22,40 @@ const PATHS: [&str; 11] = [
 
 /// Every field that the bodies know, and some that they do not.
 const FIELDS: [&str; 34] = [
-    "model", "messages", "prompt", "stream", "stream_options", "n", "max_tokens", "max_completion_tokens",
-    "temperature", "top_p", "top_k", "seed", "stop", "stop_token_ids", "ignore_eos", "min_tokens", "min_p",
-    "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "response_format", "logprobs",
-    "top_logprobs", "tools", "tool_choice", "chat_template_kwargs", "echo", "best_of", "suffix", "role", "content",
-    "type", "kv_transfer_params",
+    "model",
+    "messages",
+    "prompt",
+    "stream",
+    "stream_options",
+    "n",
+    "max_tokens",
+    "max_completion_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "seed",
+    "stop",
+    "stop_token_ids",
+    "ignore_eos",
+    "min_tokens",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "response_format",
+    "logprobs",
+    "top_logprobs",
+    "tools",
+    "tool_choice",
+    "chat_template_kwargs",
+    "echo",
+    "best_of",
+    "suffix",
+    "role",
+    "content",
+    "type",
+    "kv_transfer_params",
 ];
 
 fn scalar() -> impl Strategy<Value = String> {
@@ -35,7 +64,9 @@ fn scalar() -> impl Strategy<Value = String> {
         any::<bool>().prop_map(|value| value.to_string()),
         (-3..40_i64).prop_map(|value| value.to_string()),
         any::<i64>().prop_map(|value| value.to_string()),
-        any::<f64>().prop_filter("JSON has no infinities", |value| value.is_finite()).prop_map(|value| format!("{value:e}")),
+        any::<f64>()
+            .prop_filter("JSON has no infinities", |value| value.is_finite())
+            .prop_map(|value| format!("{value:e}")),
         prop::sample::select(vec!["tiny", "user", "assistant", "text", "auto", "none", "function", ""])
             .prop_map(|word| format!("\"{word}\"")),
         any::<String>().prop_map(|text| serde_json::to_string(&text).unwrap()),

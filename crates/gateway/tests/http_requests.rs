@@ -182,7 +182,11 @@ async fn parameters_reach_the_fleet() {
     assert_eq!((plain.choices, &*plain.model, plain.tenant.as_str()), (1, MODEL, "anonymous"));
     let sampling = &plain.sampling;
     assert_eq!((sampling.temperature, sampling.top_p, sampling.top_k), (1.0, 1.0, 0));
-    assert_eq!(sampling.output_tokens_max as usize, CONTEXT as usize - expected.len(), "the rest of the context");
+    assert_eq!(
+        sampling.output_tokens_max as usize,
+        CONTEXT as usize - expected.len(),
+        "the rest of the context"
+    );
     assert_eq!((&*sampling.stop_tokens, sampling.logprobs), (&[END][..], None));
     assert_ne!(plain.sampling.seed, 0, "drawn");
 

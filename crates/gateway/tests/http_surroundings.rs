@@ -9,7 +9,11 @@ use http_support::*;
 /// SHA-256 of `hello`.
 const KEYS: &str = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824 acme";
 
-fn with(mut request: Request<axum::body::Body>, name: &'static str, value: &str) -> Request<axum::body::Body> {
+fn with(
+    mut request: Request<axum::body::Body>,
+    name: &'static str,
+    value: &str,
+) -> Request<axum::body::Body> {
     request.headers_mut().insert(name, value.parse().unwrap());
     request
 }
@@ -82,8 +86,14 @@ async fn keys_open_everything_below_v1_and_name_the_tenant() {
     let fake = greeter();
     let (gateway, _) = Setup { keys: Some(KEYS), ..Setup::default() }.gateway(&fake);
     let router = gateway.public_router();
-    let requests =
-        || [post("/v1/chat/completions", chat_body("")), get("/v1/models"), get("/v1/models/tiny"), get("/v1/else")];
+    let requests = || {
+        [
+            post("/v1/chat/completions", chat_body("")),
+            get("/v1/models"),
+            get("/v1/models/tiny"),
+            get("/v1/else"),
+        ]
+    };
     for key in [None, Some("Bearer wrong"), Some("Bearer"), Some("Basic hello"), Some("hello")] {
         for request in requests() {
             let request = match key {
@@ -91,7 +101,11 @@ async fn keys_open_everything_below_v1_and_name_the_tenant() {
                 None => request,
             };
             let reply = ask(router.clone(), request).await;
-            assert_eq!((reply.status.as_u16(), reply.header("www-authenticate")), (401, Some("Bearer")), "{key:?}");
+            assert_eq!(
+                (reply.status.as_u16(), reply.header("www-authenticate")),
+                (401, Some("Bearer")),
+                "{key:?}"
+            );
             assert_eq!(reply.json()["error"]["code"], "invalid_api_key");
             assert!(reply.header("x-request-id").is_some());
         }
@@ -113,7 +127,10 @@ async fn models_are_listed_and_found() {
     let reply = ask(router.clone(), get("/v1/models/org/other")).await;
     assert_eq!((reply.status.as_u16(), reply.json()["id"].as_str()), (200, Some("org/other")));
     let reply = ask(router, get("/v1/models/none")).await;
-    assert_eq!((reply.status.as_u16(), reply.json()["error"]["code"].as_str()), (404, Some("model_not_found")));
+    assert_eq!(
+        (reply.status.as_u16(), reply.json()["error"]["code"].as_str()),
+        (404, Some("model_not_found"))
+    );
     assert!(reply.body.contains("`org/other`, `tiny`"));
 }
 
@@ -181,7 +198,11 @@ async fn operators_see_engines_decisions_and_metrics() {
     assert_eq!(ids("?limit=1").await, ["last"]);
     for query in ["limit=0", "limit=1001", "limit=-1", "limit=many"] {
         let reply = ask(router.clone(), get(&format!("/fleet/v1/decisions?{query}"))).await;
-        assert_eq!((reply.status.as_u16(), reply.json()["error"]["param"].as_str()), (400, Some("limit")), "{query}");
+        assert_eq!(
+            (reply.status.as_u16(), reply.json()["error"]["param"].as_str()),
+            (400, Some("limit")),
+            "{query}"
+        );
     }
     let found = ask(router.clone(), get("/fleet/v1/decisions/with/slash")).await;
     assert_eq!(found.json()["outcome"], "running");
@@ -195,7 +216,8 @@ async fn operators_see_engines_decisions_and_metrics() {
 #[tokio::test]
 async fn operators_change_the_policy() {
     let router = gateway(&greeter()).admin_router();
-    let put = |body: &'static str| ask(router.clone(), Request::put("/fleet/v1/policy").body(body.into()).unwrap());
+    let put =
+        |body: &'static str| ask(router.clone(), Request::put("/fleet/v1/policy").body(body.into()).unwrap());
     assert_eq!(ask(router.clone(), get("/fleet/v1/policy")).await.json()["policy"], "cost");
     assert_eq!(put(r#"{"policy":"round-robin"}"#).await.json()["policy"], "round-robin");
     for (body, code) in [
@@ -205,7 +227,11 @@ async fn operators_change_the_policy() {
         ("", "invalid_json"),
     ] {
         let reply = put(body).await;
-        assert_eq!((reply.status.as_u16(), reply.json()["error"]["code"].as_str()), (400, Some(code)), "{body}");
+        assert_eq!(
+            (reply.status.as_u16(), reply.json()["error"]["code"].as_str()),
+            (400, Some(code)),
+            "{body}"
+        );
     }
     assert_eq!(ask(router.clone(), get("/fleet/v1/policy")).await.json()["policy"], "round-robin");
 }

@@ -1,5 +1,7 @@
 //! SmolLM2's own vocabulary, 49,152 tokens, out of the model file that the project's set-up fetches.
 
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test's helpers may do what its tests may")]
+
 mod common;
 
 use std::sync::OnceLock;

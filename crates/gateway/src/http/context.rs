@@ -56,7 +56,8 @@ async fn surround(
 ) -> Response {
     let wish = request.headers().get(&REQUEST_ID).map(HeaderValue::as_bytes);
     let live = Arc::new(gateway.0.live.take(wish, || gateway.0.seeds.draw()));
-    let traceparent = request.headers().get(&TRACEPARENT).filter(|value| is_traceparent(value.as_bytes())).cloned();
+    let traceparent =
+        request.headers().get(&TRACEPARENT).filter(|value| is_traceparent(value.as_bytes())).cloned();
     let id = HeaderValue::from_str(live.id().as_str()).expect("ids are visible ASCII");
     let span = tracing::info_span!(
         "request",
@@ -105,7 +106,8 @@ mod tests {
 
     #[test]
     fn only_well_formed_traces_are_passed_on() {
-        let check = |value: &str, expected: bool| assert_eq!(is_traceparent(value.as_bytes()), expected, "{value}");
+        let check =
+            |value: &str, expected: bool| assert_eq!(is_traceparent(value.as_bytes()), expected, "{value}");
         check("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", true);
         check("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-1", false);
         check("01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", false);

@@ -126,12 +126,8 @@ impl ApiError {
 
     /// The body, or the data of an SSE `error` event.
     pub(crate) fn to_json(&self) -> String {
-        let error = Inner {
-            message: &self.message,
-            kind: self.kind,
-            param: self.param.as_deref(),
-            code: self.code,
-        };
+        let error =
+            Inner { message: &self.message, kind: self.kind, param: self.param.as_deref(), code: self.code };
         serde_json::to_string(&Envelope { error }).expect("strings always serialise")
     }
 
@@ -139,14 +135,22 @@ impl ApiError {
     pub(crate) fn from_route(error: &RouteError, prompt_param: &'static str) -> Self {
         use ErrorType::{InvalidRequestError, RateLimitError, ServerError};
         let (status, kind, code, wait_seconds) = match error {
-            RouteError::Saturated { retry_after_seconds, .. } => {
-                (StatusCode::TOO_MANY_REQUESTS, RateLimitError, "engines_saturated", Some(*retry_after_seconds))
-            }
-            RouteError::TooManyInFlight { retry_after_seconds, .. } => {
-                (StatusCode::TOO_MANY_REQUESTS, RateLimitError, "too_many_requests", Some(*retry_after_seconds))
-            }
+            RouteError::Saturated { retry_after_seconds, .. } => (
+                StatusCode::TOO_MANY_REQUESTS,
+                RateLimitError,
+                "engines_saturated",
+                Some(*retry_after_seconds),
+            ),
+            RouteError::TooManyInFlight { retry_after_seconds, .. } => (
+                StatusCode::TOO_MANY_REQUESTS,
+                RateLimitError,
+                "too_many_requests",
+                Some(*retry_after_seconds),
+            ),
             // An engine takes seconds to minutes to start; 5 s neither hammers it nor wastes its first ones.
-            RouteError::NoEngine { .. } => (StatusCode::SERVICE_UNAVAILABLE, ServerError, "no_engine", Some(5.0)),
+            RouteError::NoEngine { .. } => {
+                (StatusCode::SERVICE_UNAVAILABLE, ServerError, "no_engine", Some(5.0))
+            }
             RouteError::TooLong { .. } => {
                 (StatusCode::BAD_REQUEST, InvalidRequestError, "context_length_exceeded", None)
             }
@@ -159,8 +163,12 @@ impl ApiError {
             RouteError::DeadlineExceeded { .. } => {
                 (StatusCode::GATEWAY_TIMEOUT, ServerError, "deadline_exceeded", None)
             }
-            RouteError::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, ServerError, "shutting_down", Some(1.0)),
-            RouteError::Internal { .. } => (StatusCode::INTERNAL_SERVER_ERROR, ServerError, "internal_error", None),
+            RouteError::ShuttingDown => {
+                (StatusCode::SERVICE_UNAVAILABLE, ServerError, "shutting_down", Some(1.0))
+            }
+            RouteError::Internal { .. } => {
+                (StatusCode::INTERNAL_SERVER_ERROR, ServerError, "internal_error", None)
+            }
         };
         Self {
             status,
@@ -180,7 +188,7 @@ fn whole_seconds(seconds: f64) -> u64 {
 
 /// A client's own words in a message, bounded.
 pub(crate) fn abridged(text: &str) -> Cow<'_, str> {
-    const CHARS_MAX: usize = 100;
+    const CHARS_MAX: usize = 200;
     match text.char_indices().nth(CHARS_MAX) {
         None => Cow::Borrowed(text),
         Some((end, _)) => Cow::Owned(format!("{}…", &text[..end])),
@@ -233,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_clients_words_are_bounded() {
-        assert_eq!(abridged("é".repeat(100).as_str()), "é".repeat(100));
-        assert_eq!(abridged("é".repeat(101).as_str()), format!("{}…", "é".repeat(100)));
+        assert_eq!(abridged("é".repeat(200).as_str()), "é".repeat(200));
+        assert_eq!(abridged("é".repeat(201).as_str()), format!("{}…", "é".repeat(200)));
     }
 }

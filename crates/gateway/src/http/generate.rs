@@ -23,12 +23,7 @@ use super::{
     errors::ApiError,
     live::LiveId,
     observation::Observation,
-    request::{
-        self, Delivery, Lengths, Spec,
-        chat::ChatBody,
-        completions::CompletionsBody,
-        fields::Prompt,
-    },
+    request::{self, Delivery, Lengths, Spec, chat::ChatBody, completions::CompletionsBody, fields::Prompt},
 };
 use crate::{
     metrics::Endpoint,
@@ -117,11 +112,16 @@ async fn prepare_completions(
     for (index, prompt) in completions.prompts.iter().enumerate() {
         let path = completions.prompt_path(index);
         let tokens = match prompt {
-            Prompt::Text(text) => encode(app, Endpoint::Completions, &model, text.clone().into_owned()).await?,
+            Prompt::Text(text) => {
+                encode(app, Endpoint::Completions, &model, text.clone().into_owned()).await?
+            }
             Prompt::Tokens(tokens) => within_vocabulary(tokens, &model, &path)?,
         };
         if tokens.is_empty() {
-            return Err(ApiError::invalid_value(path.clone(), format!("{path} is empty; send at least one token")));
+            return Err(ApiError::invalid_value(
+                path.clone(),
+                format!("{path} is empty; send at least one token"),
+            ));
         }
         prompts.push((path, tokens));
     }
@@ -133,7 +133,8 @@ fn known_model(app: &Shared, name: Option<&str>) -> Result<Arc<ModelText>, ApiEr
     match name {
         None => {
             let error = ApiError::unknown_model("", known());
-            let message = format!("model is missing; {}", error.message.rsplit("; ").next().unwrap_or_default());
+            let message =
+                format!("model is missing; {}", error.message.rsplit("; ").next().unwrap_or_default());
             Err(ApiError::invalid("missing_required_parameter", message).at("model"))
         }
         Some(name) => app.models.get(name).cloned().ok_or_else(|| ApiError::unknown_model(name, known())),
@@ -163,7 +164,9 @@ async fn encode(
     let encoded = if text_bytes <= app.request_limits.inline_text_bytes_max {
         encoding()
     } else {
-        tokio::task::spawn_blocking(encoding).await.map_err(|_| internal("the tokenizer failed on this text"))?
+        tokio::task::spawn_blocking(encoding)
+            .await
+            .map_err(|_| internal("the tokenizer failed on this text"))?
     };
     encoded.map_err(|error| {
         let field = prompt_param(endpoint);
@@ -197,9 +200,9 @@ fn job(
 ) -> Result<Job, ApiError> {
     let matcher = match &*spec.stop {
         [] => None,
-        strings => {
-            Some(StopMatcher::new(strings).map_err(|error| ApiError::invalid_value("stop", error.to_string()))?)
-        }
+        strings => Some(
+            StopMatcher::new(strings).map_err(|error| ApiError::invalid_value("stop", error.to_string()))?,
+        ),
     };
     let seed = spec.seed.unwrap_or_else(|| app.seeds.draw());
     let sampled = prompts.into_iter().map(|(param, tokens)| {
@@ -239,8 +242,11 @@ async fn respond(app: &Shared, context: &Context, job: Job, mut observation: Obs
             return error.into_response();
         }
     };
-    let identity =
-        Identity { request_id: context.id().as_str(), created: app.clock.unix_seconds(), model: &job.model.id };
+    let identity = Identity {
+        request_id: context.id().as_str(),
+        created: app.clock.unix_seconds(),
+        model: &job.model.id,
+    };
     let frames = Frames::new(job.endpoint, job.spec.delivery, identity);
     let reading = Reading {
         tokenizer: job.model.tokenizer.clone(),
@@ -268,9 +274,9 @@ async fn respond(app: &Shared, context: &Context, job: Job, mut observation: Obs
 fn submit(app: &Shared, context: &Context, job: &Job) -> Result<(SmallVec<[Generated; 1]>, Ids), RouteError> {
     let parts: Vec<LiveId> = match job.prompts.len() {
         1 => Vec::new(),
-        count => (0..count)
-            .map(|index| app.live.take_part(context.id(), index, || app.seeds.draw()))
-            .collect(),
+        count => {
+            (0..count).map(|index| app.live.take_part(context.id(), index, || app.seeds.draw())).collect()
+        }
     };
     let mut responses = SmallVec::new();
     for (index, (prompt, sampling)) in job.prompts.iter().enumerate() {

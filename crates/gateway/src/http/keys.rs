@@ -125,14 +125,21 @@ mod tests {
 
     #[test]
     fn a_wrong_line_is_named_by_its_number() {
-        let check = |text: &str, expected: &str| assert_eq!(ApiKeys::parse(text).unwrap_err().to_string(), expected);
+        let check =
+            |text: &str, expected: &str| assert_eq!(ApiKeys::parse(text).unwrap_err().to_string(), expected);
         let form = "expected `<64 hexadecimal digits of SHA-256> <tenant>`";
         check(&format!("#\n{HELLO}"), &format!("line 2: the tenant is missing; {form}"));
         check(&format!("{HELLO} a b"), &format!("line 1: there is a third word; {form}"));
         check("abc acme", &format!("line 1: the hash does not have 64 hexadecimal digits; {form}"));
         check(&format!("+{} acme", &HELLO[1..]), &format!("line 1: the hash is not hexadecimal; {form}"));
         check(&format!("{}é acme", &HELLO[2..]), &format!("line 1: the hash is not hexadecimal; {form}"));
-        check(&format!("{HELLO} a\n#\n{HELLO} b"), "line 3: this key is already on line 1; remove one of them");
-        check("# nothing\n", &format!("the file has no keys; add a line {}", form.trim_start_matches("expected ")));
+        check(
+            &format!("{HELLO} a\n#\n{HELLO} b"),
+            "line 3: this key is already on line 1; remove one of them",
+        );
+        check(
+            "# nothing\n",
+            &format!("the file has no keys; add a line {}", form.trim_start_matches("expected ")),
+        );
     }
 }

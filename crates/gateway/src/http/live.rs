@@ -22,7 +22,8 @@ const ID_BYTES_MAX: usize = 128;
 impl LiveIds {
     /// Takes the id that a client wishes if it is well formed, else a new one. A wish that is in use gets a suffix.
     pub(crate) fn take(self: &Arc<Self>, wish: Option<&[u8]>, mut draw: impl FnMut() -> u64) -> LiveId {
-        let wish = wish.filter(|id| !id.is_empty() && id.len() <= ID_BYTES_MAX && id.iter().all(u8::is_ascii_graphic));
+        let wish = wish
+            .filter(|id| !id.is_empty() && id.len() <= ID_BYTES_MAX && id.iter().all(u8::is_ascii_graphic));
         match wish.and_then(|id| std::str::from_utf8(id).ok()) {
             Some(wish) => self.reserve(wish.into(), draw),
             None => self.reserve(format!("req-{:016x}", draw()).into(), draw),
@@ -30,7 +31,12 @@ impl LiveIds {
     }
 
     /// Takes an id for one of several prompts of the request `whole`: its own with the prompt's index.
-    pub(crate) fn take_part(self: &Arc<Self>, whole: &RequestId, index: usize, draw: impl FnMut() -> u64) -> LiveId {
+    pub(crate) fn take_part(
+        self: &Arc<Self>,
+        whole: &RequestId,
+        index: usize,
+        draw: impl FnMut() -> u64,
+    ) -> LiveId {
         self.reserve(format!("{whole}-{index}").into(), draw)
     }
 

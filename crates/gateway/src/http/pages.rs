@@ -4,7 +4,10 @@ use std::borrow::Cow;
 
 use axum::{
     body::Body,
-    extract::{Path, Query, Request, State, rejection::{PathRejection, QueryRejection}},
+    extract::{
+        Path, Query, Request, State,
+        rejection::{PathRejection, QueryRejection},
+    },
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -121,7 +124,10 @@ pub(crate) async fn ready(State(gateway): State<Gateway>) -> Response {
         status: StatusCode::SERVICE_UNAVAILABLE,
         kind: ErrorType::ServerError,
         retry_after_seconds: Some(1),
-        ..ApiError::invalid("not_ready", "no engine can serve yet; see /fleet/v1/engines on the admin address")
+        ..ApiError::invalid(
+            "not_ready",
+            "no engine can serve yet; see /fleet/v1/engines on the admin address",
+        )
     }
     .into_response()
 }
@@ -195,7 +201,11 @@ pub(crate) async fn set_policy(State(gateway): State<Gateway>, request: Request)
         let body = body::read(&parts.headers, body, &gateway.0.http_limits).await?;
         let PolicyName { policy: name } = request::parse(&body)?;
         let before = gateway.0.orchestrator.policy();
-        gateway.0.orchestrator.set_policy(&name).map_err(|sentence| ApiError::invalid_value("policy", sentence))?;
+        gateway
+            .0
+            .orchestrator
+            .set_policy(&name)
+            .map_err(|sentence| ApiError::invalid_value("policy", sentence))?;
         tracing::info!(from = before, to = %name, "placement policy set");
         Ok::<(), ApiError>(())
     };
@@ -212,6 +222,9 @@ pub(crate) async fn no_such_path(uri: axum::http::Uri) -> Response {
 
 /// A route that exists, asked in another way.
 pub(crate) async fn wrong_method(method: axum::http::Method, uri: axum::http::Uri) -> Response {
-    let message = format!("`{}` does not take {}; see /openapi.json", abridged(uri.path()), abridged(method.as_str()));
-    ApiError::invalid("method_not_allowed", message).with_status(StatusCode::METHOD_NOT_ALLOWED).into_response()
+    let message =
+        format!("`{}` does not take {}; see /openapi.json", abridged(uri.path()), abridged(method.as_str()));
+    ApiError::invalid("method_not_allowed", message)
+        .with_status(StatusCode::METHOD_NOT_ALLOWED)
+        .into_response()
 }

@@ -71,7 +71,9 @@ mod tests {
         let paths = document["paths"].as_object().unwrap();
         let described: BTreeSet<(String, String)> = paths
             .iter()
-            .flat_map(|(path, item)| item.as_object().unwrap().keys().map(|method| (method.clone(), path.clone())))
+            .flat_map(|(path, item)| {
+                item.as_object().unwrap().keys().map(|method| (method.clone(), path.clone()))
+            })
             .collect();
         let served: BTreeSet<(String, String)> = public()
             .into_iter()

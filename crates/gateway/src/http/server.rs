@@ -31,12 +31,20 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// Serves clients until `shutdown` resolves, then lets running answers finish within
 /// [`HttpLimits::shutdown_max`].
-pub async fn serve_public(listener: TcpListener, gateway: Gateway, shutdown: impl Future<Output = ()>) -> Ended {
+pub async fn serve_public(
+    listener: TcpListener,
+    gateway: Gateway,
+    shutdown: impl Future<Output = ()>,
+) -> Ended {
     serve(listener, gateway.public_router(), &gateway, shutdown).await
 }
 
 /// The same for operators.
-pub async fn serve_admin(listener: TcpListener, gateway: Gateway, shutdown: impl Future<Output = ()>) -> Ended {
+pub async fn serve_admin(
+    listener: TcpListener,
+    gateway: Gateway,
+    shutdown: impl Future<Output = ()>,
+) -> Ended {
     serve(listener, gateway.admin_router(), &gateway, shutdown).await
 }
 
@@ -220,7 +228,8 @@ mod tests {
         let listener = listener().await;
         let slots = Arc::new(Semaphore::new(1));
         let address = listener.local_addr().unwrap();
-        let _clients = (TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap());
+        let _clients =
+            (TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap());
         let (_first, slot) = accept(&listener, &slots, &HttpLimits::default()).await.unwrap();
         let limits = HttpLimits::default();
         let mut second = pin!(accept(&listener, &slots, &limits));

@@ -55,7 +55,10 @@ fn nanoseconds(duration: Duration) -> u64 {
 impl SecondsHistogram {
     /// Empty, with ascending upper `bounds` in seconds, at most 15; a last bucket takes the rest.
     pub fn new(bounds: &'static [f64]) -> Self {
-        assert!(bounds.len() <= BOUNDS_MAX && bounds.is_sorted(), "bounds are ascending and at most {BOUNDS_MAX}");
+        assert!(
+            bounds.len() <= BOUNDS_MAX && bounds.is_sorted(),
+            "bounds are ascending and at most {BOUNDS_MAX}"
+        );
         let counts = std::array::from_fn(|_| AtomicU64::new(0));
         Self { shared: Arc::new(Shared { bounds, counts, sum_nanoseconds: AtomicU64::new(0) }) }
     }
@@ -104,8 +107,10 @@ impl TypedMetric for SecondsHistogram {
 impl EncodeMetric for SecondsHistogram {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
         let bounds = self.shared.bounds.iter().copied().chain([f64::INFINITY]);
-        let buckets: Vec<(f64, u64)> =
-            bounds.zip(&self.shared.counts).map(|(bound, count)| (bound, count.load(Ordering::Relaxed))).collect();
+        let buckets: Vec<(f64, u64)> = bounds
+            .zip(&self.shared.counts)
+            .map(|(bound, count)| (bound, count.load(Ordering::Relaxed)))
+            .collect();
         let count = buckets.iter().map(|(_, count)| count).sum();
         let sum = Duration::from_nanos(self.shared.sum_nanoseconds.load(Ordering::Relaxed)).as_secs_f64();
         encoder.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)

@@ -9,7 +9,10 @@ fn touched() -> Metrics {
     let model: Arc<str> = "m".into();
     let label = ModelLabel { model: model.clone() };
     for outcome in [Outcome::Ok, Outcome::Refused] {
-        metrics.requests.get_or_create(&RequestLabels { model: model.clone(), endpoint: Endpoint::Chat, outcome }).inc();
+        metrics
+            .requests
+            .get_or_create(&RequestLabels { model: model.clone(), endpoint: Endpoint::Chat, outcome })
+            .inc();
     }
     for seconds in [&metrics.ttft, &metrics.itl, &metrics.e2e, &metrics.queue] {
         seconds.get_or_create(&label).observe(Duration::from_millis(30));
@@ -72,6 +75,9 @@ fn a_merged_histogram_equals_one_observed_directly() {
         text
     };
     assert_eq!(render(&direct), render(&merged));
-    assert!(render(&direct).contains("x_seconds_bucket{le=\"0.001\"} 2\n"), "an upper bound belongs to its bucket");
+    assert!(
+        render(&direct).contains("x_seconds_bucket{le=\"0.001\"} 2\n"),
+        "an upper bound belongs to its bucket"
+    );
     assert_eq!(merged.count(), 8);
 }

@@ -20,8 +20,8 @@ use forebay_gateway::{
     http::{Clock, Gateway, HttpLimits, ModelText, Parts, RequestLimits, Seeds},
     metrics::Metrics,
     orchestrator::api::{
-        EngineStatus, Feedback, GenerateRequest, Orchestrate, Response, ResponseEvent, ResponseSender, RouteError,
-        ServedModel, Usage, response,
+        EngineStatus, Feedback, GenerateRequest, Orchestrate, Response, ResponseEvent, ResponseSender,
+        RouteError, ServedModel, Usage, response,
     },
 };
 use forebay_text::{ChatTemplate, Tokenizer};
@@ -92,7 +92,9 @@ impl Orchestrate for Fake {
         (self.behaviour.lock())(&request)
     }
     fn models(&self) -> Vec<ServedModel> {
-        ["org/other", MODEL].map(|id| ServedModel { id: id.into(), context_tokens_max: CONTEXT, created: 7 }).into()
+        ["org/other", MODEL]
+            .map(|id| ServedModel { id: id.into(), context_tokens_max: CONTEXT, created: 7 })
+            .into()
     }
     fn is_ready(&self) -> bool {
         self.ready.load(Ordering::Relaxed)
@@ -207,7 +209,12 @@ pub fn token(choice: u32, token: TokenId) -> ResponseEvent {
     ResponseEvent::Token(SampledToken { choice, position: 0, token, logprobs: None })
 }
 
-pub fn token_with_logprobs(choice: u32, token: TokenId, chosen: f32, top: &[(TokenId, f32)]) -> ResponseEvent {
+pub fn token_with_logprobs(
+    choice: u32,
+    token: TokenId,
+    chosen: f32,
+    top: &[(TokenId, f32)],
+) -> ResponseEvent {
     let logprobs = Some(Box::new(TokenLogprobs { chosen, top: top.to_vec() }));
     ResponseEvent::Token(SampledToken { choice, position: 0, token, logprobs })
 }
@@ -222,7 +229,8 @@ pub fn done(prompt_tokens: u32, cached_tokens: u32, output_tokens: u32) -> Respo
 
 /// The bytes of `text` as tokens of one choice, its end of turn and its end.
 pub fn spoken(choice: u32, text: &str) -> Vec<ResponseEvent> {
-    let mut events: Vec<ResponseEvent> = text.bytes().map(|byte| token(choice, TokenId::from(byte))).collect();
+    let mut events: Vec<ResponseEvent> =
+        text.bytes().map(|byte| token(choice, TokenId::from(byte))).collect();
     events.push(token(choice, END));
     events.push(finished(choice, FinishReason::Stop));
     events
@@ -238,10 +246,21 @@ pub fn answer(text: &str) -> Vec<ResponseEvent> {
 /// A fleet that says `hi` to everybody.
 pub fn greeter() -> Arc<Fake> {
     Fake::saying(|request| {
-        let mut events: Vec<ResponseEvent> = (0..request.choices).flat_map(|choice| spoken(choice, "hi")).collect();
+        let mut events: Vec<ResponseEvent> =
+            (0..request.choices).flat_map(|choice| spoken(choice, "hi")).collect();
         events.push(done(request.prompt.len() as u32, 0, 3 * request.choices));
         events
     })
+}
+
+/// The sending half of the request that was submitted last, once there is one.
+pub async fn next_sender(senders: &Arc<Mutex<Vec<ResponseSender>>>) -> ResponseSender {
+    loop {
+        if let Some(sender) = senders.lock().pop() {
+            return sender;
+        }
+        tokio::task::yield_now().await;
+    }
 }
 
 /// Waits until the response that belongs to `sender` was dropped; passes over other feedback.
@@ -264,7 +283,10 @@ impl Reply {
     /// The data of every server-sent event; an event with a name has it before its data.
     pub fn events(&self) -> Vec<String> {
         assert!(self.body.ends_with("\n\n"), "{}", self.body);
-        self.body.split_terminator("\n\n").map(|event| event.replace("data: ", "").replace('\n', " ")).collect()
+        self.body
+            .split_terminator("\n\n")
+            .map(|event| event.replace("data: ", "").replace('\n', " "))
+            .collect()
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {

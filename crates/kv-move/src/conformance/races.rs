@@ -2,8 +2,8 @@
 
 use std::{
     collections::VecDeque,
+    hint::spin_loop,
     sync::atomic::Ordering::Relaxed,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -20,8 +20,19 @@ use crate::{
 /// 16 MiB: some milliseconds of copying, long against the time that another thread needs to notice its beginning.
 const BLOCKS: u32 = 256;
 const BLOCK_BYTES: u64 = 64 << 10;
-/// Rounds after which a race that never went the wanted way counts as impossible.
-const ROUNDS_MAX: u32 = 200;
+/// Single blocks far apart, in the copy's order from destination block 0 on: tens of milliseconds in little memory.
+const SCATTERED: u32 = 100_000;
+
+/// Numbers rounds from 0 until [`PATIENCE`] is over: if a race did not once go the wanted way by then, it cannot.
+fn rounds() -> impl Iterator<Item = u64> {
+    let began = Instant::now();
+    (0..).take_while(move |_round| began.elapsed() < PATIENCE)
+}
+
+fn scattered() -> (Region, Region, Vec<(u32, u32)>) {
+    let (source, destination) = pools(SCATTERED, 64);
+    (source, destination, (0..SCATTERED).map(|block| (SCATTERED - 1 - block, block)).collect())
+}
 
 /// Waits until the first word arrives, or the end of the ticket.
 fn watch_begin(destination: &Region, ending: &Ending) -> Option<Outcome> {
@@ -31,7 +42,8 @@ fn watch_begin(destination: &Region, ending: &Ending) -> Option<Outcome> {
         if let Some(outcome) = ending.try_wait() {
             return Some(outcome);
         }
-        thread::yield_now();
+        // Not a yield: on a busy machine that gives away the moment that is waited for.
+        spin_loop();
     }
     None
 }
@@ -51,7 +63,7 @@ pub fn a_block_torn_during_its_own_copy_is_never_done(harness: &Harness) {
 fn rewritten_during_the_copy(harness: &Harness, blocks: u32, block_bytes: u64) {
     let last = blocks - 1;
     let (source, destination) = pools(blocks, block_bytes);
-    for round in 0..ROUNDS_MAX {
+    for round in rounds() {
         (0..blocks).for_each(|block| clear(&destination, block));
         let promised = source.generation(last);
         let plan = harness.plan(&source, &destination, &straight(blocks));
@@ -77,39 +89,38 @@ fn rewritten_during_the_copy(harness: &Harness, blocks: u32, block_bytes: u64) {
             return;
         }
     }
-    panic!("in {ROUNDS_MAX} rounds no copy was under way when its last block was rewritten");
+    panic!("no copy was under way when its last block was rewritten, in {PATIENCE:?}");
 }
 
 /// Cancelled in the middle; as soon as the callback ran, the owner reuses the blocks, and no late write hits them.
 pub fn nothing_is_written_after_the_callback(harness: &Harness) {
-    let (source, destination) = pools(BLOCKS, BLOCK_BYTES);
-    for _ in 0..ROUNDS_MAX {
-        (0..BLOCKS).for_each(|block| clear(&destination, block));
-        let plan = harness.plan(&source, &destination, &straight(BLOCKS));
-        let (ticket, ending) = harness.submit(plan, soon());
+    let (source, destination, blocks) = scattered();
+    for _round in rounds() {
+        (0..SCATTERED).for_each(|block| clear(&destination, block));
+        let (ticket, ending) = harness.submit(harness.plan(&source, &destination, &blocks), soon());
         let early = watch_begin(&destination, &ending);
         ticket.cancel();
         let outcome = early.unwrap_or_else(|| ending.wait());
-        (0..BLOCKS).for_each(|block| clear(&destination, block));
+        (0..SCATTERED).for_each(|block| clear(&destination, block));
         harness.flush();
-        assert!((0..BLOCKS).all(|block| is_clear(&destination, block)), "written after {outcome:?}");
+        assert!((0..SCATTERED).all(|block| is_clear(&destination, block)), "written after {outcome:?}");
         match outcome {
             Outcome::Cancelled => return,
             Outcome::Done(_) => {}
             other => panic!("{other:?}"),
         }
     }
-    panic!("in {ROUNDS_MAX} rounds no copy was under way when it was cancelled");
+    panic!("no copy was under way when it was cancelled, in {PATIENCE:?}");
 }
 
 /// Deadlines from too short on, later each round: timed out soon after it, in the middle of the copy at least once; or
 /// done, with all bytes.
 pub fn a_deadline_during_the_copy_is_kept(harness: &Harness) {
-    let (source, destination) = pools(BLOCKS, BLOCK_BYTES);
-    for round in 0..ROUNDS_MAX {
-        (0..BLOCKS).for_each(|block| clear(&destination, block));
-        let plan = harness.plan(&source, &destination, &straight(BLOCKS));
-        let deadline = Instant::now() + Duration::from_micros(u64::from(round) * 20);
+    let (source, destination, blocks) = scattered();
+    for round in rounds() {
+        clear(&destination, 0);
+        let plan = harness.plan(&source, &destination, &blocks);
+        let deadline = Instant::now() + Duration::from_micros(round % 100 * 100);
         match harness.end(plan, Options::until(deadline)) {
             Outcome::TimedOut => {
                 // Generous, since tests share their machine.
@@ -119,12 +130,14 @@ pub fn a_deadline_during_the_copy_is_kept(harness: &Harness) {
                 }
             }
             Outcome::Done(_) => {
-                assert!((0..BLOCKS).all(|block| holds(&destination, block, block, 100 + u64::from(block))));
+                let arrived =
+                    |(from, to): &(u32, u32)| holds(&destination, *to, *from, 100 + u64::from(*from));
+                assert!(blocks.iter().all(arrived), "done without all bytes");
             }
             other => panic!("{other:?}"),
         }
     }
-    panic!("in {ROUNDS_MAX} rounds no deadline ended a copy that was under way");
+    panic!("no deadline ended a copy that was under way, in {PATIENCE:?}");
 }
 
 /// A thousand tickets of all kinds, more than the queue takes, some cancelled, some late, some stale.

@@ -25,7 +25,11 @@ pub(crate) struct Choice {
 }
 
 impl Choice {
-    pub(crate) fn new(tokenizer: Tokenizer, matcher: Option<StopMatcher>, logprobs: Option<Logprobs>) -> Self {
+    pub(crate) fn new(
+        tokenizer: Tokenizer,
+        matcher: Option<StopMatcher>,
+        logprobs: Option<Logprobs>,
+    ) -> Self {
         Self {
             detokenizer: Detokenizer::new(tokenizer),
             matcher,

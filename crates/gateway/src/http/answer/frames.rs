@@ -61,7 +61,9 @@ impl Frames {
     /// Prepares the parts that every chunk shares.
     pub(crate) fn new(endpoint: Endpoint, delivery: Delivery, identity: Identity<'_>) -> Self {
         let (form, prefix, object) = match (endpoint, delivery) {
-            (Endpoint::Chat, Delivery::Stream { .. }) => (Form::ChatDelta, "chatcmpl-", "chat.completion.chunk"),
+            (Endpoint::Chat, Delivery::Stream { .. }) => {
+                (Form::ChatDelta, "chatcmpl-", "chat.completion.chunk")
+            }
             (Endpoint::Chat, Delivery::Whole) => (Form::ChatMessage, "chatcmpl-", "chat.completion"),
             (Endpoint::Completions, _) => (Form::Text, "cmpl-", "text_completion"),
         };
@@ -152,8 +154,8 @@ impl Frames {
         }
         out.put_slice(b",\"logprobs\":");
         match part.logprobs {
-            Some(logprobs) => logprobs.write(out),
-            None => out.put_slice(b"null"),
+            Some(logprobs) if !logprobs.is_empty() => logprobs.write(out),
+            _ => out.put_slice(b"null"),
         }
         out.put_slice(match part.finish {
             None => b",\"finish_reason\":null}".as_slice(),

@@ -24,9 +24,13 @@ impl Logprobs {
         let list = BytesMut::new;
         match form {
             Form::ChatDelta | Form::ChatMessage => Self::Chat { entries: list() },
-            Form::Text => {
-                Self::Completions { tokens: list(), values: list(), top: list(), offsets: list(), offset_chars: 0 }
-            }
+            Form::Text => Self::Completions {
+                tokens: list(),
+                values: list(),
+                top: list(),
+                offsets: list(),
+                offset_chars: 0,
+            },
         }
     }
 
@@ -60,6 +64,14 @@ impl Logprobs {
                 push_integer(offsets, *offset_chars);
                 *offset_chars += text.chars().count() as u64;
             }
+        }
+    }
+
+    /// Whether there is nothing to write.
+    pub(crate) fn is_empty(&self) -> bool {
+        match self {
+            Self::Chat { entries } => entries.is_empty(),
+            Self::Completions { tokens, .. } => tokens.is_empty(),
         }
     }
 

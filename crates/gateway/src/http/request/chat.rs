@@ -71,6 +71,9 @@ impl<'a> ChatBody<'a> {
                 return Err(ApiError::unsupported("tool_choice", message));
             }
         };
+        if tools.is_some_and(|tools| !tools.get().starts_with('[')) {
+            return Err(ApiError::invalid("invalid_type", "tools must be a list").at("tools"));
+        }
         let Some(messages) = self.messages else {
             return Err(ApiError::invalid("missing_required_parameter", "messages is missing").at("messages"));
         };
@@ -101,7 +104,8 @@ fn explain(error: &TemplateError) -> ApiError {
     match error {
         TemplateError::NoMessages => ApiError::invalid_value("messages", message),
         TemplateError::UnsupportedPart { message: index, part, .. } => {
-            ApiError::invalid("unsupported_parameter", message).at(format!("messages[{index}].content[{part}].type"))
+            ApiError::invalid("unsupported_parameter", message)
+                .at(format!("messages[{index}].content[{part}].type"))
         }
         TemplateError::Field { field, cause } => {
             ApiError::invalid_value(field.clone(), format!("{message}: {cause}"))

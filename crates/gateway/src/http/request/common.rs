@@ -118,7 +118,8 @@ pub(crate) fn check(shared: Shared, own: Own, limits: &RequestLimits) -> Result<
         Some(tokens) => (Some(tokens), "max_completion_tokens"),
         None => (shared.max_tokens, "max_tokens"),
     };
-    let output_tokens_max = integer(wanted.1, wanted.0, 1..=i64::from(u32::MAX))?.map(|tokens| (tokens, wanted.1));
+    let output_tokens_max =
+        integer(wanted.1, wanted.0, 1..=i64::from(u32::MAX))?.map(|tokens| (tokens, wanted.1));
     let temperature = number("temperature", shared.temperature, 0.0..=2.0)?.unwrap_or(1.0);
     let top_p = number("top_p", shared.top_p, 0.0..=1.0)?.unwrap_or(1.0);
     if top_p <= 0.0 {
@@ -154,9 +155,10 @@ fn delivery(stream: Option<bool>, options: Option<StreamOptions>) -> Result<Deli
             Ok(Delivery::Stream { include_usage })
         }
         (false, None) => Ok(Delivery::Whole),
-        (false, Some(_)) => {
-            Err(ApiError::invalid_value("stream_options", "stream_options needs `stream: true`; leave it out"))
-        }
+        (false, Some(_)) => Err(ApiError::invalid_value(
+            "stream_options",
+            "stream_options needs `stream: true`; leave it out",
+        )),
     }
 }
 
@@ -170,7 +172,8 @@ fn refuse_unsupported(shared: &Shared) -> Result<(), ApiError> {
     ];
     for (field, value, neutral) in neutral {
         if let Some(value) = value.filter(|value| *value != neutral) {
-            let message = format!("{field} is {value}, which is not supported; leave it out or send {neutral}");
+            let message =
+                format!("{field} is {value}, which is not supported; leave it out or send {neutral}");
             return Err(ApiError::unsupported(field, message));
         }
     }
@@ -179,8 +182,10 @@ fn refuse_unsupported(shared: &Shared) -> Result<(), ApiError> {
     }
     match &shared.response_format {
         Some(format) if format.kind != "text" => {
-            let message =
-                format!("response_format `{}` is not supported; leave it out or send `text`", abridged(&format.kind));
+            let message = format!(
+                "response_format `{}` is not supported; leave it out or send `text`",
+                abridged(&format.kind)
+            );
             Err(ApiError::unsupported("response_format", message))
         }
         _ => Ok(()),
@@ -204,7 +209,8 @@ fn check_min_tokens(min_tokens: Option<i64>, spec: &Spec) -> Result<(), ApiError
 
 fn stop_strings(OneOrMany(strings): OneOrMany, limits: &RequestLimits) -> Result<Vec<String>, ApiError> {
     if strings.len() > limits.stop_strings_max {
-        let message = format!("stop has {} strings; at most {} are allowed", strings.len(), limits.stop_strings_max);
+        let message =
+            format!("stop has {} strings; at most {} are allowed", strings.len(), limits.stop_strings_max);
         return Err(ApiError::invalid_value("stop", message));
     }
     for (index, string) in strings.iter().enumerate() {
@@ -232,7 +238,11 @@ fn stop_token_ids(ids: Vec<i64>, limits: &RequestLimits) -> Result<Vec<TokenId>,
 }
 
 /// An integer within bounds that fit `u32`.
-fn integer(field: &'static str, value: Option<i64>, bounds: RangeInclusive<i64>) -> Result<Option<u32>, ApiError> {
+fn integer(
+    field: &'static str,
+    value: Option<i64>,
+    bounds: RangeInclusive<i64>,
+) -> Result<Option<u32>, ApiError> {
     let Some(value) = value else { return Ok(None) };
     if bounds.contains(&value) {
         return Ok(Some(u32::try_from(value).expect("the bounds fit u32")));
@@ -246,11 +256,18 @@ fn integer(field: &'static str, value: Option<i64>, bounds: RangeInclusive<i64>)
     Err(ApiError::invalid_value(field, message))
 }
 
-fn number(field: &'static str, value: Option<f64>, bounds: RangeInclusive<f64>) -> Result<Option<f64>, ApiError> {
+fn number(
+    field: &'static str,
+    value: Option<f64>,
+    bounds: RangeInclusive<f64>,
+) -> Result<Option<f64>, ApiError> {
     match value {
         Some(value) if !bounds.contains(&value) => {
             let (low, high) = bounds.into_inner();
-            Err(ApiError::invalid_value(field, format!("{field} is {value}; it must be between {low} and {high}")))
+            Err(ApiError::invalid_value(
+                field,
+                format!("{field} is {value}; it must be between {low} and {high}"),
+            ))
         }
         value => Ok(value),
     }

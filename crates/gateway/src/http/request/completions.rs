@@ -39,12 +39,16 @@ impl<'a> CompletionsBody<'a> {
             return Err(ApiError::unsupported("echo", "echo is not supported; leave it out"));
         }
         if self.best_of.is_some_and(|best_of| best_of != n) {
-            return Err(ApiError::unsupported("best_of", "best_of other than n is not supported; leave it out"));
+            return Err(ApiError::unsupported(
+                "best_of",
+                "best_of other than n is not supported; leave it out",
+            ));
         }
         if self.suffix.is_some_and(|suffix| !suffix.is_empty()) {
             return Err(ApiError::unsupported("suffix", "suffix is not supported; leave it out"));
         }
-        let own = Own { logprobs: self.logprobs.map(|count| (count, "logprobs")), max_completion_tokens: None };
+        let own =
+            Own { logprobs: self.logprobs.map(|count| (count, "logprobs")), max_completion_tokens: None };
         let spec = check(shared, own, limits)?;
         let Some(Prompts { prompts, listed }) = self.prompt else {
             return Err(ApiError::invalid("missing_required_parameter", "prompt is missing").at("prompt"));

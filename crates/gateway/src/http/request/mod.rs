@@ -69,11 +69,17 @@ impl Spec {
     ///
     /// # Errors
     /// 400 if prompt and output cannot fit into the context; the message says both lengths.
-    pub(crate) fn sampling(&self, lengths: Lengths<'_>, eos: &[TokenId], seed: u64) -> Result<Sampling, ApiError> {
+    pub(crate) fn sampling(
+        &self,
+        lengths: Lengths<'_>,
+        eos: &[TokenId],
+        seed: u64,
+    ) -> Result<Sampling, ApiError> {
         let Lengths { prompt_tokens, context_tokens_max, output_tokens_default, prompt_param } = lengths;
         let room = (context_tokens_max as usize).saturating_sub(prompt_tokens);
-        let too_long =
-            |message: String, param: &str| Err(ApiError::invalid("context_length_exceeded", message).at(param.to_owned()));
+        let too_long = |message: String, param: &str| {
+            Err(ApiError::invalid("context_length_exceeded", message).at(param.to_owned()))
+        };
         if room == 0 {
             let message = format!(
                 "the prompt has {prompt_tokens} tokens; this model's context is {context_tokens_max} tokens, prompt \
@@ -124,12 +130,20 @@ fn explain<'a, T: Deserialize<'a>>(body: &'a [u8], error: &serde_json::Error) ->
     if error.classify() != serde_json::error::Category::Data {
         return ApiError::invalid("invalid_json", format!("the body is not valid JSON: {error}"));
     }
+    let reason = in_words(&error.to_string());
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let path = match serde_path_to_error::deserialize::<_, T>(&mut deserializer) {
         Err(located) if located.path().iter().next().is_some() => located.path().to_string(),
-        _ => return ApiError::invalid("invalid_type", super::errors::abridged(&error.to_string()).into_owned()),
+        _ => return ApiError::invalid("invalid_type", reason),
     };
-    let reason = error.to_string();
-    let code = if reason.starts_with("missing field") { "missing_required_parameter" } else { "invalid_type" };
-    ApiError::invalid(code, format!("{path}: {}", super::errors::abridged(&reason))).at(path)
+    let code =
+        if reason.starts_with("missing field") { "missing_required_parameter" } else { "invalid_type" };
+    ApiError::invalid(code, format!("{path}: {reason}")).at(path)
+}
+
+/// A reason for people who do not write Rust, bounded.
+fn in_words(reason: &str) -> String {
+    let reason =
+        reason.replace("expected i64", "expected an integer").replace("expected f64", "expected a number");
+    super::errors::abridged(&reason).into_owned()
 }
