@@ -118,7 +118,7 @@ class Server:
     def run(self, *arguments):
         """Runs a forebay command against this server and prints what it prints."""
         SCREEN.dim("  $ forebay " + " ".join(arguments))
-        command = [self.binary, *arguments, "--url", f"http://127.0.0.1:{self.admin_port}"]
+        command = [self.binary, *arguments, "--admin-url", f"http://127.0.0.1:{self.admin_port}"]
         subprocess.run(command, check=True)
 
     def stop(self):
@@ -353,8 +353,8 @@ def keep_serving(server):
       -d '{{"model":"{MODEL}","messages":[{{"role":"user","content":"Name three rivers."}}],"max_tokens":40,"stream":true}}'
 
     {server.binary} chat --url {url}
-    {server.binary} status --watch --url http://127.0.0.1:{server.admin_port}
-    {server.binary} explain --last --url http://127.0.0.1:{server.admin_port}
+    {server.binary} status --watch --admin-url http://127.0.0.1:{server.admin_port}
+    {server.binary} explain --last --admin-url http://127.0.0.1:{server.admin_port}
     curl http://127.0.0.1:{server.admin_port}/metrics
 """)
     try:

@@ -4,11 +4,16 @@
 
 #![allow(clippy::print_stdout, reason = "an example's output")]
 
-use std::{path::Path, time::Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use forebay_engine_embedded::{ChunkInput, Executor, InstructionSet, Logits, ModelError, VecPool, Weights};
 
 const BLOCK_SIZE: u32 = 16;
+/// Each figure's steps are repeated for so long: the system counts CPU time in ticks of a few milliseconds.
+const MEASURED: Duration = Duration::from_millis(500);
 
 fn main() -> Result<(), ModelError> {
     let start = Instant::now();
@@ -18,11 +23,14 @@ fn main() -> Result<(), ModelError> {
     };
     let load_seconds = start.elapsed().as_secs_f64();
     for set in InstructionSet::available() {
-        let Some(mut executor) = Executor::with_instruction_set(weights.clone(), BLOCK_SIZE, set) else { continue };
-        let prefill = |executor: &mut Executor, tokens| median(3, || seconds(executor, &weights, 1, 0, tokens));
+        let Some(mut executor) = Executor::with_instruction_set(weights.clone(), BLOCK_SIZE, set) else {
+            continue;
+        };
+        let prefill =
+            |executor: &mut Executor, tokens| median(3, || seconds(executor, &weights, 1, 0, tokens));
         let (short, long) = (prefill(&mut executor, 256), prefill(&mut executor, 1024));
         let decode = |executor: &mut Executor, sequences, context| {
-            median(7, || seconds(executor, &weights, sequences, context, 1))
+            median(3, || seconds(executor, &weights, sequences, context, 1))
         };
         println!(
             "{{\"model\":\"{}\",\"instruction_set\":\"{set}\",\"weights_bytes\":{},\"load_seconds\":{load_seconds:.3},\
@@ -59,11 +67,17 @@ fn seconds(executor: &mut Executor, weights: &Weights, sequences: u32, context: 
     let chunk = |table| ChunkInput { start: context, tokens: &tokens, blocks: table, want_logits: true };
     let chunks: Vec<_> = tables.iter().map(|table| chunk(table)).collect();
     let mut logits = Logits::new();
+    let mut step = || executor.execute(&mut pool, &chunks, &mut logits);
+    step(); // buffers grow
     let (start, cpu_start) = (Instant::now(), cpu_seconds());
-    executor.execute(&mut pool, &chunks, &mut logits);
+    let mut steps = 0.0;
+    while steps == 0.0 || start.elapsed() < MEASURED {
+        step();
+        steps += 1.0;
+    }
     match (cpu_start, cpu_seconds()) {
-        (Some(start), Some(end)) => end - start,
-        _ => start.elapsed().as_secs_f64(),
+        (Some(start), Some(end)) => (end - start) / steps,
+        _ => start.elapsed().as_secs_f64() / steps,
     }
 }
 

@@ -13,7 +13,8 @@ use forebay_types::TokenId;
 use crate::{
     InstructionSet, KvPool, Weights,
     kernels::{
-        ActivationBlock, Attention, AttentionScratch, GateAndQuantise, Kernels, MatMul, NormAndQuantise, Quantise,
+        ActivationBlock, Attention, AttentionScratch, GateAndQuantise, Kernels, LANES, MatMul,
+        NormAndQuantise, Quantise,
     },
     model::{Layer, ModelConfig},
     pool::SequenceKv,
@@ -90,7 +91,7 @@ impl Executor {
     /// An executor with the fastest instructions of this processor.
     ///
     /// # Panics
-    /// If `block_size_tokens` is not a power of two.
+    /// If `block_size_tokens` is not a power of two, or less than 16.
     pub fn new(weights: Arc<Weights>, block_size_tokens: u32) -> Self {
         let detected = InstructionSet::detect();
         Self::with_instruction_set(weights, block_size_tokens, detected).expect("the processor was asked")
@@ -99,13 +100,14 @@ impl Executor {
     /// An executor with given instructions, for comparing them; `None` if the processor lacks them.
     ///
     /// # Panics
-    /// If `block_size_tokens` is not a power of two.
+    /// If `block_size_tokens` is not a power of two, or less than 16.
     pub fn with_instruction_set(
         weights: Arc<Weights>,
         block_size_tokens: u32,
         instruction_set: InstructionSet,
     ) -> Option<Self> {
-        assert!(block_size_tokens.is_power_of_two(), "the block size is a power of two");
+        let possible = block_size_tokens.is_power_of_two() && block_size_tokens >= 16;
+        assert!(possible, "a block size of {block_size_tokens} tokens: 16, 32, 64 and so on are possible");
         let kernels = instruction_set.kernels()?;
         let scratch = Scratch::new(weights.config());
         Some(Self { weights, kernels, instruction_set, block_size: block_size_tokens as usize, scratch })
@@ -172,7 +174,10 @@ impl Executor {
             assert!(!chunk.tokens.is_empty(), "a chunk computes something");
             let end = chunk.start as usize + chunk.tokens.len();
             assert!(end <= config.context_tokens_max as usize, "position {end} is beyond the context");
-            assert!(chunk.blocks.len() * self.block_size >= end, "the block table ends before position {end}");
+            assert!(
+                chunk.blocks.len() * self.block_size >= end,
+                "the block table ends before position {end}"
+            );
             for token in chunk.tokens {
                 assert!(*token < config.vocab, "token {token} is outside the vocabulary");
             }
@@ -326,18 +331,22 @@ impl LayerStep<'_> {
         }
     }
 
-    /// Stores a segment's K and V, and rotates its queries.
+    /// Rotates a segment's queries and keys and stores its K and V.
     fn store(&mut self, segment: &Segment, kv: SequenceKv<'_>) {
-        let config = &self.weights.config;
+        let Weights { config, rope, key_signs, .. } = self.weights;
         let head_dim = config.head_dim as usize;
         let (width, kv_width) = (config.heads as usize * head_dim, config.kv_heads as usize * head_dim);
         let scale = 1.0 / (head_dim as f32).sqrt();
         for i in 0..segment.rows {
             let (row, position) = (segment.row + i, segment.start + i);
-            let range = row * kv_width..(row + 1) * kv_width;
-            kv.write(position, &self.scratch.key[range.clone()], &self.scratch.value[range]);
             let query = &mut self.scratch.query[row * width..(row + 1) * width];
-            self.weights.rope.rotate(position, query, head_dim, scale);
+            rope.rotate(position, query, head_dim);
+            query.iter_mut().for_each(|x| *x *= scale);
+            let range = row * kv_width..(row + 1) * kv_width;
+            let key = &mut self.scratch.key[range.clone()];
+            rope.rotate(position, key, head_dim);
+            key.iter_mut().zip(key_signs.tile(position / LANES)).for_each(|(x, sign)| *x *= sign);
+            kv.write(position, key, &self.scratch.value[range]);
         }
     }
 
@@ -351,7 +360,7 @@ impl LayerStep<'_> {
             out: &mut attended[range],
             start: segment.start,
             kv,
-            rope: &self.weights.rope,
+            key_signs: &self.weights.key_signs,
             heads: config.heads as usize,
             kv_heads: config.kv_heads as usize,
             head_dim: config.head_dim as usize,

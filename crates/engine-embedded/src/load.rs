@@ -11,7 +11,7 @@ use crate::{
     ModelError,
     gguf::{GgufMetadata, TensorEntry, open},
     hash::Fingerprint,
-    model::{HEAD_MULTIPLE, Layer, ModelConfig, Rope, WIDTH_MULTIPLE, Weights},
+    model::{HEAD_MULTIPLE, KeySigns, Layer, ModelConfig, Rope, WIDTH_MULTIPLE, Weights},
     quant::{Encoding, Matrix, f16_to_f32},
 };
 
@@ -68,7 +68,8 @@ pub(crate) fn read(
     }
     let fingerprint = tensors.fingerprint.finish();
     (tensors.progress)(1.0);
-    Ok(Weights { config, tokenizer, embedding, output, output_norm, layers, rope, fingerprint })
+    let key_signs = KeySigns::new(config.kv_heads * config.head_dim, config.context_tokens_max);
+    Ok(Weights { config, tokenizer, embedding, output, output_norm, layers, rope, key_signs, fingerprint })
 }
 
 /// The shape that the metadata tells, held to what the kernels compute.
@@ -106,14 +107,27 @@ fn config(metadata: &GgufMetadata) -> Result<ModelConfig, ModelError> {
     let attention_width = heads.checked_mul(head_dim).filter(|width| *width <= WIDTH_MAX);
 
     let rules = [
-        (hidden.is_multiple_of(WIDTH_MULTIPLE), format!("width {hidden} is not a multiple of {WIDTH_MULTIPLE}")),
-        (ffn.is_multiple_of(WIDTH_MULTIPLE), format!("inner width {ffn} is not a multiple of {WIDTH_MULTIPLE}")),
+        (
+            hidden.is_multiple_of(WIDTH_MULTIPLE),
+            format!("width {hidden} is not a multiple of {WIDTH_MULTIPLE}"),
+        ),
+        (
+            ffn.is_multiple_of(WIDTH_MULTIPLE),
+            format!("inner width {ffn} is not a multiple of {WIDTH_MULTIPLE}"),
+        ),
         (heads.is_multiple_of(kv_heads), format!("{heads} heads do not divide into {kv_heads} KV heads")),
-        (head_dim.is_multiple_of(HEAD_MULTIPLE), format!("head width {head_dim} is no multiple of {HEAD_MULTIPLE}")),
-        (attention_width.is_some_and(|width| width.is_multiple_of(WIDTH_MULTIPLE)), format!(
-            "{heads} heads of width {head_dim} are not a multiple of {WIDTH_MULTIPLE}, or too many"
-        )),
-        (value_dim == head_dim, format!("keys are {head_dim} wide and values {value_dim}, and must be equal")),
+        (
+            head_dim.is_multiple_of(HEAD_MULTIPLE),
+            format!("head width {head_dim} is no multiple of {HEAD_MULTIPLE}"),
+        ),
+        (
+            attention_width.is_some_and(|width| width.is_multiple_of(WIDTH_MULTIPLE)),
+            format!("{heads} heads of width {head_dim} are not a multiple of {WIDTH_MULTIPLE}, or too many"),
+        ),
+        (
+            value_dim == head_dim,
+            format!("keys are {head_dim} wide and values {value_dim}, and must be equal"),
+        ),
         (rope_dims.is_multiple_of(2), format!("{rope_dims} rotated dimensions are odd")),
         (scaling == "none", format!("rotary scaling {scaling} is not computed here")),
         (rope_base.is_finite() && rope_base > 0.0, format!("the rotary base is {rope_base}")),
@@ -203,7 +217,9 @@ impl<F: Read + Seek> Tensors<'_, F> {
                 self.buffer.as_chunks().0.iter().map(half).collect()
             }
             _ => {
-                return Err(self.metadata.unsupported(format!("tensor {name} is a vector, but not F32 or F16")));
+                return Err(self
+                    .metadata
+                    .unsupported(format!("tensor {name} is a vector, but not F32 or F16")));
             }
         };
         if values.iter().any(|value| !value.is_finite()) {

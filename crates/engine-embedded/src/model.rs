@@ -1,15 +1,12 @@
 //! A model in memory: its shape, its weights in panels, its rotary tables. Immutable; engines share it.
 
-use std::{
-    path::Path,
-    sync::Arc,
-};
+use std::{path::Path, sync::Arc};
 
 use forebay_types::TokenId;
 
 use crate::{
     GgufTokenizer, ModelError,
-    hash::Fingerprint,
+    hash::{Fingerprint, mix},
     kernels::LANES,
     load,
     quant::{BLOCK, Matrix},
@@ -63,6 +60,7 @@ pub struct Weights {
     pub(crate) output_norm: Vec<f32>,
     pub(crate) layers: Vec<Layer>,
     pub(crate) rope: Rope,
+    pub(crate) key_signs: KeySigns,
     pub(crate) fingerprint: u64,
 }
 
@@ -122,14 +120,15 @@ impl Weights {
     /// Memory that the weights and tables take.
     pub fn bytes(&self) -> u64 {
         let layer = |layer: &Layer| {
-            let Layer { attention_norm, query, key, value, attention_output, ffn_norm, gate, up, down } = layer;
+            let Layer { attention_norm, query, key, value, attention_output, ffn_norm, gate, up, down } =
+                layer;
             let matrices = [query, key, value, attention_output, gate, up, down];
             matrices.into_iter().map(Matrix::bytes).sum::<u64>()
                 + 4 * (attention_norm.len() + ffn_norm.len()) as u64
         };
         self.embedding.bytes()
             + self.output.as_ref().map_or(0, Matrix::bytes)
-            + 4 * (self.output_norm.len() + self.rope.cosines.len() + self.rope.sines.len()) as u64
+            + 4 * (self.output_norm.len() + 2 * self.rope.turns.len() + self.key_signs.signs.len()) as u64
             + self.layers.iter().map(layer).sum::<u64>()
     }
 
@@ -166,65 +165,77 @@ impl ModelConfig {
         fingerprint.word(u64::from(rope_base.to_bits()));
         fingerprint.word(u64::from(norm_eps.to_bits()));
         // The tables come from the platform's sine, the one function here that may differ between machines.
-        for value in rope.cosines.iter().chain(&rope.sines) {
-            fingerprint.word(u64::from(value.to_bits()));
+        for Turn { cosine, sine } in &rope.turns {
+            fingerprint.word(u64::from(cosine.to_bits()) << 32 | u64::from(sine.to_bits()));
         }
         fingerprint
     }
 }
 
-/// Sines and cosines of rotary position embedding, `[tile of 16 positions][pair][position in tile]`: 16 keys at a time
-/// read them as vectors.
+/// Sines and cosines of rotary position embedding, `[position][pair]`.
 #[derive(Debug)]
 pub(crate) struct Rope {
-    cosines: Vec<f32>,
-    sines: Vec<f32>,
+    turns: Vec<Turn>,
     pairs: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Turn {
+    cosine: f32,
+    sine: f32,
 }
 
 impl Rope {
     pub(crate) fn new(base: f32, dims: u32, positions: u32) -> Self {
         let pairs = dims as usize / 2;
-        let tiles = (positions as usize).div_ceil(LANES);
         let frequency = |pair: usize| f64::from(base).powf(-2.0 * pair as f64 / f64::from(dims));
         let frequencies: Vec<f64> = (0..pairs).map(frequency).collect();
-        let (mut cosines, mut sines) = (Vec::new(), Vec::new());
-        for tile in 0..tiles {
-            for frequency in &frequencies {
-                for lane in 0..LANES {
-                    let (sine, cosine) = ((tile * LANES + lane) as f64 * frequency).sin_cos();
-                    cosines.push(cosine as f32);
-                    sines.push(sine as f32);
-                }
-            }
-        }
-        Self { cosines, sines, pairs }
+        let turn = |position: u32, frequency: f64| {
+            let (sine, cosine) = (f64::from(position) * frequency).sin_cos();
+            Turn { cosine: cosine as f32, sine: sine as f32 }
+        };
+        let turns = (0..positions).flat_map(|position| frequencies.iter().map(move |f| turn(position, *f)));
+        Self { turns: turns.collect(), pairs }
     }
 
-    /// Rotated pairs of a head.
-    pub(crate) fn pairs(&self) -> usize {
-        self.pairs
-    }
-
-    /// Cosines and sines of positions `16 tile..`, a vector a pair.
-    pub(crate) fn tile(&self, tile: usize) -> (&[f32], &[f32]) {
-        let length = self.pairs * LANES;
-        let range = tile * length..(tile + 1) * length;
-        (&self.cosines[range.clone()], &self.sines[range])
-    }
-
-    /// Rotates the heads of one token at `position` and multiplies all by `scale`.
-    pub(crate) fn rotate(&self, position: usize, heads: &mut [f32], head_dim: usize, scale: f32) {
-        let (cosines, sines) = self.tile(position / LANES);
-        let lane = position % LANES;
+    /// Rotates the heads of one token at `position`: neighbouring pairs, as GGUF's llama weights are laid out.
+    pub(crate) fn rotate(&self, position: usize, heads: &mut [f32], head_dim: usize) {
+        let turns = &self.turns[position * self.pairs..(position + 1) * self.pairs];
         for head in heads.chunks_exact_mut(head_dim) {
-            for (pair, values) in head.as_chunks_mut::<2>().0.iter_mut().take(self.pairs).enumerate() {
-                let (cosine, sine) = (cosines[pair * LANES + lane], sines[pair * LANES + lane]);
+            for (Turn { cosine, sine }, values) in turns.iter().zip(head.as_chunks_mut::<2>().0) {
                 let [a, b] = *values;
                 *values = [a * cosine - b * sine, a * sine + b * cosine];
             }
-            head.iter_mut().for_each(|x| *x *= scale);
         }
+    }
+}
+
+/// Signs that a key's numbers are multiplied with when it is stored, and again when it is read: a pattern of the tile
+/// of 16 positions that it belongs to, and that it is read from. In its place a key comes back as it was, exactly; in
+/// another place it is nonsense.
+///
+/// Without it, attention would not notice that two blocks changed places (rotation is part of the stored key, and a sum
+/// has no order), nor a small language model that one of its sentences came from elsewhere: tests that compare tokens
+/// would miss misplaced blocks.
+#[derive(Debug)]
+pub(crate) struct KeySigns {
+    signs: Vec<f32>,
+    width: usize,
+}
+
+impl KeySigns {
+    /// For keys of `width` numbers (all KV heads).
+    pub(crate) fn new(width: u32, positions: u32) -> Self {
+        let width = width as usize;
+        let tiles = (positions as usize).div_ceil(LANES);
+        let sign = |i: usize| if mix(i as u64 / 64 + 1) >> (i % 64) & 1 == 0 { 1.0 } else { -1.0 };
+        Self { signs: (0..tiles * width).map(sign).collect(), width }
+    }
+
+    /// Of the keys of positions `16 * tile..`.
+    #[inline(always)]
+    pub(crate) fn tile(&self, tile: usize) -> &[f32] {
+        &self.signs[tile * self.width..(tile + 1) * self.width]
     }
 }
 

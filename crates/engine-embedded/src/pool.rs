@@ -4,7 +4,7 @@ use std::ptr::NonNull;
 
 /// A pool of equal KV blocks. The engine's shell owns it, usually as memory that other processes may read.
 ///
-/// A block holds `[layer][k|v][token in block][kv head x head dim]` as f32; K is stored before rotary embedding.
+/// A block holds `[layer][k|v][token in block][kv head x head dim]` as f32, the keys as this crate's top tells.
 ///
 /// # Safety
 /// For every `index < blocks()`, `block(index)` must be aligned for f32 and valid for reads and writes of
@@ -124,7 +124,7 @@ impl<'a> SequenceKv<'a> {
         unsafe { block.add(self.layer_start + row * self.width) }
     }
 
-    /// K of the token at `position`, before rotary embedding.
+    /// K of the token at `position`, as stored.
     #[inline(always)]
     pub(crate) fn k(&self, position: usize) -> &'a [f32] {
         // SAFETY: `width` floats from there are within the block; nobody writes them while the view is in use, since
@@ -139,7 +139,7 @@ impl<'a> SequenceKv<'a> {
         unsafe { NonNull::slice_from_raw_parts(self.row(position, 1), self.width).as_ref() }
     }
 
-    /// Stores K (before rotary embedding) and V of the token at `position`.
+    /// Stores K and V of the token at `position`.
     pub(crate) fn write(&self, position: usize, k: &[f32], v: &[f32]) {
         for (half, values) in [k, v].into_iter().enumerate() {
             assert_eq!(values.len(), self.width);

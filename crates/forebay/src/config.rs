@@ -46,7 +46,11 @@ fn table(settings: &Settings) -> Table {
             "default" => (Tone::Plain, Tone::Faint),
             _ => (Tone::Strong, Tone::Plain),
         };
-        table.row(vec![Cell::new(line.name, tone), Cell::new(line.value, tone), Cell::new(line.origin, from)]);
+        table.row(vec![
+            Cell::new(line.name, tone),
+            Cell::new(line.value, tone),
+            Cell::new(line.origin, from),
+        ]);
     }
     table
 }

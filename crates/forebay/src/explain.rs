@@ -41,7 +41,12 @@ pub(crate) async fn run(args: &ExplainArgs, terminal: Terminal) -> anyhow::Resul
 ///
 /// # Errors
 /// As [`run`].
-pub(crate) async fn text(client: &Client, id: &str, width: Option<usize>, paint: Paint) -> anyhow::Result<String> {
+pub(crate) async fn text(
+    client: &Client,
+    id: &str,
+    width: Option<usize>,
+    paint: Paint,
+) -> anyhow::Result<String> {
     let record = one(client, id).await?;
     Ok(view::render(&read(client, &record)?, view::Detail::Brief, width, paint))
 }
@@ -85,7 +90,9 @@ fn read(client: &Client, record: &RawValue) -> Result<DecisionRecord, ClientErro
 fn percent_encoded(id: &str) -> String {
     id.bytes()
         .map(|byte| match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                char::from(byte).to_string()
+            }
             _ => format!("%{byte:02X}"),
         })
         .collect()

@@ -24,8 +24,12 @@ const TENANT_BYTES_MAX: usize = 64;
 /// # Errors
 /// A name that the file could not hold, or a system without randomness.
 pub(crate) fn add(tenant: &str, terminal: Terminal) -> anyhow::Result<Exit> {
-    if tenant.is_empty() || tenant.len() > TENANT_BYTES_MAX || !tenant.bytes().all(|byte| byte.is_ascii_graphic()) {
-        let sentence = format!("`{tenant}` is no name for a tenant: it must be visible ASCII, at most 64 bytes");
+    if tenant.is_empty()
+        || tenant.len() > TENANT_BYTES_MAX
+        || !tenant.bytes().all(|byte| byte.is_ascii_graphic())
+    {
+        let sentence =
+            format!("`{tenant}` is no name for a tenant: it must be visible ASCII, at most 64 bytes");
         return Err(Failed { exit: Exit::Usage, sentence }.into());
     }
     let mut random = [0; KEY_BYTES];

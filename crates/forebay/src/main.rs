@@ -54,7 +54,11 @@ fn main() -> ExitCode {
 }
 
 /// Every command, in one line where that is enough.
-fn run(command: &Command, environment: &BTreeMap<String, String>, terminal: Terminal) -> anyhow::Result<Exit> {
+fn run(
+    command: &Command,
+    environment: &BTreeMap<String, String>,
+    terminal: Terminal,
+) -> anyhow::Result<Exit> {
     match command {
         Command::Serve { settings } => {
             let settings = Settings::load(settings, environment)?;

@@ -74,7 +74,9 @@ pub(crate) async fn run(settings: &Settings, environment: &BTreeMap<String, Stri
 
 async fn bind(address: SocketAddr, setting: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| {
-        format!("cannot listen on {address} (setting `{setting}`): choose another port, or end what uses this one")
+        format!(
+            "cannot listen on {address} (setting `{setting}`): choose another port, or end what uses this one"
+        )
     })
 }
 

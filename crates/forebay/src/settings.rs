@@ -84,7 +84,10 @@ impl Settings {
     ///
     /// # Errors
     /// Everything that is wrong, each with where it was written.
-    pub(crate) fn load(flags: &SettingFlags, environment: &BTreeMap<String, String>) -> Result<Self, SettingsError> {
+    pub(crate) fn load(
+        flags: &SettingFlags,
+        environment: &BTreeMap<String, String>,
+    ) -> Result<Self, SettingsError> {
         let mut problems = Vec::new();
         let layers = Layers::gather(known_settings(), flags, environment, &mut problems);
         let mut origins = Origins::new();
@@ -125,7 +128,8 @@ impl Settings {
             self.http.texts(),
             self.process.texts(),
         ];
-        let config = Shown { name: CONFIG.name, value: self.config.0.clone(), origin: self.config.1.to_string() };
+        let config =
+            Shown { name: CONFIG.name, value: self.config.0.clone(), origin: self.config.1.to_string() };
         std::iter::once(config)
             .chain(texts.into_iter().flatten().map(|(name, value)| Shown {
                 name,

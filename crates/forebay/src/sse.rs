@@ -85,7 +85,8 @@ mod tests {
     #[test]
     fn events_are_the_same_however_the_bytes_are_cut() {
         let text = ": hello\ndata: {\"a\":1}\n\nevent: error\r\ndata: é\r\ndata:two\r\rid: 7\n\ndata\n\ndata: [DONE]\n\ndata: cut";
-        let expected = vec![event("", "{\"a\":1}"), event("error", "é\ntwo"), event("", ""), event("", "[DONE]")];
+        let expected =
+            vec![event("", "{\"a\":1}"), event("error", "é\ntwo"), event("", ""), event("", "[DONE]")];
         for size in 1..text.len() {
             let (mut parser, mut events) = (EventParser::default(), Vec::new());
             for piece in text.as_bytes().chunks(size) {

@@ -6,8 +6,12 @@ mod view;
 
 use std::time::Duration;
 
+use anyhow::Context as _;
 use forebay_gateway::orchestrator::api::EngineStatus;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{MissedTickBehavior, interval},
+};
 
 use crate::{
     cli::StatusArgs,
@@ -18,6 +22,9 @@ use crate::{
 
 /// Where the fleet is described.
 const ENGINES_PATH: &str = "/fleet/v1/engines";
+
+/// A watch looks no more often than this.
+const INTERVAL_MIN: Duration = Duration::from_millis(1);
 
 /// Shows the fleet, once or until Ctrl-C.
 ///
@@ -30,30 +37,35 @@ pub(crate) async fn run(args: &StatusArgs, terminal: Terminal) -> anyhow::Result
         terminal.out(&first)?;
         return Ok(Exit::Ok);
     }
-    let mut looks = interval(args.interval.max(Duration::from_millis(1)));
+    // One listener for the whole watch: a Ctrl-C while a picture is fetched must not be lost.
+    let mut interrupts = signal(SignalKind::interrupt()).context("cannot listen to Ctrl-C")?;
+    tokio::select! {
+        result = watch(&client, args, first, terminal) => match result? {},
+        _ = interrupts.recv() => Ok(Exit::Ok),
+    }
+}
+
+/// Shows the fleet again and again.
+async fn watch(
+    client: &Client,
+    args: &StatusArgs,
+    first: String,
+    terminal: Terminal,
+) -> anyhow::Result<std::convert::Infallible> {
+    let mut looks = interval(args.interval.max(INTERVAL_MIN));
     // A slow server is asked less often, never twice in a row.
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     looks.tick().await;
-    let mut next = Some(first);
-    let mut is_first = true;
+    terminal.next_picture(true)?;
+    terminal.out(&first)?;
     loop {
-        let picture = match next.take() {
-            Some(picture) => picture,
-            None => picture(&client, args.json, terminal).await.unwrap_or_else(|error| {
-                let text = describe(&error.into());
-                format!("{}\n", terminal.paint_out.tone(Tone::Bad, &text))
-            }),
-        };
-        terminal.next_picture(is_first)?;
+        looks.tick().await;
+        let picture = picture(client, args.json, terminal).await.unwrap_or_else(|error| {
+            let text = describe(&error.into());
+            format!("{}\n", terminal.paint_out.tone(Tone::Bad, &text))
+        });
+        terminal.next_picture(false)?;
         terminal.out(&picture)?;
-        is_first = false;
-        tokio::select! {
-            _ = looks.tick() => {}
-            interrupted = tokio::signal::ctrl_c() => {
-                interrupted?;
-                return Ok(Exit::Ok);
-            }
-        }
     }
 }
 

@@ -98,7 +98,8 @@ impl Table {
                 shown.remove(at);
             }
         }
-        let titles: Vec<Cell> = self.columns.iter().map(|column| Cell::new(column.title, Tone::Faint)).collect();
+        let titles: Vec<Cell> =
+            self.columns.iter().map(|column| Cell::new(column.title, Tone::Faint)).collect();
         let mut drawn = String::new();
         for row in std::iter::once(&titles).chain(&self.rows) {
             let mut line = String::new();
@@ -107,7 +108,13 @@ impl Table {
                     line.push_str(GAP);
                 }
                 let is_last = position + 1 == shown.len();
-                line.push_str(&draw(&row[*index], self.columns[*index].align, widths[*index], is_last, paint));
+                line.push_str(&draw(
+                    &row[*index],
+                    self.columns[*index].align,
+                    widths[*index],
+                    is_last,
+                    paint,
+                ));
             }
             drawn.push_str(line.trim_end());
             drawn.push('\n');
@@ -164,7 +171,11 @@ mod tests {
     fn table() -> Table {
         let mut table = Table::default().text("NAME").number("COUNT").optional("NOTE", Align::Left);
         table.row(vec!["a".into(), "1".into(), "short".into()]);
-        table.row(vec![Cell::new("a-rather-long-name", Tone::Good), "12345".into(), "a note at the end".into()]);
+        table.row(vec![
+            Cell::new("a-rather-long-name", Tone::Good),
+            "12345".into(),
+            "a note at the end".into(),
+        ]);
         table
     }
 

@@ -15,11 +15,12 @@ pub(crate) fn init(settings: &Process, terminal: Terminal) {
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let layer = match settings.log_format {
         // A terminal shows what happens now; a journal has its own clock but not our precision.
-        LogFormat::Text => layer
-            .with_ansi(terminal.paint_err.on)
-            .with_target(!std::io::stderr().is_terminal())
-            .boxed(),
-        LogFormat::Json => layer.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed(),
+        LogFormat::Text => {
+            layer.with_ansi(terminal.paint_err.on).with_target(!std::io::stderr().is_terminal()).boxed()
+        }
+        LogFormat::Json => {
+            layer.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed()
+        }
     };
     // Only a second call could fail, and there is none.
     let _ = tracing_subscriber::registry().with(layer.with_filter(filter)).try_init();

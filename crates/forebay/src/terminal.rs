@@ -87,7 +87,8 @@ impl Terminal {
 
 /// <https://no-color.org>: any value but the empty one means no colour. A dumb terminal has none either.
 fn allows_color(environment: &BTreeMap<String, String>) -> bool {
-    environment.get("NO_COLOR").is_none_or(String::is_empty) && environment.get("TERM").is_none_or(|term| term != "dumb")
+    environment.get("NO_COLOR").is_none_or(String::is_empty)
+        && environment.get("TERM").is_none_or(|term| term != "dumb")
 }
 
 /// What a piece of text is, which decides its colour.

@@ -1,4 +1,5 @@
 //! What answers look like, whole and streamed, and how they end.
+#![allow(clippy::unwrap_used, reason = "an unexpected value is a failed test")]
 
 mod http_support;
 

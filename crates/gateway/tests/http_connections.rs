@@ -1,4 +1,5 @@
 //! Sockets: clients that leave, servers that end, peers that dawdle.
+#![allow(clippy::unwrap_used, reason = "an unexpected value is a failed test")]
 
 mod http_support;
 

@@ -1,4 +1,5 @@
 //! Whatever is sent to whichever endpoint: an answer in the promised shape, never a panic, never the server's fault.
+#![allow(clippy::unwrap_used, reason = "an unexpected value is a failed test")]
 
 mod http_support;
 

@@ -1,4 +1,5 @@
 //! What requests may say, and what they are told when they may not.
+#![allow(clippy::unwrap_used, reason = "an unexpected value is a failed test")]
 
 mod http_support;
 
@@ -235,6 +236,17 @@ async fn completions_take_prompts_in_four_shapes() {
     check(r#"["AB","\u0043"]"#, &[&[65, 66], &[67]]).await;
     check("[65,66]", &[&[65, 66]]).await;
     check("[[65,66],[67]]", &[&[65, 66], &[67]]).await;
+}
+
+#[tokio::test]
+async fn long_texts_are_tokenised_beside_the_streams_with_the_same_tokens() {
+    let fake = greeter();
+    let request_limits = RequestLimits { inline_text_bytes_max: 5, ..RequestLimits::default() };
+    let (gateway, _) = Setup { request_limits, ..Setup::default() }.gateway(&fake);
+    assert_eq!(complete(&gateway, r#""prompt":["short","longer"]"#).await.status, 200);
+    let prompts: Vec<Vec<TokenId>> =
+        fake.requests.lock().iter().map(|request| request.prompt.to_vec()).collect();
+    assert_eq!(prompts, ["short", "longer"].map(|text| text.bytes().map(TokenId::from).collect::<Vec<_>>()));
 }
 
 #[tokio::test]

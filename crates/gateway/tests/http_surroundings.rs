@@ -1,4 +1,5 @@
 //! Ids, traces, keys and pages.
+#![allow(clippy::unwrap_used, reason = "an unexpected value is a failed test")]
 
 mod http_support;
 

@@ -1,8 +1,5 @@
 #![doc = include_str!("../README.md")]
-#![allow(
-    unsafe_code,
-    reason = "shared memory has no safe interface; `region::mapping` holds nearly all of it"
-)]
+#![allow(unsafe_code, reason = "shared memory has no safe interface; `region::mapping` holds all of it")]
 #![deny(clippy::undocumented_unsafe_blocks)]
 
 mod checksum;

@@ -1,7 +1,7 @@
 //! Regions: one pool of KV blocks in shared memory.
 //!
 //! In: a [`Layout`], or a file descriptor from another process. Out: a [`Region`], whose blocks can be addressed,
-//! generation by generation. The file's layout is in [`format`](self::format); the mapping, and with it nearly all
+//! generation by generation. The file's layout is in [`format`](self::format); the mapping, and with it all
 //! `unsafe` of this crate, in [`mapping`].
 //!
 //! # The generation of a block is a seqlock

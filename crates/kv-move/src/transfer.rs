@@ -142,10 +142,11 @@ impl<'plan> Transfer<'plan> {
 
 /// Copies word by word with relaxed atomics, so that losing a race against the source's owner is defined.
 ///
-/// Unrolled by eight this is as fast as `memcpy` where blocks come from memory: 10.1 against 10.2 GB/s for 2,000
-/// scattered blocks of 64 KiB, 12.2 against 11.3 for 180 of 720 KiB. It is slower in the caches (31 against 47 GB/s at
-/// 64 KiB), where no transfer of a real pool happens. `rep movsb` in inline assembly equals `memcpy` everywhere;
-/// it was not worth a second path with its own argument about ordering. (AMD EPYC, two processors, median of 9.)
+/// Unrolled by eight this is as fast as `memcpy` where blocks come from memory: median 10.1 against 10.2 GB/s for 2,000
+/// scattered blocks of 64 KiB, 12.2 against 11.3 for 180 of 720 KiB (AMD EPYC, two processors, nine alternating
+/// rounds; `examples/bandwidth.rs` repeats the comparison for the whole mover). It is slower in the caches (23
+/// against 38 GB/s for eight blocks of 64 KiB), where no transfer of a real pool happens. `rep movsb` in inline assembly
+/// equals `memcpy` everywhere; it was not worth a second path with its own argument about ordering.
 fn copy_words(source: &[AtomicU64], destination: &[AtomicU64]) {
     debug_assert_eq!(source.len(), destination.len());
     let (source_lines, source_rest) = source.as_chunks::<8>();

@@ -9,7 +9,9 @@ mod kv;
 mod load;
 mod sampling;
 
-pub use ids::{BlockHash, EngineName, Incarnation, LegId, RankId, RequestId, ReservationId, TenantId, TokenId};
+pub use ids::{
+    BlockHash, EngineName, Incarnation, LegId, RankId, RequestId, ReservationId, TenantId, TokenId,
+};
 pub use kv::{KvEvent, KvEventBatch, Tier};
 pub use load::{RankLoad, Role, StepObservation};
 pub use sampling::{FinishReason, SampledToken, Sampling, TokenLogprobs};

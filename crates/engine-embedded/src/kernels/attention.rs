@@ -1,16 +1,16 @@
 //! Causal attention of some rows of one sequence over its paged KV.
 //!
 //! A row at position `p` attends to positions 0..=p, in order, in tiles of 16 positions counted from 0: what it computes
-//! depends on its query, `p` and the KV alone. K comes from the pool without rotary embedding and is rotated here by the
-//! position of the slot that it lies in.
+//! depends on its query, `p` and the KV alone. K comes from the pool rotated and with the signs of the place where it was
+//! stored; it is multiplied with those of the place where it lies.
 
 use super::{LANES, Operation, Simd, lanes, lanes_mut, sum_lanes};
-use crate::{model::Rope, pool::SequenceKv};
+use crate::{model::KeySigns, pool::SequenceKv};
 
 /// Buffers that attention keeps between calls. They grow with the context.
 #[derive(Debug, Default)]
 pub(crate) struct AttentionScratch {
-    /// Rotated K of one KV head: `[tile][dimension][position in tile]`.
+    /// K of one KV head, turned to columns: `[tile][dimension][position in tile]`.
     keys: Vec<f32>,
     /// Scores, then probabilities, of the query heads computed together: `[head][position]`.
     scores: Vec<f32>,
@@ -24,7 +24,7 @@ pub(crate) struct Attention<'a> {
     /// Position of the first row.
     pub(crate) start: usize,
     pub(crate) kv: SequenceKv<'a>,
-    pub(crate) rope: &'a Rope,
+    pub(crate) key_signs: &'a KeySigns,
     pub(crate) heads: usize,
     pub(crate) kv_heads: usize,
     pub(crate) head_dim: usize,
@@ -41,7 +41,7 @@ impl Operation for Attention<'_> {
         grow(&mut self.scratch.keys, tiles * LANES * self.head_dim);
         grow(&mut self.scratch.scores, HEAD_TILE * tiles * LANES);
         for kv_head in 0..self.kv_heads {
-            self.rotate_keys(simd, kv_head, self.start + rows);
+            self.gather_keys(simd, kv_head, self.start + rows);
             for row in 0..rows {
                 let mut head = kv_head * group;
                 while head < (kv_head + 1) * group {
@@ -71,34 +71,27 @@ fn grow(buffer: &mut Vec<f32>, length: usize) {
 impl Attention<'_> {
     /// Fills `scratch.keys` for the first `length` positions of a KV head; slots beyond them become zero.
     #[inline(always)]
-    fn rotate_keys<S: Simd>(&mut self, simd: S, kv_head: usize, length: usize) {
+    fn gather_keys<S: Simd>(&mut self, simd: S, kv_head: usize, length: usize) {
         let dims = self.head_dim;
         let first = kv_head * dims;
-        for (tile, keys) in self.scratch.keys.chunks_exact_mut(LANES * dims).enumerate() {
+        let tiles = self.scratch.keys.chunks_exact_mut(LANES * dims).take(length.div_ceil(LANES));
+        for (tile, keys) in tiles.enumerate() {
             let position = tile * LANES;
-            if position >= length {
-                break;
-            }
             let valid = LANES.min(length - position);
-            let (cosines, sines) = self.rope.tile(tile);
+            let signs = &self.key_signs.tile(tile)[first..first + dims];
+            // The next tile may lie in another block, anywhere: the processor's own prefetching does not see it coming,
+            // and a decode step at long context waits for nothing else.
+            for next in (position + LANES..length).take(LANES) {
+                simd.prefetch(&self.kv.k(next)[first..first + dims]);
+            }
             for part in 0..dims / LANES {
                 let mut rows = [simd.splat(0.0); LANES];
                 for (i, row) in rows[..valid].iter_mut().enumerate() {
                     *row = simd.load(lanes(&self.kv.k(position + i)[first..first + dims], part));
                 }
-                let columns = simd.transpose(rows);
-                for pair in 0..LANES / 2 {
-                    let dim = part * LANES + 2 * pair;
-                    let (mut a, mut b) = (columns[2 * pair], columns[2 * pair + 1]);
-                    if dim < 2 * self.rope.pairs() {
-                        let cosine = simd.load(lanes(cosines, dim / 2));
-                        let sine = simd.load(lanes(sines, dim / 2));
-                        let turned = simd.sub(simd.mul(a, cosine), simd.mul(b, sine));
-                        b = simd.add(simd.mul(a, sine), simd.mul(b, cosine));
-                        a = turned;
-                    }
-                    simd.store(a, lanes_mut(keys, dim));
-                    simd.store(b, lanes_mut(keys, dim + 1));
+                for (i, column) in simd.transpose(rows).into_iter().enumerate() {
+                    let dim = part * LANES + i;
+                    simd.store(simd.mul(column, simd.splat(signs[dim])), lanes_mut(keys, dim));
                 }
             }
         }
@@ -134,9 +127,29 @@ impl Attention<'_> {
             let column = kv_head * dims + vector * LANES;
             let at = vector * LANES;
             vector += if vectors - vector >= WIDE {
-                blend::<S, HEADS, WIDE>(simd, &self.kv, length, column, scores, padded, factors, &mut out[at..], dims)
+                blend::<S, HEADS, WIDE>(
+                    simd,
+                    &self.kv,
+                    length,
+                    column,
+                    scores,
+                    padded,
+                    factors,
+                    &mut out[at..],
+                    dims,
+                )
             } else {
-                blend::<S, HEADS, 1>(simd, &self.kv, length, column, scores, padded, factors, &mut out[at..], dims)
+                blend::<S, HEADS, 1>(
+                    simd,
+                    &self.kv,
+                    length,
+                    column,
+                    scores,
+                    padded,
+                    factors,
+                    &mut out[at..],
+                    dims,
+                )
             };
         }
         HEADS
@@ -190,7 +203,10 @@ fn exponentiate<S: Simd>(simd: S, scores: &mut [f32]) -> f32 {
 use super::rows::exp;
 
 /// `VECTORS` vectors of the weighted sum of V, from column `column` of a token's V, for `HEADS` heads. Returns `VECTORS`.
-#[allow(clippy::too_many_arguments, reason = "an inner loop: a struct of these would only be taken apart again")]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "an inner loop: a struct of these would only be taken apart again"
+)]
 #[inline(always)]
 fn blend<S: Simd, const HEADS: usize, const VECTORS: usize>(
     simd: S,
@@ -206,6 +222,9 @@ fn blend<S: Simd, const HEADS: usize, const VECTORS: usize>(
     let mut sums = [[simd.splat(0.0); VECTORS]; HEADS];
     for position in 0..length {
         let v = &kv.v(position)[column..column + VECTORS * LANES];
+        if position + LANES < length {
+            simd.prefetch(&kv.v(position + LANES)[column..column + VECTORS * LANES]);
+        }
         for vector in 0..VECTORS {
             let v = simd.load(lanes(v, vector));
             for head in 0..HEADS {

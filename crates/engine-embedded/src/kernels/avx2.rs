@@ -75,9 +75,7 @@ fn broadcast(x: &ActivationBlock, quad: usize) -> __m256i {
 fn load_bytes(line: &[u8; 4 * LANES]) -> [__m256i; 2] {
     let (halves, _) = line.as_chunks::<32>();
     // SAFETY: as above; each half is 32 bytes.
-    unsafe {
-        [_mm256_loadu_si256(halves[0].as_ptr().cast()), _mm256_loadu_si256(halves[1].as_ptr().cast())]
-    }
+    unsafe { [_mm256_loadu_si256(halves[0].as_ptr().cast()), _mm256_loadu_si256(halves[1].as_ptr().cast())] }
 }
 
 impl Simd for Avx2 {
@@ -143,6 +141,13 @@ impl Simd for Avx2 {
         })
     }
     #[inline(always)]
+    fn prefetch(self, values: &[f32]) {
+        for line in values.chunks(LANES) {
+            // SAFETY: a hint, which any address may be given to; SSE is part of x86-64.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
+        }
+    }
+    #[inline(always)]
     fn load_f16(self, from: &[u16; LANES]) -> F {
         let (halves, _) = from.as_chunks::<8>();
         // SAFETY: as above; each half is 16 bytes.
@@ -179,7 +184,9 @@ impl Simd for Avx2 {
         // SAFETY: as above.
         let offset = unsafe { _mm256_set1_epi8(-128) };
         // SAFETY: as above.
-        std::array::from_fn(|i| load_bytes(&panel.quants[i]).map(|line| unsafe { _mm256_xor_si256(line, offset) }))
+        std::array::from_fn(|i| {
+            load_bytes(&panel.quants[i]).map(|line| unsafe { _mm256_xor_si256(line, offset) })
+        })
     }
     #[inline(always)]
     fn dot_q4(self, weights: &Self::Quads, x: &ActivationBlock) -> F {

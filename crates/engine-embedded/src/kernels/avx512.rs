@@ -117,6 +117,13 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    fn prefetch(self, values: &[f32]) {
+        for line in values.chunks(LANES) {
+            // SAFETY: a hint, which any address may be given to; SSE is part of x86-64.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
+        }
+    }
+    #[inline(always)]
     fn load_f16(self, from: &[u16; LANES]) -> F {
         // SAFETY: as above; 32 bytes.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
@@ -140,8 +147,10 @@ impl Simd for Avx512 {
             let mut columns = fours;
             for k in 0..4 {
                 let [a, b, c, d] = [fours[k], fours[4 + k], fours[8 + k], fours[12 + k]];
-                let (even_ab, odd_ab) = (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
-                let (even_cd, odd_cd) = (_mm512_shuffle_f32x4::<0x88>(c, d), _mm512_shuffle_f32x4::<0xdd>(c, d));
+                let (even_ab, odd_ab) =
+                    (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+                let (even_cd, odd_cd) =
+                    (_mm512_shuffle_f32x4::<0x88>(c, d), _mm512_shuffle_f32x4::<0xdd>(c, d));
                 columns[k] = _mm512_shuffle_f32x4::<0x88>(even_ab, even_cd);
                 columns[4 + k] = _mm512_shuffle_f32x4::<0x88>(odd_ab, odd_cd);
                 columns[8 + k] = _mm512_shuffle_f32x4::<0xdd>(even_ab, even_cd);

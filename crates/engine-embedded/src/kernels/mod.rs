@@ -10,13 +10,13 @@
 //! Hence all instruction sets give the same bits; `tests` holds them to it.
 
 mod attention;
-mod matmul;
-mod rows;
-mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod matmul;
+mod rows;
+mod scalar;
 
 use std::fmt;
 
@@ -131,6 +131,9 @@ pub(crate) trait Simd: Copy {
     fn abs(self, x: Self::F) -> Self::F;
     /// `2^n` of each lane that holds `n + 1.5 * 2^23`, for whole `n` in -126..=127.
     fn power_of_two(self, n: Self::F) -> Self::F;
+    /// Asks for memory that will be read soon. Computes nothing.
+    #[inline(always)]
+    fn prefetch(self, _values: &[f32]) {}
     /// Half precision to single.
     fn load_f16(self, from: &[u16; LANES]) -> Self::F;
     /// Lane `j` of result `i` is lane `i` of row `j`.

@@ -119,7 +119,8 @@ pub fn sensitivity(weights: &Arc<Weights>, prompts: &[Vec<u32>], tokens: usize) 
         let room = length + tokens as u32;
         let mut intact = Sequence::new(weights, prompt, room);
         intact.continue_greedily(&mut executor, 1);
-        let other: Vec<u32> = prompts[(i + 1) % prompts.len()].iter().cycle().take(prompt.len()).copied().collect();
+        let other: Vec<u32> =
+            prompts[(i + 1) % prompts.len()].iter().cycle().take(prompt.len()).copied().collect();
         let mut foreign = Sequence::new(weights, &other, room);
         foreign.compute(&mut executor, 512);
 
@@ -147,9 +148,7 @@ pub fn sensitivity(weights: &Arc<Weights>, prompts: &[Vec<u32>], tokens: usize) 
                 }
             }
             tried[kind] += 1;
-            let got = damaged.continue_greedily(&mut executor, tokens - 1).to_vec();
-            if got == expected { let t = |x: &[u32]| x.iter().map(|t| weights.tokenizer().tokens[*t as usize].as_str()).collect::<String>().replace('Ġ', " "); println!("same {damage:?} len {length} blk {block} {:?}", t(&expected)); }
-            changed[kind] += u32::from(got != expected);
+            changed[kind] += u32::from(damaged.continue_greedily(&mut executor, tokens - 1) != expected);
         }
     }
     let share = |kind: usize| f64::from(changed[kind]) / f64::from(tried[kind]);

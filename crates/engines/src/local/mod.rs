@@ -65,8 +65,7 @@ impl<B: Backend> Parts<B> {
         };
         let inbox = Arc::new(Inbox::new(limits.waiting_max));
         let reports = Arc::new(Reports::default());
-        let engine =
-            LocalEngine { facts: facts.clone(), inbox: inbox.clone(), reports: reports.clone() };
+        let engine = LocalEngine { facts: facts.clone(), inbox: inbox.clone(), reports: reports.clone() };
         let last_words = LastWords { inbox: inbox.clone(), reports: reports.clone() };
         let shell = Shell {
             facts,
@@ -154,5 +153,6 @@ impl LastWords {
 /// The text of a caught panic.
 pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "panic without a text".to_owned())
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "panic without a text".to_owned())
 }

@@ -1,10 +1,6 @@
 //! The loop itself.
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use forebay_engine_model::{Import, Job, Output, Scheduler, StepPlan, SubmitError, Work as JobWork};
 use forebay_kv_move::{BlockPair, BlockRef, CopyPlan, Mover, Options, Outcome, Region, Ticket};
@@ -15,7 +11,10 @@ use crate::{
     driver::{
         EngineFacts, EngineLimits, KvHandle, Leg, LegEvent, StartError, TransferOutcome, TransferReport, Work,
     },
-    local::{Backend, inbox::{Command, Inbox}},
+    local::{
+        Backend,
+        inbox::{Command, Inbox},
+    },
     reports::{KvSnapshot, Reports},
     stream::Outbox,
 };
@@ -62,8 +61,11 @@ struct LiveLeg {
 
 /// What a turn of the loop came to.
 enum Turn {
-    /// A step was computed; it should last this long at least.
-    Stepped(Duration),
+    /// A step was computed; it shall last this long at least before anyone sees what came of it.
+    Computed {
+        /// Zero for a real engine.
+        pace: Duration,
+    },
     /// Nothing to compute.
     Idle,
     Stop,
@@ -78,8 +80,13 @@ impl<B: Backend> Shell<B> {
             let began = Instant::now();
             match self.turn(&mut buffers, began) {
                 Turn::Stop => return,
-                Turn::Stepped(pace) if pace.is_zero() => tokio::task::yield_now().await,
-                Turn::Stepped(pace) => sleep_until(began + pace).await,
+                Turn::Computed { pace } => {
+                    if !pace.is_zero() {
+                        sleep_until(began + pace).await;
+                    }
+                    self.finish_step(&mut buffers, began.elapsed());
+                    tokio::task::yield_now().await;
+                }
                 Turn::Idle => self.wait().await,
             }
         }
@@ -118,17 +125,16 @@ impl<B: Backend> Shell<B> {
             self.import(import, began);
         }
         notable |= !plan.started.is_empty();
-        if plan.is_empty() {
+        // Whoever places requests sees what runs before the step is over, which may take a while.
+        if notable {
             self.report(None, notable);
+        }
+        if plan.is_empty() {
             return Turn::Idle;
         }
         buffers.sampled.clear();
         self.backend.execute(plan, &self.region, &mut buffers.sampled);
-        let pace = self.backend.pace(plan);
-        let observation = observation(plan, began.elapsed().max(pace));
-        notable |= self.finish_step(buffers);
-        self.report(Some(observation), notable);
-        Turn::Stepped(pace)
+        Turn::Computed { pace: self.backend.pace(plan) }
     }
 
     fn obey(&mut self, command: Command, now: Instant) {
@@ -212,7 +218,8 @@ impl<B: Backend> Shell<B> {
         if self.live.leases.is_empty() {
             return false;
         }
-        let over: Vec<LegId> = self.live.leases.iter().filter(|(_, end)| **end <= now).map(|(leg, _)| *leg).collect();
+        let over: Vec<LegId> =
+            self.live.leases.iter().filter(|(_, end)| **end <= now).map(|(leg, _)| *leg).collect();
         for leg in &over {
             tracing::warn!(leg = %leg, engine = %self.facts.engine, "KV lease ended before the hand-over");
             self.live.leases.remove(leg);
@@ -277,9 +284,9 @@ impl<B: Backend> Shell<B> {
         live.outbox.put(event);
     }
 
-    /// Hands out what the step produced; whether anything but tokens came of it.
-    fn finish_step(&mut self, buffers: &mut Buffers) -> bool {
-        let Buffers { sampled, drawn, outputs, .. } = buffers;
+    /// Hands out what the step produced and reports it.
+    fn finish_step(&mut self, buffers: &mut Buffers, took: Duration) {
+        let Buffers { plan, sampled, drawn, outputs, .. } = buffers;
         drawn.clear();
         drawn.extend(sampled.iter().map(|(leg, token)| (*leg, token.choice, token.token)));
         self.scheduler.complete(drawn, outputs);
@@ -291,7 +298,9 @@ impl<B: Backend> Shell<B> {
                     let logprobs = drawn.and_then(|(_, drawn)| drawn.logprobs.take());
                     self.put(leg, LegEvent::Token(SampledToken { choice, position, token, logprobs }));
                 }
-                Output::Finished { leg, choice, reason } => self.put(leg, LegEvent::Finished { choice, reason }),
+                Output::Finished { leg, choice, reason } => {
+                    self.put(leg, LegEvent::Finished { choice, reason })
+                }
                 Output::Held { leg, blocks, tokens } => {
                     notable = true;
                     self.live.leases.insert(leg, Instant::now() + self.limits.kv_lease);
@@ -317,7 +326,7 @@ impl<B: Backend> Shell<B> {
                 }
             }
         }
-        notable
+        self.report(Some(observation(plan, took)), notable);
     }
 
     fn put(&self, leg: LegId, event: LegEvent) {

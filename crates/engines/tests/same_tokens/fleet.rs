@@ -10,9 +10,7 @@ use forebay_engines::{
 use forebay_kv_hash::{BlockHasher, HashKey};
 use forebay_kv_move::{CopyPlan, Fault, FaultyMover, Mover, SharedMemoryMover, SharedMemorySettings};
 use forebay_text::{GgufVocabulary, Tokenizer};
-use forebay_types::{
-    EngineName, Incarnation, LegId, RankLoad, Role, SampledToken, Sampling, TokenId,
-};
+use forebay_types::{EngineName, Incarnation, LegId, RankLoad, Role, SampledToken, Sampling, TokenId};
 use futures::{StreamExt, stream};
 
 const BLOCK_TOKENS: u32 = 16;
@@ -42,7 +40,11 @@ pub(crate) struct Request {
 impl Model {
     /// 64 prompts of 8 to 900 tokens on seeded random weights; every second one shares a prefix with the one before.
     pub(crate) fn tiny() -> Self {
-        Self { kind: Kind::Embedded(Weights::random_tiny(1)), prompts: random_prompts(64, 256), output_tokens: 48 }
+        Self {
+            kind: Kind::Embedded(Weights::random_tiny(1)),
+            prompts: random_prompts(64, 256),
+            output_tokens: 48,
+        }
     }
 
     /// The same prompts for simulated engines.
@@ -62,7 +64,11 @@ impl Model {
         };
         let path = given.or_else(cache)?.join("SmolLM2-135M-Instruct.Q4_1.gguf");
         if !path.exists() {
-            assert!(std::env::var_os("CI").is_none(), "no weights at {}: run scripts/fetch-model.sh", path.display());
+            assert!(
+                std::env::var_os("CI").is_none(),
+                "no weights at {}: run scripts/fetch-model.sh",
+                path.display()
+            );
             eprintln!("SKIPPED: no weights at {}; scripts/fetch-model.sh fetches them", path.display());
             return None;
         }
@@ -84,7 +90,8 @@ impl Model {
         // Prompts 0, 1, 2, ... begin at three places only, so that many share prefixes.
         let lengths = [8, 23, 47, 64, 80, 96, 111, 128, 150, 171, 190, 200];
         let begin = |number: usize| number % 3 * 20;
-        let prompts = lengths.iter().enumerate().map(|(n, &length)| text[begin(n)..begin(n) + length].to_vec());
+        let prompts =
+            lengths.iter().enumerate().map(|(n, &length)| text[begin(n)..begin(n) + length].to_vec());
         Some(Self { kind: Kind::Embedded(weights), prompts: prompts.collect(), output_tokens: 24 })
     }
 
@@ -107,7 +114,12 @@ impl Model {
 
     /// Limits under which sixteen requests run side by side.
     pub(crate) fn roomy(&self) -> EngineLimits {
-        EngineLimits { blocks_total: 1200, block_size_tokens: BLOCK_TOKENS, step_tokens_max: 96, ..EngineLimits::default() }
+        EngineLimits {
+            blocks_total: 1200,
+            block_size_tokens: BLOCK_TOKENS,
+            step_tokens_max: 96,
+            ..EngineLimits::default()
+        }
     }
 
     /// A pool that holds the longest request and little more.
@@ -248,7 +260,12 @@ impl Rig {
         side_by_side(requests, |request| self.answer(engine, request)).await
     }
 
-    pub(crate) async fn split(&self, prefill: usize, decode: usize, requests: &[Request]) -> Vec<Vec<TokenId>> {
+    pub(crate) async fn split(
+        &self,
+        prefill: usize,
+        decode: usize,
+        requests: &[Request],
+    ) -> Vec<Vec<TokenId>> {
         side_by_side(requests, |request| async move {
             self.choices_of_split(prefill, decode, request, vec![0]).await.tokens_of(0)
         })
@@ -272,7 +289,8 @@ impl Rig {
         self.crash[0].crash();
         let mut answers = Vec::new();
         for (number, stream) in begun.into_iter().enumerate() {
-            let mut ended = if number == 0 { Ended::of(std::mem::take(&mut batch)) } else { Ended::default() };
+            let mut ended =
+                if number == 0 { Ended::of(std::mem::take(&mut batch)) } else { Ended::default() };
             ended.events.extend(read(stream).await.events);
             let request = &requests[number];
             let mut tokens = ended.tokens_of(0);
@@ -287,7 +305,12 @@ impl Rig {
         answers
     }
 
-    pub(crate) async fn choices_one_by_one(&self, engine: usize, request: &Request, n: u32) -> Vec<Vec<TokenId>> {
+    pub(crate) async fn choices_one_by_one(
+        &self,
+        engine: usize,
+        request: &Request,
+        n: u32,
+    ) -> Vec<Vec<TokenId>> {
         let mut answers = Vec::new();
         for choice in 0..n {
             let work = Work::Aggregated;
@@ -297,7 +320,12 @@ impl Rig {
         answers
     }
 
-    pub(crate) async fn choices_together(&self, engine: usize, request: &Request, n: u32) -> Vec<Vec<TokenId>> {
+    pub(crate) async fn choices_together(
+        &self,
+        engine: usize,
+        request: &Request,
+        n: u32,
+    ) -> Vec<Vec<TokenId>> {
         let leg =
             self.leg(self.next_leg(), request, request.prompt.clone(), (0..n).collect(), Work::Aggregated);
         let ended = read(self.start(engine, leg)).await;
@@ -315,7 +343,13 @@ impl Rig {
         (0..n).map(|choice| ended.tokens_of(choice)).collect()
     }
 
-    async fn choices_of_split(&self, prefill: usize, decode: usize, request: &Request, choices: Vec<u32>) -> Ended {
+    async fn choices_of_split(
+        &self,
+        prefill: usize,
+        decode: usize,
+        request: &Request,
+        choices: Vec<u32>,
+    ) -> Ended {
         let prompt = || request.prompt.clone();
         let leg = self.leg(self.next_leg(), request, prompt(), choices.clone(), Work::Prefill);
         let id = leg.id;
@@ -325,7 +359,10 @@ impl Rig {
         let leg = self.leg(self.next_leg(), request, prompt(), choices, Work::Decode { kv, first });
         let decoded = read(self.start(decode, leg)).await;
         self.engines[prefill].release_kv(id);
-        assert!(decoded.events.iter().any(|event| matches!(event, LegEvent::KvArrived(_))), "the KV was to move");
+        assert!(
+            decoded.events.iter().any(|event| matches!(event, LegEvent::KvArrived(_))),
+            "the KV was to move"
+        );
         ended.events.extend(decoded.events);
         ended
     }

@@ -144,4 +144,3 @@ mod simulated {
         damage_shows(Model::simulated(), zeroed).await;
     }
 }
-

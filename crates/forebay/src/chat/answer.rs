@@ -222,8 +222,10 @@ mod tests {
         (answer, None)
     }
 
-    const HEL: (&str, &str) = ("", r#"{"choices":[{"index":0,"delta":{"role":"assistant","content":"Hel"}}]}"#);
-    const LO: (&str, &str) = ("", r#"{"choices":[{"delta":{"content":"lo"},"finish_reason":"length"}],"usage":null}"#);
+    const HEL: (&str, &str) =
+        ("", r#"{"choices":[{"index":0,"delta":{"role":"assistant","content":"Hel"}}]}"#);
+    const LO: (&str, &str) =
+        ("", r#"{"choices":[{"delta":{"content":"lo"},"finish_reason":"length"}],"usage":null}"#);
 
     #[test]
     fn text_and_figures_are_gathered() {
@@ -262,7 +264,8 @@ mod tests {
 
     #[test]
     fn a_question_is_what_openai_servers_take() {
-        let question = Question { model: "m", messages: &[], temperature: Some(0.5), max_tokens: None, seed: Some(7) };
+        let question =
+            Question { model: "m", messages: &[], temperature: Some(0.5), max_tokens: None, seed: Some(7) };
         let json = String::from_utf8(question.to_json().unwrap()).unwrap();
         assert_eq!(
             json,

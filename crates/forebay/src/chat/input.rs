@@ -77,9 +77,9 @@ fn read(asked: &Receiver<()>, lines: &mpsc::Sender<io::Result<Line>>) {
         let mut text = String::new();
         let line = match stdin.by_ref().take(LINE_BYTES_MAX + 1).read_line(&mut text) {
             Ok(0) => Ok(Line::End),
-            Ok(length) if length as u64 > LINE_BYTES_MAX => {
-                Err(io::Error::other(format!("a line is longer than {LINE_BYTES_MAX} bytes; use `-m -` for long questions")))
-            }
+            Ok(length) if length as u64 > LINE_BYTES_MAX => Err(io::Error::other(format!(
+                "a line is longer than {LINE_BYTES_MAX} bytes; use `-m -` for long questions"
+            ))),
             Ok(_) => Ok(Line::Text(text)),
             Err(error) => Err(error),
         };

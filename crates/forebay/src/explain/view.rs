@@ -54,7 +54,14 @@ fn header(record: &DecisionRecord, paint: Paint) -> String {
         ("request", paint.tone(Tone::Strong, &without_controls(record.id.as_str()))),
         ("outcome", paint.tone(outcome_tone, &without_controls(&record.outcome))),
         ("arrived", utc(record.arrived_unix_ms)),
-        ("model", format!("{}, tenant {}", without_controls(&record.model), without_controls(record.tenant.as_str()))),
+        (
+            "model",
+            format!(
+                "{}, tenant {}",
+                without_controls(&record.model),
+                without_controls(record.tenant.as_str())
+            ),
+        ),
         (
             "prompt",
             format!(
@@ -149,15 +156,24 @@ fn verdicts(explanation: &Explanation) -> Vec<String> {
             seconds((aggregated.total_seconds - split.total_seconds).abs()),
         )),
         (Some(aggregated), None) => {
-            sentences.push(format!("Best on one engine: {}. No split was among the cheapest.", describe(&aggregated)));
+            sentences.push(format!(
+                "Best on one engine: {}. No split was among the cheapest.",
+                describe(&aggregated)
+            ));
         }
         (None, Some(split)) => {
-            sentences.push(format!("Best split: {}. No plan on one engine was among the cheapest.", describe(&split)));
+            sentences.push(format!(
+                "Best split: {}. No plan on one engine was among the cheapest.",
+                describe(&split)
+            ));
         }
         (None, None) => {}
     }
     if explanation.tied > 1 {
-        sentences.push(format!("Tie-break: {} candidates were equal; the request's seed chose.", explanation.tied));
+        sentences.push(format!(
+            "Tie-break: {} candidates were equal; the request's seed chose.",
+            explanation.tied
+        ));
     }
     sentences
 }

@@ -43,13 +43,15 @@ pub(super) fn build(
         Some(key) => key,
         None => {
             let mut key = [0; 16];
-            getrandom::fill(&mut key).context("the system gives no entropy for the hash key; set `hash_key`")?;
+            getrandom::fill(&mut key)
+                .context("the system gives no entropy for the hash key; set `hash_key`")?;
             HashKey(key)
         }
     };
     let hasher = BlockHasher::new(key, engines.block_size_tokens.get());
     let mover: Arc<dyn Mover> = Arc::new(
-        SharedMemoryMover::new(SharedMemorySettings::default()).context("the KV mover cannot start its threads")?,
+        SharedMemoryMover::new(SharedMemorySettings::default())
+            .context("the KV mover cannot start its threads")?,
     );
     let of_kind = |kind: EngineKind| engines.engine.iter().filter(move |spec| spec.kind == kind);
     let mut fleet = Fleet { launchers: Vec::new(), models: Vec::new(), hasher };

@@ -1,10 +1,6 @@
 //! Finds and loads models and tokenizers.
 
-use std::{
-    collections::BTreeMap,
-    path::Path,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use anyhow::{Context as _, anyhow, bail};
 use forebay_engines::embedded::{GgufMetadata, GgufTokenizer, Weights};
@@ -31,11 +27,15 @@ pub(super) fn load_model(
     let engines = &settings.engines;
     let (id, path) = match &engines.model {
         ModelChoice::RandomTiny => {
-            return Ok(LoadedModel { id: "random-tiny".into(), weights: Weights::random_tiny(RANDOM_TINY_SEED) });
+            return Ok(LoadedModel {
+                id: "random-tiny".into(),
+                weights: Weights::random_tiny(RANDOM_TINY_SEED),
+            });
         }
         ModelChoice::Smollm2 => {
             let folder = settings.model_folder(environment);
-            let folder = folder.ok_or_else(|| anyhow!("neither XDG_CACHE_HOME nor HOME is set: give `--model-folder`"))?;
+            let folder = folder
+                .ok_or_else(|| anyhow!("neither XDG_CACHE_HOME nor HOME is set: give `--model-folder`"))?;
             let path = folder.join(SMOLLM2_FILE);
             if !path.exists() {
                 bail!(

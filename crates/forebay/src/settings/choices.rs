@@ -47,7 +47,10 @@ impl Value for ModelChoice {
             "smollm2-135m" => Ok(ModelChoice::Smollm2),
             "random-tiny" => Ok(ModelChoice::RandomTiny),
             _ if text.contains('/') || text.ends_with(".gguf") => Ok(ModelChoice::File(PathBuf::from(text))),
-            _ => Err(nearest(text, Self::NAMES).map_or(String::new(), |near| format!("did you mean `{near}`?"))),
+            _ => {
+                Err(nearest(text, Self::NAMES)
+                    .map_or(String::new(), |near| format!("did you mean `{near}`?")))
+            }
         }
     }
 
@@ -132,7 +135,8 @@ impl Value for LogFilter {
         let levels = ["error", "warn", "info", "debug", "trace", "off"];
         for directive in text.split(',').filter(|directive| !directive.contains(['=', ':', '['])) {
             if !levels.contains(&directive.to_ascii_lowercase().as_str()) {
-                let near = nearest(directive, levels).map_or(String::new(), |near| format!("; did you mean `{near}`?"));
+                let near = nearest(directive, levels)
+                    .map_or(String::new(), |near| format!("; did you mean `{near}`?"));
                 return Err(format!("`{directive}` is no level{near}"));
             }
         }
@@ -207,7 +211,9 @@ mod tests {
         let text = "000102030405060708090a0b0c0d0e0F";
         assert_eq!(HashKey::parse(text), Ok(HashKey::GOLDEN));
         assert_eq!(HashKey::GOLDEN.show(), "(hidden)");
-        for wrong in ["", "00", &text[..31], &format!("{text}0"), &format!("{text}00"), &text.replace('0', "g")] {
+        for wrong in
+            ["", "00", &text[..31], &format!("{text}0"), &format!("{text}00"), &text.replace('0', "g")]
+        {
             assert!(HashKey::parse(wrong).is_err(), "{wrong}");
         }
     }

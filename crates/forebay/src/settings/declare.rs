@@ -151,7 +151,9 @@ pub(crate) use settings;
 /// another file.
 pub(crate) const CONFIG: Setting = Setting {
     name: "config",
-    doc: &["TOML file with settings. Keys are the names on this page; flags and environment variables override it."],
+    doc: &[
+        "TOML file with settings. Keys are the names on this page; flags and environment variables override it.",
+    ],
     audience: Audience::Common,
     secret: false,
     form: Form::Text,

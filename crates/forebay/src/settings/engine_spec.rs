@@ -65,7 +65,11 @@ impl EngineSpec {
             match option.split_once('=') {
                 Some(("role", _)) if role_given => return Err("role is given twice".to_owned()),
                 Some(("role", role)) => spec.role = parse_role(role)?,
-                _ => return Err(format!("unknown option `{option}`; the only one is role=prefill|decode|both")),
+                _ => {
+                    return Err(format!(
+                        "unknown option `{option}`; the only one is role=prefill|decode|both"
+                    ));
+                }
             }
             role_given = true;
         }
@@ -116,7 +120,8 @@ fn parse_role(role: &str) -> Result<Role, String> {
 
 /// The message for an engine given by its address, which is understood and refused.
 fn by_url(text: &str) -> Option<String> {
-    let url = text.split_once('=').filter(|(kind, _)| !kind.contains([',', ':'])).map_or(text, |(_, url)| url);
+    let url =
+        text.split_once('=').filter(|(kind, _)| !kind.contains([',', ':'])).map_or(text, |(_, url)| url);
     let is_url = url.starts_with("http://") || url.starts_with("https://");
     let names_server = ["vllm", "sglang", "trtllm", "openai"].iter().any(|kind| {
         text.strip_prefix(kind).is_some_and(|rest| rest.is_empty() || rest.starts_with(['=', ':', ',']))
@@ -131,11 +136,13 @@ fn by_url(text: &str) -> Option<String> {
 /// At least one engine. In an environment variable, specifications are separated by spaces.
 impl Value for Vec<EngineSpec> {
     const FORM: Form = Form::List;
-    const EXPECTED: &'static str = "KIND[:N][,role=prefill|decode|both] such as embedded:4 or sim:64,role=decode";
+    const EXPECTED: &'static str =
+        "KIND[:N][,role=prefill|decode|both] such as embedded:4 or sim:64,role=decode";
     const PLACEHOLDER: &'static str = "KIND[:N][,role=ROLE]";
 
     fn parse(text: &str) -> Result<Self, String> {
-        let specs: Vec<EngineSpec> = text.split_whitespace().map(EngineSpec::from_text).collect::<Result<_, _>>()?;
+        let specs: Vec<EngineSpec> =
+            text.split_whitespace().map(EngineSpec::from_text).collect::<Result<_, _>>()?;
         if specs.is_empty() { Err("at least one engine is needed".to_owned()) } else { Ok(specs) }
     }
 
@@ -187,7 +194,15 @@ mod tests {
         check("sim:2,rank=3", "unknown option `rank=3`");
         check("sim:2,", "unknown option ``");
         check("sim,role=both,role=decode", "role is given twice");
-        for url in ["http://h:8000", "https://h", "vllm=http://h:8000", "sglang=http://h", "vllm", "vllm:2", "trtllm=h"] {
+        for url in [
+            "http://h:8000",
+            "https://h",
+            "vllm=http://h:8000",
+            "sglang=http://h",
+            "vllm",
+            "vllm:2",
+            "trtllm=h",
+        ] {
             check(url, "attaching engines by URL is not available in this version");
         }
     }

@@ -43,7 +43,11 @@ pub(crate) fn parse(
         Ok(table) => table,
         Err(error) => {
             let line = error.span().map_or(1, |span| line_of(span.start));
-            problems.push(Problem::Syntax { path: path.to_owned(), line, reason: error.message().to_owned() });
+            problems.push(Problem::Syntax {
+                path: path.to_owned(),
+                line,
+                reason: error.message().to_owned(),
+            });
             return BTreeMap::new();
         }
     };

@@ -88,7 +88,11 @@ fn argument(setting: &'static Setting) -> Arg {
         "PATH" | "FILE" => arg.value_hint(ValueHint::FilePath),
         _ => arg,
     };
-    if setting.choices.is_empty() { arg } else { arg.value_parser(PossibleValuesParser::new(setting.choices)) }
+    if setting.choices.is_empty() {
+        arg
+    } else {
+        arg.value_parser(PossibleValuesParser::new(setting.choices))
+    }
 }
 
 /// `[env: FOREBAY_LISTEN] [default: 127.0.0.1:8080]`.

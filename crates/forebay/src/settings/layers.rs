@@ -168,7 +168,8 @@ fn is_service_link(rest: &str) -> bool {
     after("SERVICE_HOST").is_some_and(str::is_empty)
         || after("SERVICE_PORT").is_some_and(|tail| tail.is_empty() || tail.starts_with('_'))
         || after("PORT").is_some_and(|tail| {
-            tail.is_empty() || tail.strip_prefix('_').is_some_and(|tail| tail.starts_with(|c: char| c.is_ascii_digit()))
+            tail.is_empty()
+                || tail.strip_prefix('_').is_some_and(|tail| tail.starts_with(|c: char| c.is_ascii_digit()))
         })
 }
 

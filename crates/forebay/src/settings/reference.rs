@@ -45,7 +45,11 @@ pub(crate) fn page() -> String {
 }
 
 fn entry(page: &mut String, setting: &Setting) {
-    let key = if setting.name == CONFIG.name { "none: not in a file".to_owned() } else { format!("`{}`", setting.name) };
+    let key = if setting.name == CONFIG.name {
+        "none: not in a file".to_owned()
+    } else {
+        format!("`{}`", setting.name)
+    };
     let flag = match setting.form {
         Form::Switch => format!("`--{}`", setting.flag()),
         Form::List => format!("`--{} {}` (repeatable)", setting.flag(), setting.placeholder),

@@ -23,7 +23,8 @@ fn shown(settings: &Settings, name: &str) -> (String, String) {
 
 #[test]
 fn each_layer_overrides_the_one_below_and_is_remembered() {
-    let file = file("sim_speed = 3\n\nsequences_max = 8\nlisten = \"127.0.0.1:3000\"\nlog_format = \"json\"\n");
+    let file =
+        file("sim_speed = 3\n\nsequences_max = 8\nlisten = \"127.0.0.1:3000\"\nlog_format = \"json\"\n");
     let path = path_of(&file);
     let flags = SettingFlags::of(&[("listen", "127.0.0.1:1000")]);
     let variables = environment(&[
@@ -54,7 +55,8 @@ fn the_flag_for_the_file_overrides_the_variable() {
     let by_flag = file("sim_speed = 5");
     let flags = SettingFlags::of(&[("config", &path_of(&by_flag))]);
     let variables = environment(&[("FOREBAY_CONFIG", "/nowhere/at/all.toml")]);
-    let settings = Settings::load(&flags, &variables).expect("the file of the flag is read, the other is not");
+    let settings =
+        Settings::load(&flags, &variables).expect("the file of the flag is read, the other is not");
     assert_eq!(settings.engines.sim_speed, 5.0);
 }
 
@@ -87,8 +89,14 @@ fn mistakes_in_a_file_are_named_with_their_line() {
         "temperature = 1",
         "f.toml:1: unknown setting `temperature`; `forebay config reference` lists them all",
     );
-    check("[limits]\ndecisions_max = 1", "f.toml:1: `[limits]` begins a section, and settings have none; write them without it");
-    check("config = \"other.toml\"", "f.toml:1: `config` cannot be set in a file; use its flag or environment variable");
+    check(
+        "[limits]\ndecisions_max = 1",
+        "f.toml:1: `[limits]` begins a section, and settings have none; write them without it",
+    );
+    check(
+        "config = \"other.toml\"",
+        "f.toml:1: `config` cannot be set in a file; use its flag or environment variable",
+    );
     check("a = 1\nb = = 2", "f.toml:2: not valid TOML: extra `=`, expected nothing");
     check(
         "sequences_max = \"8\"",
@@ -106,7 +114,10 @@ fn mistakes_in_a_file_are_named_with_their_line() {
          is seconds)",
     );
     check("hash_key = \"secret!\"", "`hash_key` is `(hidden)` (f.toml:1), expected 32 hexadecimal digits");
-    check("hash_key = 7", "`hash_key` is `(hidden)` (f.toml:1), expected 32 hexadecimal digits: in a file that is a string in quotes");
+    check(
+        "hash_key = 7",
+        "`hash_key` is `(hidden)` (f.toml:1), expected 32 hexadecimal digits: in a file that is a string in quotes",
+    );
     check(
         "engine = [\"embedded:0\"]",
         "`engine` is `embedded:0` (f.toml:1), expected KIND[:N][,role=prefill|decode|both] such as embedded:4 or \

@@ -84,7 +84,8 @@ mod tests {
 
     #[test]
     fn durations_read_as_people_write_them() {
-        let check = |text: &str, expected: Option<Duration>| assert_eq!(parse_duration(text), expected, "{text}");
+        let check =
+            |text: &str, expected: Option<Duration>| assert_eq!(parse_duration(text), expected, "{text}");
         check("10s", Some(Duration::from_secs(10)));
         check("500ms", Some(Duration::from_millis(500)));
         check("250us", Some(Duration::from_micros(250)));
@@ -95,7 +96,9 @@ mod tests {
         check("30", Some(Duration::from_secs(30)));
         check("0.25", Some(Duration::from_millis(250)));
         check("1_000ms", Some(Duration::from_secs(1)));
-        for wrong in ["", "s", "-1s", "1e3s", "inf", "nan", "10 seconds", "1..5s", "10S", "99999999999999999999999h"] {
+        for wrong in
+            ["", "s", "-1s", "1e3s", "inf", "nan", "10 seconds", "1..5s", "10S", "99999999999999999999999h"]
+        {
             check(wrong, None);
         }
     }

@@ -156,7 +156,9 @@ mod tests {
     #[test]
     fn trouble_is_colored() {
         let picture = render(&fleet(), None, Paint { on: true });
-        for painted in ["\x1b[31mlost\x1b[0m", "\x1b[32mready\x1b[0m", "\x1b[31mopen\x1b[0m", "\x1b[33m2\x1b[0m"] {
+        for painted in
+            ["\x1b[31mlost\x1b[0m", "\x1b[32mready\x1b[0m", "\x1b[31mopen\x1b[0m", "\x1b[33m2\x1b[0m"]
+        {
             assert!(picture.contains(painted), "{painted:?} in {picture:?}");
         }
     }

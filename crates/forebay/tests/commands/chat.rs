@@ -27,7 +27,9 @@ fn answer(text: &str) -> Reply {
 }
 
 fn models() -> Reply {
-    Reply::json(r#"{"object":"list","data":[{"id":"first","object":"model"},{"id":"second","object":"model"}]}"#)
+    Reply::json(
+        r#"{"object":"list","data":[{"id":"first","object":"model"},{"id":"second","object":"model"}]}"#,
+    )
 }
 
 /// A server with two models that answers every question with `reply`.
@@ -63,8 +65,23 @@ fn flags_and_the_key_are_passed_on() {
     let server = server(answer("ok"));
     let url = format!("{}/v1", server.url);
     let arguments = [
-        "chat", "-m", "-x", "--url", &url, "--model", "second", "--system", "brief", "--temperature", "0.5",
-        "--max-tokens", "7", "--seed", "11", "--request-id", "mine",
+        "chat",
+        "-m",
+        "-x",
+        "--url",
+        &url,
+        "--model",
+        "second",
+        "--system",
+        "brief",
+        "--temperature",
+        "0.5",
+        "--max-tokens",
+        "7",
+        "--seed",
+        "11",
+        "--request-id",
+        "mine",
     ];
     let output = forebay(&arguments).env("FOREBAY_API_KEY", "fbk-1").output().expect("the binary runs");
     assert!(output.status.success(), "{output:?}");
@@ -188,5 +205,9 @@ fn ctrl_c_in_a_conversation_stops_the_answer_and_not_the_conversation() {
     assert_eq!(rest, "\nBye\n");
     assert_eq!(child.wait().expect("the binary ends").code(), Some(0));
     let asked = questions(&server);
-    assert_eq!(asked[1]["messages"], json!([{"role": "user", "content": "short"}]), "the stopped turn is forgotten");
+    assert_eq!(
+        asked[1]["messages"],
+        json!([{"role": "user", "content": "short"}]),
+        "the stopped turn is forgotten"
+    );
 }

@@ -10,7 +10,8 @@ fn show_tells_values_and_where_they_came_from() {
     let path = folder.path().join("forebay.toml");
     fs::write(&path, "policy = \"least-load\"\nsim_speed = 0.5\nsim_blocks = 9\n").expect("writing a file");
     let path = path.display().to_string();
-    let arguments = ["config", "show", "--config", &path, "--sim-speed", "2", "--engine", "sim:3", "--engine", "sim"];
+    let arguments =
+        ["config", "show", "--config", &path, "--sim-speed", "2", "--engine", "sim:3", "--engine", "sim"];
     let output = forebay(&arguments).env("FOREBAY_SIM_BLOCKS", "10").output().expect("the binary runs");
     let shown = Ran::from(output).ok().out;
     let check = |name: &str, value: &str, origin: &str| {
@@ -29,12 +30,15 @@ fn show_tells_values_and_where_they_came_from() {
 #[test]
 fn show_prints_json_on_demand_and_never_a_secret() {
     let secret = "00112233445566778899aabbccddeeff";
-    let output =
-        forebay(&["config", "show", "--json"]).env("FOREBAY_HASH_KEY", secret).output().expect("the binary runs");
+    let output = forebay(&["config", "show", "--json"])
+        .env("FOREBAY_HASH_KEY", secret)
+        .output()
+        .expect("the binary runs");
     let ran = Ran::from(output).ok();
     assert!(!ran.out.contains(secret));
     let shown: serde_json::Value = serde_json::from_str(&ran.out).expect("JSON");
-    let key = shown.as_array().expect("a list").iter().find(|line| line["name"] == "hash_key").expect("hash_key");
+    let key =
+        shown.as_array().expect("a list").iter().find(|line| line["name"] == "hash_key").expect("hash_key");
     assert_eq!(key["value"], "(hidden)");
     assert_eq!(key["origin"], "environment FOREBAY_HASH_KEY");
 }
@@ -65,7 +69,10 @@ fn check_reads_the_file_and_nothing_else() {
         let ran = Ran::from(output);
         (ran.code, (ran.out + &ran.err).replace(&path, "forebay.toml"))
     };
-    assert_eq!(check("sim_speed = 2\ninsecure = true\n"), (0, "forebay.toml: 2 settings, all good\n".to_owned()));
+    assert_eq!(
+        check("sim_speed = 2\ninsecure = true\n"),
+        (0, "forebay.toml: 2 settings, all good\n".to_owned())
+    );
     let (code, text) = check("sim_sped = 2\nthreads = 0\n");
     assert_eq!(code, 2);
     insta::assert_snapshot!(text, @r"
@@ -89,7 +96,8 @@ fn a_key_is_shown_once_and_only_its_hash_goes_to_the_file() {
 
 #[test]
 fn a_reader_that_leaves_early_is_no_failure() {
-    let mut child = forebay(&["config", "reference"]).stdout(Stdio::piped()).spawn().expect("the binary runs");
+    let mut child =
+        forebay(&["config", "reference"]).stdout(Stdio::piped()).spawn().expect("the binary runs");
     // Closed before anything is read, as `head` may do; the page is larger than a pipe only sometimes, so either the
     // write fails or it fits, and neither is an error.
     drop(child.stdout.take());

@@ -101,7 +101,10 @@ fn an_idle_server_has_nothing_to_explain() {
     let server = Server::with_pages(&[("GET /fleet/v1/decisions?limit=1", Reply::json(&list("[]")))]);
     let ran = run(&["explain", "--last", "--admin-url", &server.url]);
     assert_eq!(ran.code, 4);
-    assert_eq!(ran.err, format!("error: {} has decided nothing yet; send a request first\n", server.authority()));
+    assert_eq!(
+        ran.err,
+        format!("error: {} has decided nothing yet; send a request first\n", server.authority())
+    );
 }
 
 #[test]

@@ -45,10 +45,11 @@ fn versions_are_the_same_however_asked_for() {
 fn completions_know_commands_and_settings() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = run(&["completions", shell]).ok().out;
-        for word in ["explain", "queue", "admin-listen", "round-robin"].iter().filter(|word| **word != "queue") {
+        for word in ["explain", "completions", "admin-listen", "hash-key"] {
             assert!(script.contains(word), "{shell}: {word}");
         }
     }
+    assert!(run(&["completions", "bash"]).ok().out.contains("round-robin"), "values are completed too");
     assert_eq!(run(&["completions", "cmd"]).code, 2);
 }
 
@@ -57,7 +58,8 @@ fn exit_codes_tell_what_happened() {
     let server = Server::with_pages(&[]);
     let url = server.url.as_str();
     // A port that nobody listens on: bound and let go. Nothing takes it in the meantime, as it was just handed out.
-    let gone = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("an address");
+    let gone =
+        std::net::TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("an address");
     let gone = format!("http://{gone}");
     let check = |arguments: &[&str], code: i32, part: &str| {
         let ran = run(arguments);
@@ -69,7 +71,11 @@ fn exit_codes_tell_what_happened() {
     check(&["sevre"], 2, "a similar subcommand exists: 'serve'");
     check(&["serve", "--lisen", "x"], 2, "a similar argument exists: '--listen'");
     check(&["serve", "--policy", "rond-robin"], 2, "a similar value exists: 'round-robin'");
-    check(&["serve", "--engine", "vllm=http://h:8000"], 2, "attaching engines by URL is not available in this version");
+    check(
+        &["serve", "--engine", "vllm=http://h:8000"],
+        2,
+        "attaching engines by URL is not available in this version",
+    );
     check(&["serve", "--listen", "0.0.0.0:8080"], 2, "there are no keys");
     check(&["config", "check", "/nowhere.toml"], 2, "cannot read the settings file /nowhere.toml");
     check(&["explain"], 2, "required");

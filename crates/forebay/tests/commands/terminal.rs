@@ -7,6 +7,8 @@ use std::{
 };
 
 use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, Signal, kill_process},
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
     termios::{Winsize, tcsetwinsize},
 };
@@ -19,7 +21,10 @@ const ENGINES: &str = include_str!("../fixtures/engines.json");
 struct Person {
     master: File,
     child: Child,
+    /// What came on the screen.
     seen: String,
+    /// How much of it was waited for.
+    noticed: usize,
 }
 
 impl Person {
@@ -28,23 +33,38 @@ impl Person {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a pseudo-terminal");
         grantpt(&master).expect("its grant");
         unlockpt(&master).expect("its lock");
-        tcsetwinsize(&master, Winsize { ws_row: 40, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 }).expect("its size");
+        tcsetwinsize(&master, Winsize { ws_row: 40, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 })
+            .expect("its size");
         let path = ptsname(&master, Vec::new()).expect("its name").into_string().expect("text");
-        let side = || Stdio::from(OpenOptions::new().read(true).write(true).open(&path).expect("its other side"));
+        let side =
+            || Stdio::from(OpenOptions::new().read(true).write(true).open(&path).expect("its other side"));
         let child = command.stdin(side()).stdout(side()).stderr(side()).spawn().expect("the binary runs");
         // Our copies of the other side must go, or its end would never be seen.
         drop(command);
-        Self { master: File::from(master), child, seen: String::new() }
+        Self { master: File::from(master), child, seen: String::new(), noticed: 0 }
     }
 
-    /// Reads until `text` is on the screen.
+    /// Reads until `text` comes on the screen, after what was waited for before.
     fn sees(&mut self, text: &str) {
-        let mut bytes = [0; 4_096];
-        while !self.seen.contains(text) {
-            let length = self.master.read(&mut bytes).unwrap_or(0);
-            assert!(length > 0, "the screen ended before {text:?}: {:?}", self.seen);
-            self.seen.push_str(&String::from_utf8_lossy(&bytes[..length]));
+        loop {
+            if let Some(at) = self.seen[self.noticed..].find(text) {
+                self.noticed += at + text.len();
+                return;
+            }
+            assert!(self.reads_on(), "the screen ended before {text:?}: {:?}", self.seen);
         }
+    }
+
+    /// Takes what comes next; `false` at the end.
+    fn reads_on(&mut self) -> bool {
+        let mut ready = [PollFd::new(&self.master, PollFlags::IN)];
+        let patience = Timespec { tv_sec: 30, tv_nsec: 0 };
+        assert_ne!(poll(&mut ready, Some(&patience)), Ok(0), "nothing came for 30 s after {:?}", self.seen);
+        let mut bytes = [0; 4_096];
+        // The other side closes with an error (EIO) on Linux.
+        let length = self.master.read(&mut bytes).unwrap_or(0);
+        self.seen.push_str(&String::from_utf8_lossy(&bytes[..length]));
+        length > 0
     }
 
     fn types(&mut self, text: &str) {
@@ -53,11 +73,7 @@ impl Person {
 
     /// Everything on the screen at the end, and the exit code.
     fn leaves(mut self) -> (String, i32) {
-        let mut bytes = [0; 4_096];
-        // The other side closes with an error (EIO) on Linux.
-        while let Ok(length @ 1..) = self.master.read(&mut bytes) {
-            self.seen.push_str(&String::from_utf8_lossy(&bytes[..length]));
-        }
+        while self.reads_on() {}
         (self.seen, self.child.wait().expect("the binary ends").code().expect("an exit"))
     }
 }
@@ -89,7 +105,8 @@ fn color_is_for_terminals_that_want_it() {
 fn color_in_a_pipe_is_only_for_those_who_insist() {
     let server = fleet();
     let colored = |flag: &str| {
-        let output = forebay(&["status", flag, "--admin-url", &server.url]).output().expect("the binary runs");
+        let output =
+            forebay(&["status", flag, "--admin-url", &server.url]).output().expect("the binary runs");
         String::from_utf8(output.stdout).expect("text").contains('\x1b')
     };
     assert!(!colored("--color=auto"));
@@ -123,10 +140,10 @@ fn tables_fit_the_terminal() {
 #[test]
 fn a_watched_terminal_is_redrawn_in_place() {
     let server = fleet();
-    let mut person = Person::at(forebay(&["status", "--watch", "--interval", "1ms", "--admin-url", &server.url]));
+    let mut person =
+        Person::at(forebay(&["status", "--watch", "--interval", "1ms", "--admin-url", &server.url]));
     person.sees("\x1b[H\x1b[J");
-    rustix::process::kill_process(rustix::process::Pid::from_child(&person.child), rustix::process::Signal::INT)
-        .expect("the watch lives");
+    kill_process(Pid::from_child(&person.child), Signal::INT).expect("the watch lives");
     assert_eq!(person.leaves().1, 0);
 }
 
@@ -152,6 +169,7 @@ fn a_conversation_is_typed_edited_and_left_with_ctrl_d() {
     let (screen, code) = person.leaves();
     assert_eq!(code, 0, "{screen}");
     assert!(!screen.contains("\x1b[31m"), "an answer cannot steer the terminal: {screen:?}");
-    let asked = server.requests().into_iter().find(|request| request.line.starts_with("POST")).expect("a question");
+    let asked =
+        server.requests().into_iter().find(|request| request.line.starts_with("POST")).expect("a question");
     assert!(asked.body.contains(r#""content":"hi""#), "{}", asked.body);
 }

@@ -25,8 +25,8 @@ impl LiveIds {
         let wish = wish
             .filter(|id| !id.is_empty() && id.len() <= ID_BYTES_MAX && id.iter().all(u8::is_ascii_graphic));
         match wish.and_then(|id| std::str::from_utf8(id).ok()) {
-            Some(wish) => self.reserve(wish.into(), draw),
-            None => self.reserve(format!("req-{:016x}", draw()).into(), draw),
+            Some(wish) => self.reserve(&wish.into(), draw),
+            None => self.reserve(&format!("req-{:016x}", draw()).into(), draw),
         }
     }
 
@@ -37,10 +37,10 @@ impl LiveIds {
         index: usize,
         draw: impl FnMut() -> u64,
     ) -> LiveId {
-        self.reserve(format!("{whole}-{index}").into(), draw)
+        self.reserve(&format!("{whole}-{index}").into(), draw)
     }
 
-    fn reserve(self: &Arc<Self>, wish: RequestId, mut draw: impl FnMut() -> u64) -> LiveId {
+    fn reserve(self: &Arc<Self>, wish: &RequestId, mut draw: impl FnMut() -> u64) -> LiveId {
         let mut ids = self.0.lock();
         let mut id = wish.clone();
         while !ids.insert(id.clone()) {

@@ -235,6 +235,6 @@ mod tests {
         let mut second = pin!(accept(&listener, &slots, &limits));
         assert!(futures::poll!(&mut second).is_pending());
         drop(slot);
-        second.await.unwrap();
+        let _second = second.await.unwrap();
     }
 }

@@ -7,7 +7,9 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use forebay_types::{EngineName, FinishReason, RankLoad, RequestId, Role, SampledToken, Sampling, TenantId, TokenId};
+use forebay_types::{
+    EngineName, FinishReason, RankLoad, RequestId, Role, SampledToken, Sampling, TenantId, TokenId,
+};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
@@ -71,7 +73,9 @@ pub enum RouteError {
         retry_after_seconds: f64,
     },
     /// The gateway's own bound on requests in flight is reached. Waiting helps.
-    #[error("{limit} requests are in flight, which is the limit `requests_in_flight_max`; retry in {retry_after_seconds:.0} s")]
+    #[error(
+        "{limit} requests are in flight, which is the limit `requests_in_flight_max`; retry in {retry_after_seconds:.0} s"
+    )]
     TooManyInFlight {
         /// The bound.
         limit: usize,
@@ -87,7 +91,9 @@ pub enum RouteError {
         detail: String,
     },
     /// The prompt cannot fit.
-    #[error("the prompt has {prompt_tokens} tokens, the context of this model here is {context_tokens_max} tokens; shorten the prompt")]
+    #[error(
+        "the prompt has {prompt_tokens} tokens, the context of this model here is {context_tokens_max} tokens; shorten the prompt"
+    )]
     TooLong {
         /// Length of the prompt.
         prompt_tokens: u32,

@@ -68,9 +68,12 @@ impl Core {
         place(&self.fleet.snapshot(now), &request, policy, weights, seed)
     }
 
-    /// Learns how long the answers of a model are.
-    pub(super) fn learn_output(&mut self, model: &Arc<str>, tokens_per_choice: f64) {
+    /// Learns how long the answers of a model are. One that its own limit cut off says only that it would have been
+    /// longer: it counts where it is longer than expected anyway.
+    pub(super) fn learn_output(&mut self, model: &Arc<str>, tokens_per_choice: f64, cut_off: bool) {
         let mean = self.output_tokens.entry(model.clone()).or_insert(OUTPUT_TOKENS_PRIOR);
-        *mean += OUTPUT_NEWEST_WEIGHT * (tokens_per_choice - *mean);
+        if !cut_off || tokens_per_choice > *mean {
+            *mean += OUTPUT_NEWEST_WEIGHT * (tokens_per_choice - *mean);
+        }
     }
 }

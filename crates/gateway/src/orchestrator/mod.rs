@@ -178,14 +178,12 @@ impl Orchestrator {
 
     /// What is held now; all zero when nothing runs and nothing leaks.
     pub fn leaks(&self) -> Leaks {
+        let engines = self.engines();
+        let reservations = self.0.core.lock().fleet.reservations();
         Leaks {
             requests: self.0.in_flight.load(Ordering::Acquire),
-            reservations: self.0.core.lock().fleet.reservations(),
-            blocks: self
-                .engines()
-                .iter()
-                .map(|engine| u64::from(engine.load.blocks_total - engine.load.blocks_free))
-                .sum(),
+            reservations,
+            blocks: engines.iter().map(|e| u64::from(e.load.blocks_total - e.load.blocks_free)).sum(),
         }
     }
 }
@@ -197,9 +195,9 @@ impl Orchestrate for Orchestrator {
             return Err(RouteError::ShuttingDown);
         }
         let limit = shared.settings.requests_in_flight_max;
-        let place = shared.in_flight.fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
-            (count < limit).then_some(count + 1)
-        });
+        let place = shared
+            .in_flight
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| (count < limit).then_some(count + 1));
         if place.is_err() {
             return Err(RouteError::TooManyInFlight { limit, retry_after_seconds: 1.0 });
         }
@@ -247,7 +245,8 @@ impl Orchestrate for Orchestrator {
     }
 
     fn set_policy(&self, name: &str) -> Result<(), String> {
-        let policy: Policy = name.parse().map_err(|error: forebay_placement::UnknownPolicy| error.to_string())?;
+        let policy: Policy =
+            name.parse().map_err(|error: forebay_placement::UnknownPolicy| error.to_string())?;
         *self.0.policy.write() = policy;
         tracing::info!(%policy, "placement policy set");
         Ok(())

@@ -15,11 +15,11 @@ use std::{
 use forebay_engines::{KvHandle, Leg, LegEvent, LegStream, Prompt, StartError, TransferOutcome, Work};
 use forebay_fleet::{Event as FleetEvent, Progress};
 use forebay_lifecycle::{
-    Accepted, Action, Event, Failure, Health, LegOrder, Lifecycle, PlacementId, Purpose, Refusal, Start, Unplaced,
-    Work as WorkOrder,
+    Accepted, Action, Event, Failure, Health, LegOrder, Lifecycle, PlacementId, Purpose, Refusal, Start,
+    Unplaced, Work as WorkOrder,
 };
 use forebay_placement::{Decision, PlaceError, Plan};
-use forebay_types::{LegId, RankId, ReservationId, Sampling};
+use forebay_types::{FinishReason, LegId, RankId, ReservationId, Sampling};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{
@@ -28,7 +28,9 @@ use super::{
     core::Question,
     trail::{Trail, engine_name},
 };
-use crate::metrics::{DecisionKind, DecisionLabels, ModelLabel, TransferLabels, TransferOutcome as Transferred};
+use crate::metrics::{
+    DecisionKind, DecisionLabels, ModelLabel, TransferLabels, TransferOutcome as Transferred,
+};
 
 /// Tokens of a leg between two reports of its progress to the fleet core, which takes a lock.
 const PROGRESS_TOKENS: u64 = 32;
@@ -52,6 +54,8 @@ struct Live {
     /// Of placed legs: ordered ones, and decode legs that wait for their prefill.
     reservations: HashMap<LegId, ReservationId>,
     events: VecDeque<Event>,
+    /// A choice ended at the request's own limit.
+    cut_off: bool,
     /// Why the latest placement found no rank.
     unplaced: Option<PlaceError>,
     trail: Trail,
@@ -91,6 +95,7 @@ impl RequestRun {
             held: HashMap::new(),
             reservations: HashMap::new(),
             events: VecDeque::new(),
+            cut_off: false,
             unplaced: None,
             trail: Trail::new(&request, arrived_unix_ms),
             scratch: Vec::new(),
@@ -145,6 +150,9 @@ impl RequestRun {
                     self.note(event);
                 }
                 Action::FinishChoice { choice, reason } => {
+                    if let Some(live) = &mut self.live {
+                        live.cut_off |= reason == FinishReason::Length;
+                    }
                     self.out.push(ResponseEvent::Finished { choice, reason });
                 }
                 Action::Finish => self.finish("finished", None),
@@ -206,7 +214,8 @@ impl RequestRun {
         match answer {
             Ok(Decision { plan, reservations, explanation, .. }) => {
                 let legs = [shared.leg_id(), shared.leg_id()];
-                for (leg, (rank, amount)) in legs.into_iter().zip([Some(reservations.prefill), reservations.decode].into_iter().flatten()) {
+                let promised = std::iter::once(reservations.prefill).chain(reservations.decode);
+                for (leg, (rank, amount)) in legs.into_iter().zip(promised) {
                     let id = shared.reservation_id();
                     core.note(asked, FleetEvent::Reserved { id, rank, amount });
                     live.reservations.insert(leg, id);
@@ -225,10 +234,14 @@ impl RequestRun {
                 drop(core);
                 let why = match error {
                     // A client can wait better than we: it is told when.
-                    PlaceError::Saturated { .. } if live.lifecycle.placements() <= 1 && generated_tokens == 0 => {
+                    PlaceError::Saturated { .. }
+                        if live.lifecycle.placements() <= 1 && generated_tokens == 0 =>
+                    {
                         Unplaced::Never
                     }
-                    PlaceError::Saturated { .. } | PlaceError::NoRank { .. } if !live.trail_is_empty() => Unplaced::Retry,
+                    PlaceError::Saturated { .. } | PlaceError::NoRank { .. } if !live.trail_is_empty() => {
+                        Unplaced::Retry
+                    }
                     PlaceError::TooLong { .. } => Unplaced::TooLong,
                     _ => Unplaced::Never,
                 };
@@ -300,7 +313,8 @@ impl RequestRun {
     fn drop_leg(&mut self, leg: LegId, outcome: &str) {
         let age = self.age();
         if let Some(live) = &mut self.live {
-            let gone = live.legs.iter().position(|live| live.id == leg).map(|index| live.legs.swap_remove(index));
+            let gone =
+                live.legs.iter().position(|live| live.id == leg).map(|index| live.legs.swap_remove(index));
             live.trail.leg_ended(age, leg, gone.as_ref().map_or(0, |gone| gone.generated), outcome);
         }
         self.release(leg);
@@ -449,7 +463,8 @@ impl RequestRun {
     /// The end, good or bad: everything that the request holds is given back, its record is kept.
     fn finish(&mut self, outcome: &str, error: Option<RouteError>) {
         let age = self.age();
-        let Some(Live { lifecycle, legs, held, reservations, trail, .. }) = self.live.take() else { return };
+        let Some(live) = self.live.take() else { return };
+        let Live { lifecycle, legs, held, reservations, cut_off, trail, .. } = live;
         drop(legs);
         for (leg, kv) in held {
             if let Some(driver) = self.shared.driver(kv.from.incarnation) {
@@ -464,7 +479,11 @@ impl RequestRun {
                 core.note(now, FleetEvent::Released(id));
             }
             if error.is_none() && outcome == "finished" {
-                core.learn_output(&self.request.model, sent as f64 / f64::from(self.request.choices));
+                core.learn_output(
+                    &self.request.model,
+                    sent as f64 / f64::from(self.request.choices),
+                    cut_off,
+                );
             }
         }
         self.shared.log.put(trail.finish(age, lifecycle.cached_tokens(), sent, outcome));
@@ -544,7 +563,8 @@ impl ResponseSource for RequestRun {
                 if answer == Some(false) {
                     self.drop_leg(id, "ended"); // normally gone with its last event
                 }
-                let same = self.live.as_ref().and_then(|live| live.legs.get(index)).is_some_and(|leg| leg.id == id);
+                let same =
+                    self.live.as_ref().and_then(|live| live.legs.get(index)).is_some_and(|leg| leg.id == id);
                 index += usize::from(same);
             }
             self.settle();

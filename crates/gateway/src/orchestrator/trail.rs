@@ -38,7 +38,13 @@ impl Trail {
     }
 
     /// A placement; whether it was the request's first.
-    pub(super) fn placed(&mut self, at: Duration, took: Duration, purpose: Purpose, explanation: Explanation) {
+    pub(super) fn placed(
+        &mut self,
+        at: Duration,
+        took: Duration,
+        purpose: Purpose,
+        explanation: Explanation,
+    ) {
         let purpose = match purpose {
             Purpose::Continue { .. } => "migration",
             Purpose::Prompt if self.record.placements.is_empty() => "first",

@@ -1,5 +1,5 @@
 //! A fleet of one scripted line, and clients that ask it.
-#![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 
 use std::{
     future::poll_fn,

@@ -123,8 +123,10 @@ impl Server {
 }
 
 fn not_found() -> Reply {
-    Reply::json(r#"{"error":{"message":"there is nothing here","type":"invalid_request_error","code":"not_found"}}"#)
-        .status(404)
+    Reply::json(
+        r#"{"error":{"message":"there is nothing here","type":"invalid_request_error","code":"not_found"}}"#,
+    )
+    .status(404)
 }
 
 /// One request, one reply, then the connection closes.
@@ -140,8 +142,10 @@ fn serve(
     seen.lock().expect("no test panics while it holds this").push(request);
     let length = if reply.hold { String::new() } else { format!("content-length: {}\r\n", reply.body.len()) };
     let head: String = reply.head.iter().map(|line| format!("{line}\r\n")).collect();
-    let text =
-        format!("HTTP/1.1 {} Scripted\r\n{head}{length}connection: close\r\n\r\n{}", reply.status, reply.body);
+    let text = format!(
+        "HTTP/1.1 {} Scripted\r\n{head}{length}connection: close\r\n\r\n{}",
+        reply.status, reply.body
+    );
     // A client may hang up at any time; that is what some tests are about.
     let _ = reader.get_mut().write_all(text.as_bytes());
     if reply.hold {
@@ -167,8 +171,15 @@ fn read(reader: &mut BufReader<TcpStream>) -> Option<Recorded> {
             }
         }
     }
-    let length = head.iter().find_map(|header| header.strip_prefix("content-length: ")).map_or(Some(0), |l| l.parse().ok())?;
+    let length = head
+        .iter()
+        .find_map(|header| header.strip_prefix("content-length: "))
+        .map_or(Some(0), |l| l.parse().ok())?;
     let mut body = vec![0; length];
     reader.read_exact(&mut body).ok()?;
-    Some(Recorded { line: first.strip_suffix(" HTTP/1.1")?.to_owned(), head, body: String::from_utf8(body).ok()? })
+    Some(Recorded {
+        line: first.strip_suffix(" HTTP/1.1")?.to_owned(),
+        head,
+        body: String::from_utf8(body).ok()?,
+    })
 }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use forebay_types::{Sampling, TokenId};
 use serde::Deserialize;
+use serde_json::error::Category;
 
 use super::errors::ApiError;
 
@@ -52,7 +53,7 @@ pub(crate) struct Spec {
 }
 
 /// What [`Spec::sampling`] must know of one prompt.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Lengths<'a> {
     /// Length of the prompt.
     pub(crate) prompt_tokens: usize,
@@ -120,20 +121,30 @@ impl Spec {
 /// # Errors
 /// 400 with `invalid_json` or `invalid_type`.
 pub(crate) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ApiError> {
-    serde_json::from_slice(body).map_err(|error| explain::<T>(body, &error))
+    let parsed = serde_json::from_slice(body).map_err(|error| explain::<T>(body, &error))?;
+    // serde also reads a struct from the list of its values, in the order of their declaration.
+    if body.trim_ascii_start().first() == Some(&b'{') { Ok(parsed) } else { Err(not_an_object()) }
+}
+
+fn not_an_object() -> ApiError {
+    ApiError::invalid("invalid_type", "the body must be a JSON object")
 }
 
 fn explain<'a, T: Deserialize<'a>>(body: &'a [u8], error: &serde_json::Error) -> ApiError {
     if body.is_empty() {
         return ApiError::invalid("invalid_json", "the body is empty; send a JSON object");
     }
-    if error.classify() != serde_json::error::Category::Data {
+    // serde_json calls a number that fits no f64 a matter of syntax; it is one field's matter.
+    let of_a_field =
+        error.classify() == Category::Data || error.to_string().starts_with("number out of range");
+    if !of_a_field {
         return ApiError::invalid("invalid_json", format!("the body is not valid JSON: {error}"));
     }
     let reason = in_words(&error.to_string());
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let path = match serde_path_to_error::deserialize::<_, T>(&mut deserializer) {
         Err(located) if located.path().iter().next().is_some() => located.path().to_string(),
+        _ if body.trim_ascii_start().first() != Some(&b'{') => return not_an_object(),
         _ => return ApiError::invalid("invalid_type", reason),
     };
     let code =

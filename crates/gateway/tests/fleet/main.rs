@@ -1,0 +1,7 @@
+//! The orchestrator over real (simulated) engines: what a client sees while engines die, clients leave and load moves.
+
+mod conversation;
+mod disconnects;
+mod migration;
+mod rig;
+mod splitting;
