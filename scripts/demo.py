@@ -32,10 +32,23 @@ CHRONICLE = (
     "the lamps with a row of dials. A fifth turbine came in 1961. Nobody has found a better rule than that of the first "
     "keeper, who wrote in his book: keep the level, give each wheel what it can use, and write down why. "
 )
-SYSTEM = (
-    "You are the clerk of a small museum of water power. Answer briefly and only from the chronicle that follows. "
-    + CHRONICLE
+GUIDE = (
+    "The path around the basin is two hundred and sixty metres long and may be walked from April to October. It begins "
+    "at the upper gate, whose oak leaves still carry the marks of the ice of 1929, and passes the keeper's house, a "
+    "single room with a stove, a bed and a window towards the gauge. The gauge is a staff of enamel in the wall of the "
+    "intake, with a red line at two metres ten; above it the spillway runs and the brook below the hall becomes a river "
+    "for an hour. Behind the house stands the bell frame with its four bells, of which the third is cracked. The hall "
+    "below has seven windows to the south and a crane that was turned by hand until 1947. Wheels one to four run in the "
+    "morning, the fifth in the evening, and on the last Sunday of September all of them together, with the doors open "
+    "and a band. Visitors are asked to keep children from the rack, not to feed the trout, and to read the keeper's book, "
+    "a copy of which lies on a chain beside the door. "
 )
+
+
+def system(edition):
+    """One document in editions that share no prefix, so that no engine has an edition in its cache before it is used."""
+    return (f"Edition {edition}. You are the clerk of a small museum of water power. Answer briefly and only from the "
+            f"chronicle and the guide that follow. {CHRONICLE}{GUIDE}")
 
 
 class Screen:
@@ -168,7 +181,7 @@ class Answer:
 
 def ask(port, messages, tokens, show=None, stop=None, seed=1, request_id=None, ignore_eos=False):
     """Asks and streams; `show` gets each piece of text, a set `stop` event gives up."""
-    body = {"messages": messages, "max_tokens": tokens, "stream": True, "temperature": 0, "seed": seed,
+    body = {"messages": messages, "max_tokens": tokens, "stream": True, "temperature": 0.6, "seed": seed,
             "stream_options": {"include_usage": True}, "ignore_eos": ignore_eos,
             "model": MODEL}
     headers = {"content-type": "application/json"}
@@ -205,8 +218,8 @@ def ask(port, messages, tokens, show=None, stop=None, seed=1, request_id=None, i
         connection.close()
 
 
-def show_answer(port, question, tokens, system=None, request_id=None):
-    messages = ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": question}]
+def show_answer(port, question, tokens, document=None, request_id=None):
+    messages = ([{"role": "system", "content": document}] if document else []) + [{"role": "user", "content": question}]
     SCREEN.say(SCREEN.paint("1", "  you     ") + question)
     SCREEN.piece(SCREEN.paint("1", "  forebay "))
     answer = ask(port, messages, tokens, show=SCREEN.piece, request_id=request_id)
@@ -218,18 +231,16 @@ def show_answer(port, question, tokens, system=None, request_id=None):
 
 
 class Load:
-    """The background load of the second act: one engine is fed prompts all the time, others decode.
+    """The background load of the second act: one engine is fed prompts all the time, another decodes.
 
-    The readers ask about one chronicle, so the engine that has it in its cache keeps being fed their prefills; the
-    writers generate long answers to short prompts.
+    A reader asks one question after the other about one document, so the engine that has it in its cache keeps being fed
+    their prefills; a writer has long answers generated from short prompts.
     """
 
-    def __init__(self, port, readers=2, writers=1):
-        self.port, self.stop, self.threads, self.failures = port, threading.Event(), [], []
+    def __init__(self, port, document):
+        self.port, self.document, self.stop, self.failures = port, document, threading.Event(), []
         self.turn = iter(range(1, 1_000_000))
-        for target, count in ((self.read, readers), (self.write, writers)):
-            for number in range(count):
-                self.threads.append(threading.Thread(target=target, args=(number,), daemon=True))
+        self.threads = [threading.Thread(target=work, daemon=True) for work in (self.read, self.write)]
 
     def __enter__(self):
         for thread in self.threads:
@@ -249,13 +260,13 @@ class Load:
                 self.failures.append(str(error))
                 self.stop.wait(0.2)
 
-    def read(self, number):
+    def read(self):
         while not self.stop.is_set():
-            note = f"Visitor {next(self.turn)} of group {number} asks: " + "which year, which gate, which wheel? " * 12
-            messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": note}]
+            note = f"Visitor {next(self.turn)} asks: " + "which year, which gate, which wheel? " * 12
+            messages = [{"role": "system", "content": self.document}, {"role": "user", "content": note}]
             self.guard(lambda messages=messages: ask(self.port, messages, 1, stop=self.stop))
 
-    def write(self, number):
+    def write(self):
         while not self.stop.is_set():
             messages = [{"role": "user", "content": f"Write a long story about river number {next(self.turn)}."}]
             self.guard(lambda messages=messages: ask(self.port, messages, 400, stop=self.stop, ignore_eos=True))
@@ -267,7 +278,7 @@ def wait_for_load(server, seconds=60):
     with SCREEN.progress("background load settles", 10) as step:
         shown = 0
         while time.monotonic() - began < seconds and shown < 10:
-            engines = json.loads(get(server.admin_port, "/fleet/v1/engines")[1])["engines"]
+            engines = json.loads(get(server.admin_port, "/fleet/v1/engines")[1])["data"]
             fed = any(engine["prefill_share"] > 0.3 for engine in engines)
             decoding = any(engine["load"]["decoding"] > 0 for engine in engines)
             wanted = min(10, int((time.monotonic() - began) / 0.5)) if not (fed and decoding) else shown + 2
@@ -278,23 +289,27 @@ def wait_for_load(server, seconds=60):
 
 
 def split_under_load(server):
-    """Asks long questions until one was split (the load is real, so a single moment may favour one engine)."""
+    """Asks long questions until one was split: the load is real, so at a given moment one engine may be cheaper."""
     questions = [
         "Tell the history of the forebay in four sentences: who dug it, what the river brings, and what rule was found.",
         "Describe how the keeper divides the water between the wheels, and how the signals changed over the years.",
         "Explain what happens in the thaw of March, and what the two men with the rakes do about it.",
         "Write a short guide for visitors of the basin, with its size, its age and its turbines.",
-        "List what the town changed in 1934, 1958 and 1961, and say what stayed as the first keeper wrote it.",
-        "Say why the level of the basin matters in the evening, and who asks for power at that hour.",
     ]
-    answer = None
-    for number, question in enumerate(questions):
-        answer = show_answer(server.port, question, 96, system=SYSTEM)
+    for edition, question in enumerate(questions, 1):
+        document = system(edition)
+        with Load(server.port, document) as load:
+            wait_for_load(server)
+            if edition == 1:
+                server.run("status")
+            answer = show_answer(server.port, question, 96, document)
+        if load.failures:
+            SCREEN.dim(f"          the background load saw {len(load.failures)} failures, first: {load.failures[0]}")
         record = json.loads(get(server.admin_port, f"/fleet/v1/decisions/{answer.id}")[1])
         if any(transfer["outcome"] == "done" for transfer in record["transfers"]):
             return answer, True
-        if number + 1 < len(questions):
-            SCREEN.dim("          at that moment one engine was the cheapest; asking again")
+        if edition < len(questions):
+            SCREEN.dim("          at that moment one engine was the cheapest; asking again, about a new document")
     return answer, False
 
 
@@ -308,8 +323,8 @@ def conversations(port, label, seed, count=4, turns=4, at_once=2):
                 if not waiting:
                     return
                 number = waiting.pop()
-            system = f"You are guide number {seed}-{number}. {SYSTEM}"
-            messages = [{"role": "system", "content": system}]
+            document = f"You are guide number {seed}-{number}. {CHRONICLE}"
+            messages = [{"role": "system", "content": document}]
             for turn in range(turns):
                 messages.append({"role": "user", "content": f"Question {turn}: what should visitor {number} see next?"})
                 answer = ask(port, messages, 12, seed=number)
@@ -384,12 +399,7 @@ def main():
         server.run("explain", short.id)
 
         SCREEN.heading("A long question under load: prefill on one engine, decode on another")
-        with Load(server.port) as load:
-            wait_for_load(server)
-            server.run("status")
-            answer, split = split_under_load(server)
-        if load.failures:
-            SCREEN.dim(f"          the background load saw {len(load.failures)} failures, first: {load.failures[0]}")
+        answer, split = split_under_load(server)
         server.run("explain", answer.id)
         if not split:
             SCREEN.say("  No question was split this time: on this machine one engine was the cheapest throughout.")

@@ -101,10 +101,10 @@ The id of a request is in the header x-request-id of its answer.")]
 #[derive(Debug, Args)]
 pub(crate) struct ChatArgs {
     /// Address of the server.
-    #[arg(long, value_name = "URL", env = "FOREBAY_URL", default_value = PUBLIC_URL)]
+    #[arg(long, value_name = "URL", env = "FOREBAY_URL", hide_env_values = true, default_value = PUBLIC_URL)]
     pub(crate) url: String,
     /// Address at which `/explain` asks.
-    #[arg(long, value_name = "URL", env = "FOREBAY_ADMIN_URL", default_value = ADMIN_URL)]
+    #[arg(long, value_name = "URL", env = "FOREBAY_ADMIN_URL", hide_env_values = true, default_value = ADMIN_URL)]
     pub(crate) admin_url: String,
     /// Model to talk to; by default the first one that the server lists.
     #[arg(long, value_name = "NAME")]
@@ -136,7 +136,7 @@ pub(crate) struct ChatArgs {
 #[derive(Debug, Args)]
 pub(crate) struct StatusArgs {
     /// Admin address of the server.
-    #[arg(long, value_name = "URL", env = "FOREBAY_ADMIN_URL", default_value = ADMIN_URL)]
+    #[arg(long, value_name = "URL", env = "FOREBAY_ADMIN_URL", hide_env_values = true, default_value = ADMIN_URL)]
     pub(crate) admin_url: String,
     /// Print what the server sent, unchanged.
     #[arg(long)]
@@ -159,7 +159,7 @@ pub(crate) struct ExplainArgs {
     #[arg(long)]
     pub(crate) last: bool,
     /// Admin address of the server.
-    #[arg(long, value_name = "URL", env = "FOREBAY_ADMIN_URL", default_value = ADMIN_URL)]
+    #[arg(long, value_name = "URL", env = "FOREBAY_ADMIN_URL", hide_env_values = true, default_value = ADMIN_URL)]
     pub(crate) admin_url: String,
     /// Print the record as the server sent it.
     #[arg(long, conflicts_with = "inputs")]

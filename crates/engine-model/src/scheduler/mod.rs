@@ -219,7 +219,7 @@ impl Scheduler {
             sequence.computed = sequence.len();
             sequence.cache_full_blocks(&mut self.pool, &self.hasher);
             let first = sequence.first.take().expect("a decode job knows its first tokens");
-            self.continue_choices(sequence, &first);
+            self.continue_choices(&sequence, &first);
         } else {
             sequence.uninstall(&mut self.pool);
             self.wait_first(sequence);

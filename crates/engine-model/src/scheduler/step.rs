@@ -69,7 +69,7 @@ impl Scheduler {
                 // A prompt whose first tokens another rank drew, computed here after all.
                 let mut sequence = self.running.remove(index);
                 let first = sequence.first.take().expect("else its last chunk samples");
-                self.continue_choices(sequence, &first);
+                self.continue_choices(&sequence, &first);
             }
         }
     }
@@ -239,7 +239,7 @@ impl Scheduler {
                 }
             }
         }
-        self.continue_choices(sequence, &going_on);
+        self.continue_choices(&sequence, &going_on);
     }
 
     /// Why a choice ends with `token`, its `generated`th, in a sequence of `length` tokens.
@@ -265,7 +265,7 @@ impl Scheduler {
 
     /// A computed prompt goes on as one sequence a choice, each with its first token. They share full blocks; the first
     /// keeps the partial last one, the others get copies, or wait and compute again where no block is free.
-    pub(super) fn continue_choices(&mut self, sequence: Sequence, first: &[(u32, TokenId)]) {
+    pub(super) fn continue_choices(&mut self, sequence: &Sequence, first: &[(u32, TokenId)]) {
         let size = self.config.block_size_tokens;
         let full = (sequence.computed / size) as usize;
         let partial = sequence.blocks.get(full).copied();

@@ -159,12 +159,16 @@ fn a_conversation_is_typed_edited_and_left_with_ctrl_d() {
     let mut person = Person::at(command);
     person.sees("tiny at 127.0.0.1:");
     person.sees("> ");
-    // Ctrl-C at the prompt leaves nothing; a typed line can be edited.
+    // Ctrl-C at the prompt leaves nothing.
     person.types("\x03");
-    person.sees("Ctrl-D leaves.\r\n");
+    person.sees("\nCtrl-D leaves.\r\n");
+    person.sees("> ");
+    // A typed line can be edited.
     person.types("hx\x7fi\r");
     person.sees("He[31mllo");
     person.sees("1 token, first after");
+    // Ctrl-D means this only at a prompt: before, the terminal itself would take it.
+    person.sees("> ");
     person.types("\x04");
     let (screen, code) = person.leaves();
     assert_eq!(code, 0, "{screen}");

@@ -1,0 +1,204 @@
+//! `forebay serve` as a process: ready, asked, stopped, and told wrong things.
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+/// Longest wait for anything; a bound on hanging, not a measurement.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A serving process, ended with its test.
+struct Serving {
+    child: Child,
+    address: String,
+    admin: String,
+}
+
+impl Serving {
+    /// Starts on ports of the system's choice and reads from the log which they are.
+    fn start(flags: &[&str]) -> Self {
+        let mut child = forebay()
+            .args([
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--admin-listen",
+                "127.0.0.1:0",
+                "--log-format",
+                "json",
+            ])
+            .args(flags)
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary runs");
+        let mut log = BufReader::new(child.stderr.take().expect("it is piped"));
+        let (mut line, mut seen) = (String::new(), String::new());
+        let (address, admin) = loop {
+            line.clear();
+            assert!(log.read_line(&mut line).expect("the log is text") > 0, "it ended: {seen}");
+            seen.push_str(&line);
+            let record: serde_json::Value = serde_json::from_str(&line).expect("a line is an object");
+            let field = |name: &str| record["fields"][name].as_str().map(ToOwned::to_owned);
+            if let (Some(public), Some(admin)) = (field("public"), field("admin")) {
+                break (public, admin);
+            }
+        };
+        // The rest is read away, or the pipe would fill.
+        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
+        let serving = Self { child, address, admin };
+        let began = Instant::now();
+        while !serving.get(&serving.address, "/ready").starts_with("HTTP/1.1 200") {
+            assert!(began.elapsed() < PATIENCE, "never ready");
+            std::thread::yield_now();
+        }
+        serving
+    }
+
+    fn get(&self, address: &str, path: &str) -> String {
+        exchange(address, &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"))
+    }
+
+    fn chat(&self, body: &str) -> TcpStream {
+        let mut stream = connect(&self.address);
+        let head = format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-request-id: asked\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).expect("it is read");
+        stream.write_all(body.as_bytes()).expect("it is read");
+        stream
+    }
+
+    fn terminate(&self) {
+        let pid = rustix::process::Pid::from_raw(self.child.id() as i32).expect("a pid");
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it lives");
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn forebay() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_forebay"));
+    command.env_clear().env("HOME", "/nonexistent");
+    command
+}
+
+fn connect(address: &str) -> TcpStream {
+    let stream = TcpStream::connect(address).expect("something listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a socket takes it");
+    stream
+}
+
+fn exchange(address: &str, request: &str) -> String {
+    let mut stream = connect(address);
+    stream.write_all(request.as_bytes()).expect("it is read");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("it is text");
+    answer
+}
+
+fn refused(flags: &[&str]) -> Output {
+    let output = forebay().arg("serve").args(flags).output().expect("the binary runs");
+    assert!(!output.status.success());
+    output
+}
+
+#[test]
+fn a_stream_that_runs_at_sigterm_is_finished_and_the_exit_code_is_0() {
+    let mut serving = Serving::start(&["--engine", "sim:2", "--sim-speed", "5"]);
+    let mut stream = serving.chat(
+        r#"{"model":"sim","messages":[{"role":"user","content":"hello"}],"max_tokens":400,"stream":true}"#,
+    );
+    let mut begun = [0; 600];
+    stream.read_exact(&mut begun).expect("it streams");
+    serving.terminate();
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).expect("it streams to the end");
+    assert!(rest.contains("data: [DONE]"), "{rest}");
+    let status = serving.child.wait().expect("it ends");
+    assert_eq!(status.code(), Some(0));
+}
+
+#[test]
+fn a_request_can_be_explained_and_counted_afterwards() {
+    let serving = Serving::start(&["--engine", "sim:1,role=prefill", "--engine", "sim:1,role=decode"]);
+    let mut answer = String::new();
+    let body = r#"{"model":"sim","messages":[{"role":"user","content":"hello"}],"max_tokens":8}"#;
+    serving.chat(body).read_to_string(&mut answer).expect("it is text");
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("x-request-id: asked"), "{answer}");
+    let admin = format!("http://{}", serving.admin);
+    let run = |arguments: &[&str]| {
+        let output =
+            forebay().args(arguments).args(["--admin-url", &admin]).output().expect("the binary runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("it is text")
+    };
+    let explained = run(&["explain", "asked"]);
+    for expected in ["sim-0 → sim-1", "prefill", "decode", "moved", "finished"] {
+        assert!(explained.contains(expected), "no `{expected}` in:\n{explained}");
+    }
+    assert!(run(&["explain", "--last", "--json"]).contains("\"transfers\""));
+    assert!(run(&["status"]).contains("sim-1"));
+    let metrics = serving.get(&serving.admin, "/metrics");
+    assert!(metrics.contains("forebay_transfers_total{outcome=\"done\"} 1"), "{metrics}");
+}
+
+#[test]
+fn real_kv_moves_between_embedded_engines_of_random_weights() {
+    let serving = Serving::start(&[
+        "--model",
+        "random-tiny",
+        "--engine",
+        "embedded:1,role=prefill",
+        "--engine",
+        "embedded:1,role=decode",
+    ]);
+    let ask = || {
+        let mut answer = String::new();
+        let body = r#"{"model":"random-tiny","messages":[{"role":"user","content":"What is a forebay?"}],
+                       "max_tokens":24,"temperature":0}"#;
+        serving.chat(body).read_to_string(&mut answer).expect("it is text");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        let text = answer.split_once("\"content\":").expect("an answer").1.to_owned();
+        text.split_once(",\"refusal\"").expect("its end").0.to_owned()
+    };
+    assert_eq!(ask(), ask(), "the same question, the second time from the cache");
+    let decisions = serving.get(&serving.admin, "/fleet/v1/decisions");
+    assert!(decisions.contains("\"outcome\":\"done\""), "{decisions}");
+}
+
+#[test]
+fn a_busy_port_a_missing_model_and_a_wrong_setting_say_what_to_do() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("it is bound").to_string();
+    let check = |flags: &[&str], expected: &[&str]| {
+        let output = refused(flags);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        for expected in expected {
+            assert!(text.contains(expected), "no `{expected}` in: {text}");
+        }
+        assert!(!text.contains("panicked"), "{text}");
+    };
+    check(&["--engine", "sim", "--listen", &address], &[&address, "listen", "another port"]);
+    let quiet = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
+    check(
+        &[&quiet[..], &["--model", "/nonexistent/x.gguf"]].concat(),
+        &["/nonexistent/x.gguf", "fetch-model"],
+    );
+    check(&quiet, &["SmolLM2", "fetch-model", "random-tiny"]);
+    check(&["--polcy", "cost"], &["--policy"]);
+    check(&["--listen", "0.0.0.0:0", "--engine", "sim"], &["api_keys", "insecure"]);
+    let corrupt = tempfile::NamedTempFile::with_suffix(".gguf").expect("a file");
+    std::fs::write(corrupt.path(), b"GGUF\x03\0\0\0 and then nothing good").expect("it is written");
+    let path = corrupt.path().display().to_string();
+    check(&[&quiet[..], &["--model", &path]].concat(), &[&path, "fetch-model"]);
+}
