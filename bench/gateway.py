@@ -102,7 +102,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--binary", required=True)
     parser.add_argument("--tokenizer", default=str(pathlib.Path(
-        os.environ.get("FOREBAY_MODEL_DIR") or pathlib.Path.home() / ".cache/forebay/models")
+        os.environ.get("FOREBAY_MODEL_FOLDER") or pathlib.Path.home() / ".cache/forebay/models")
         / "SmolLM2-135M-Instruct.Q4_1.gguf"))
     parser.add_argument("--slices", type=int, default=5)
     parser.add_argument("--requests", type=int, default=2000)

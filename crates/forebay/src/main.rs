@@ -12,6 +12,7 @@ mod exit;
 mod explain;
 mod figures;
 mod keys;
+mod policy;
 mod serve;
 mod settings;
 mod sse;
@@ -69,6 +70,7 @@ fn run(
         Command::Chat(args) => client_runtime()?.block_on(chat::run(args, environment, terminal)),
         Command::Status(args) => client_runtime()?.block_on(status::run(args, terminal)),
         Command::Explain(args) => client_runtime()?.block_on(explain::run(args, terminal)),
+        Command::Policy(command) => client_runtime()?.block_on(policy::run(command, terminal)),
         Command::Config(command) => config::run(command, environment, terminal),
         Command::Keys(cli::KeysCommand::Add { tenant }) => keys::add(tenant, terminal),
         Command::Completions { shell } => {

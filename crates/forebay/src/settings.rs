@@ -139,8 +139,8 @@ impl Settings {
             .collect()
     }
 
-    /// The folder in which named models lie: the setting, or `forebay/models` in the user's cache folder. `None` if neither
-    /// is known.
+    /// The folder in which named models lie: the setting, or `forebay/models` in the user's cache folder. `None` if
+    /// neither is known.
     pub(crate) fn model_folder(&self, environment: &BTreeMap<String, String>) -> Option<PathBuf> {
         let folder = |name: &str| environment.get(name).filter(|path| !path.is_empty()).map(PathBuf::from);
         self.engines
@@ -170,7 +170,10 @@ impl Settings {
         if listen == admin_listen && listen.port() != 0 {
             refuse(format!("`listen` and `admin_listen` are both {listen}; they need an address each"));
         }
-        let Engines { step_tokens_max, sequences_max, .. } = &self.engines;
+        let Engines { step_tokens_max, sequences_max, block_size_tokens, .. } = &self.engines;
+        if !block_size_tokens.is_power_of_two() {
+            refuse(format!("`block_size_tokens` is {block_size_tokens}; give a power of two, such as 16"));
+        }
         if step_tokens_max < sequences_max {
             refuse(format!(
                 "`step_tokens_max` is {step_tokens_max}, less than `sequences_max`, {sequences_max}: a step could not \

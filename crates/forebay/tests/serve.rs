@@ -41,7 +41,7 @@ impl Serving {
             assert!(log.read_line(&mut line).expect("the log is text") > 0, "it ended: {seen}");
             seen.push_str(&line);
             let record: serde_json::Value = serde_json::from_str(&line).expect("a line is an object");
-            let field = |name: &str| record["fields"][name].as_str().map(ToOwned::to_owned);
+            let field = |name: &str| record[name].as_str().map(ToOwned::to_owned);
             if let (Some(public), Some(admin)) = (field("public"), field("admin")) {
                 break (public, admin);
             }
@@ -143,7 +143,7 @@ fn a_request_can_be_explained_and_counted_afterwards() {
         String::from_utf8(output.stdout).expect("it is text")
     };
     let explained = run(&["explain", "asked"]);
-    for expected in ["sim-0 → sim-1", "prefill", "decode", "moved", "finished"] {
+    for expected in ["sim-0 → sim-1", "prefill", "decode", "KV transfers", "finished"] {
         assert!(explained.contains(expected), "no `{expected}` in:\n{explained}");
     }
     assert!(run(&["explain", "--last", "--json"]).contains("\"transfers\""));
@@ -197,6 +197,7 @@ fn a_busy_port_a_missing_model_and_a_wrong_setting_say_what_to_do() {
     check(&quiet, &["SmolLM2", "fetch-model", "random-tiny"]);
     check(&["--polcy", "cost"], &["--policy"]);
     check(&["--listen", "0.0.0.0:0", "--engine", "sim"], &["api_keys", "insecure"]);
+    check(&["--block-size-tokens", "24"], &["block_size_tokens", "power of two"]);
     let corrupt = tempfile::NamedTempFile::with_suffix(".gguf").expect("a file");
     std::fs::write(corrupt.path(), b"GGUF\x03\0\0\0 and then nothing good").expect("it is written");
     let path = corrupt.path().display().to_string();

@@ -4,7 +4,7 @@
 //! depends on its query, `p` and the KV alone. K comes from the pool rotated and with the signs of the place where it was
 //! stored; it is multiplied with those of the place where it lies.
 
-use super::{LANES, Operation, Simd, lanes, lanes_mut, sum_lanes};
+use super::{LANES, Operation, Simd, lanes, lanes_mut, rows::exp, sum_lanes};
 use crate::{model::KeySigns, pool::SequenceKv};
 
 /// Buffers that attention keeps between calls. They grow with the context.
@@ -200,12 +200,14 @@ fn exponentiate<S: Simd>(simd: S, scores: &mut [f32]) -> f32 {
     sum_lanes(simd, sums)
 }
 
-use super::rows::exp;
-
 /// `VECTORS` vectors of the weighted sum of V, from column `column` of a token's V, for `HEADS` heads. Returns `VECTORS`.
 #[allow(
     clippy::too_many_arguments,
     reason = "an inner loop: a struct of these would only be taken apart again"
+)]
+#[allow(
+    clippy::needless_range_loop,
+    reason = "the same indices run through several arrays, and constants unroll"
 )]
 #[inline(always)]
 fn blend<S: Simd, const HEADS: usize, const VECTORS: usize>(

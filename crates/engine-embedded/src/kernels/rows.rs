@@ -26,7 +26,7 @@ const ROUND: f32 = 12_582_912.0;
 /// library and does not vectorise.
 #[inline(always)]
 pub(super) fn exp<S: Simd>(simd: S, x: S::F) -> S::F {
-    const LN2_HIGH: f32 = 0.693_359_375; // few enough bits that n * LN2_HIGH is exact
+    const LN2_HIGH: f32 = 355.0 / 512.0; // so few enough bits that n * LN2_HIGH is exact
     const LN2_LOW: f32 = -2.121_944_4e-4;
     let x = simd.min(simd.max(x, simd.splat(-87.0)), simd.splat(88.0));
     let shifted = simd.add(simd.mul(x, simd.splat(std::f32::consts::LOG2_E)), simd.splat(ROUND));

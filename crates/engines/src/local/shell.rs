@@ -242,6 +242,7 @@ impl<B: Backend> Shell<B> {
             self.imported(import.leg, Outcome::Cancelled);
             return;
         };
+        let held_until = kv.held_until;
         let plan = match CopyPlan::new(kv.region, self.region.clone(), pairs) {
             Ok(plan) => plan,
             Err(error) => {
@@ -250,7 +251,8 @@ impl<B: Backend> Shell<B> {
                 return;
             }
         };
-        let options = Options::until((now + self.limits.transfer_deadline).into_std());
+        // Never longer than the lease: after it the source may be written to while it is read.
+        let options = Options::until((now + self.limits.transfer_deadline).into_std().min(held_until));
         let (inbox, leg) = (self.inbox.clone(), import.leg);
         let done = Box::new(move |outcome| inbox.tell(Command::Imported(leg, outcome)));
         match self.mover.submit(plan, options, done) {
@@ -303,7 +305,8 @@ impl<B: Backend> Shell<B> {
                 }
                 Output::Held { leg, blocks, tokens } => {
                     notable = true;
-                    self.live.leases.insert(leg, Instant::now() + self.limits.kv_lease);
+                    let held_until = Instant::now() + self.limits.kv_lease;
+                    self.live.leases.insert(leg, held_until);
                     let block_ref = |(block, generation): (u32, forebay_engine_model::Generation)| BlockRef {
                         block,
                         generation: generation.0,
@@ -315,6 +318,7 @@ impl<B: Backend> Shell<B> {
                         blocks: blocks.into_iter().map(block_ref).collect(),
                         tokens,
                         kv_layout: self.facts.kv_layout,
+                        held_until: held_until.into_std(),
                     };
                     self.put(leg, LegEvent::Prefilled(kv));
                 }

@@ -54,9 +54,13 @@ impl Model {
 
     /// 12 prompts of 8 to 200 tokens of English on real weights. `None`, loudly, where they were not fetched; in
     /// continuous integration that is a failure.
-    #[allow(clippy::disallowed_methods, reason = "a test asks its environment where the weights are")]
+    #[allow(
+        clippy::disallowed_methods,
+        clippy::print_stderr,
+        reason = "a test asks its environment where the weights are, and says aloud that it skips"
+    )]
     pub(crate) fn smollm2() -> Option<Self> {
-        let given = std::env::var_os("FOREBAY_MODEL_DIR").map(PathBuf::from);
+        let given = std::env::var_os("FOREBAY_MODEL_FOLDER").map(PathBuf::from);
         let cache = || {
             let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
             let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
@@ -157,14 +161,14 @@ pub(crate) struct Rig {
 }
 
 impl Rig {
-    pub(crate) fn new(model: &Model, engines: u64, limits: EngineLimits) -> Self {
+    pub(crate) fn new(model: &Model, engines: u64, limits: &EngineLimits) -> Self {
         Self::with_faults(model, engines, limits, |_| None)
     }
 
     pub(crate) fn with_faults(
         model: &Model,
         engines: u64,
-        limits: EngineLimits,
+        limits: &EngineLimits,
         faults: impl Fn(&CopyPlan) -> Option<Fault> + Send + Sync + 'static,
     ) -> Self {
         let mover = SharedMemoryMover::new(SharedMemorySettings::default()).expect("threads");

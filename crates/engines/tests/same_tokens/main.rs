@@ -14,7 +14,7 @@ const DAMAGE_SHOWS: f64 = 0.9;
 
 async fn every_way_gives_the_same_tokens(model: Model, temperature: f32) {
     let requests = model.requests(temperature);
-    let rig = Rig::new(&model, 4, model.roomy());
+    let rig = Rig::new(&model, 4, &model.roomy());
     let expected = rig.one_by_one(0, &requests).await;
 
     let check = |way: &str, got: Vec<Vec<u32>>| {
@@ -31,11 +31,11 @@ async fn every_way_gives_the_same_tokens(model: Model, temperature: f32) {
     check("split, with the prefix warm on both", rig.split(2, 3, &requests).await);
     let mut moved = Vec::new();
     for sixteen in requests.chunks(AT_ONCE) {
-        moved.extend(Rig::new(&model, 2, model.roomy()).moved(sixteen).await);
+        moved.extend(Rig::new(&model, 2, &model.roomy()).moved(sixteen).await);
     }
     check("moved after its engine died", moved);
 
-    let tight = Rig::new(&model, 1, model.tight(&requests));
+    let tight = Rig::new(&model, 1, &model.tight(&requests));
     check("preempted and resumed", tight.aggregated(0, &requests).await);
     assert!(tight.load(0).await.preemptions > 0, "the pool was meant to be too small for sixteen");
 }
@@ -43,8 +43,8 @@ async fn every_way_gives_the_same_tokens(model: Model, temperature: f32) {
 /// Damages the first block of every hand-over and counts the answers that change.
 async fn damage_shows(model: Model, fault: impl Fn(&CopyPlan) -> Option<Fault> + Send + Sync + 'static) {
     let requests = model.requests(0.0);
-    let sound = Rig::new(&model, 2, model.roomy()).split(0, 1, &requests).await;
-    let damaged = Rig::with_faults(&model, 2, model.roomy(), fault).split(0, 1, &requests).await;
+    let sound = Rig::new(&model, 2, &model.roomy()).split(0, 1, &requests).await;
+    let damaged = Rig::with_faults(&model, 2, &model.roomy(), fault).split(0, 1, &requests).await;
     let changed = sound.iter().zip(&damaged).filter(|(sound, damaged)| sound != damaged).count();
     let share = changed as f64 / requests.len() as f64;
     assert!(share >= DAMAGE_SHOWS, "only {changed} of {} answers changed", requests.len());
@@ -64,7 +64,7 @@ fn swapped(plan: &CopyPlan) -> Option<Fault> {
 }
 
 async fn choices_share_a_prefill(model: Model) {
-    let rig = Rig::new(&model, 3, model.roomy());
+    let rig = Rig::new(&model, 3, &model.roomy());
     for request in model.requests(1.0).into_iter().take(4) {
         let alone: Vec<Vec<u32>> = rig.choices_one_by_one(0, &request, 3).await;
         assert_ne!(alone[0], alone[1], "choices of one seed are to differ");

@@ -202,8 +202,8 @@ fn named_models_lie_in_the_users_cache_folder_unless_told() {
     };
     let home = ("HOME", "/home/ada");
     assert_eq!(folder(&[], &[]), None);
-    assert_eq!(folder(&[], &[home]).as_deref(), Some("/home/ada/.cache/forebay"));
-    assert_eq!(folder(&[], &[home, ("XDG_CACHE_HOME", "/var/c")]).as_deref(), Some("/var/c/forebay"));
+    assert_eq!(folder(&[], &[home]).as_deref(), Some("/home/ada/.cache/forebay/models"));
+    assert_eq!(folder(&[], &[home, ("XDG_CACHE_HOME", "/var/c")]).as_deref(), Some("/var/c/forebay/models"));
     assert_eq!(folder(&[("model_folder", "/m")], &[home]).as_deref(), Some("/m"));
 }
 

@@ -1,4 +1,5 @@
-//! The cores that decide, behind one lock that is held for microseconds: once a placement, never per token.
+//! The cores that decide, behind one lock that is held for microseconds: at a placement, at the turns of a leg and once
+//! in some tens of tokens, never per token.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

@@ -156,6 +156,7 @@ impl RequestRun {
                     self.out.push(ResponseEvent::Finished { choice, reason });
                 }
                 Action::Finish => self.finish("finished", None),
+                Action::Fail(Failure::ClientGone) => self.finish("cancelled", None),
                 Action::Fail(failure) => {
                     let error = self.route_error(&failure);
                     self.finish(&error.to_string(), Some(error));
@@ -504,7 +505,7 @@ impl RequestRun {
         match failure {
             Failure::NotPlaced | Failure::Refused { .. } => unplaced.map_or_else(
                 || RouteError::NoEngine { model: self.request.model.clone(), detail: failure.to_string() },
-                |error| self.unplaced_error(error),
+                |error| self.unplaced_error(&error),
             ),
             Failure::LostUnanswered { attempts } => RouteError::LostUnanswered { attempts: *attempts },
             Failure::LostMidStream { tokens_sent } => {
@@ -517,8 +518,8 @@ impl RequestRun {
         }
     }
 
-    fn unplaced_error(&self, error: PlaceError) -> RouteError {
-        match error {
+    fn unplaced_error(&self, error: &PlaceError) -> RouteError {
+        match *error {
             PlaceError::Saturated { serving, retry_after_seconds } => {
                 RouteError::Saturated { serving: serving as usize, retry_after_seconds }
             }
@@ -598,9 +599,8 @@ impl Drop for RequestRun {
         let Some(live) = &mut self.live else { return };
         live.events.clear();
         let actions = live.lifecycle.step(self.shared.now(), Event::ClientGone);
-        // The last of them is `Fail`, which finishes.
         self.perform(actions);
-        self.finish("cancelled", None);
+        debug_assert!(self.live.is_none(), "a request whose client is gone has ended");
     }
 }
 
