@@ -1,4 +1,4 @@
-//! HTTP in, engines out: the shell around text, placement and lifecycle.
+#![doc = include_str!("../README.md")]
 
 pub mod decisions;
 pub mod http;

@@ -1,8 +1,4 @@
-//! Words of the domain: ids, roles, tiers, events, sampling parameters. No behaviour beyond what a word needs.
-//!
-//! Everything in the workspace may use this crate; it uses nothing of the workspace. Counts are plain integers whose
-//! field names end in their unit (`_tokens`, `_blocks`, `_bytes`, `_seconds`); identities are newtypes, so two of them
-//! cannot be swapped.
+#![doc = include_str!("../README.md")]
 
 mod ids;
 mod kv;

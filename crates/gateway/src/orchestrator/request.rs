@@ -3,6 +3,8 @@
 //! A [`RequestRun`] is driven by the polls of whoever reads the response. It owns every leg's stream, every reservation
 //! and every held KV of its request; however it ends, dropping included, all of them are given back.
 
+mod legs;
+
 use std::{
     collections::{HashMap, VecDeque},
     future::Future,
@@ -12,11 +14,11 @@ use std::{
     time::Duration,
 };
 
-use forebay_engines::{KvHandle, Leg, LegEvent, LegStream, Prompt, StartError, TransferOutcome, Work};
+use forebay_engines::{KvHandle, Leg, LegEvent, LegStream, Prompt, StartError, Work};
 use forebay_fleet::{Event as FleetEvent, Progress};
 use forebay_lifecycle::{
-    Accepted, Action, Event, Failure, Health, LegOrder, Lifecycle, PlacementId, Purpose, Refusal, Start,
-    Unplaced, Work as WorkOrder,
+    Action, Event, Failure, Health, LegOrder, Lifecycle, PlacementId, Purpose, Refusal, Start, Unplaced,
+    Work as WorkOrder,
 };
 use forebay_placement::{Decision, PlaceError, Plan};
 use forebay_types::{FinishReason, LegId, RankId, ReservationId, Sampling};
@@ -26,14 +28,9 @@ use super::{
     Shared,
     api::{GenerateRequest, ResponseEvent, ResponseSource, RouteError, Usage},
     core::Question,
-    trail::{Trail, engine_name},
+    trail::Trail,
 };
-use crate::metrics::{
-    DecisionKind, DecisionLabels, ModelLabel, TransferLabels, TransferOutcome as Transferred,
-};
-
-/// Tokens of a leg between two reports of its progress to the fleet core, which takes a lock.
-const PROGRESS_TOKENS: u64 = 32;
+use crate::metrics::{DecisionKind, DecisionLabels};
 
 pub(super) struct RequestRun {
     shared: Arc<Shared>,
@@ -334,130 +331,6 @@ impl RequestRun {
         }
         if let Some(driver) = self.shared.driver(rank.incarnation) {
             driver.release_kv(leg);
-        }
-    }
-
-    /// Reads what one leg has produced. `None` if nothing has come since; else whether more can follow.
-    fn read_leg(&mut self, index: usize, cx: &mut Context<'_>) -> Option<bool> {
-        let live = self.live.as_mut()?;
-        let mut events = std::mem::take(&mut live.scratch);
-        let leg = &mut live.legs[index];
-        let (id, polled) = (leg.id, leg.stream.poll_batch(cx, &mut events));
-        let answer = match polled {
-            Poll::Pending => None,
-            Poll::Ready(more) => Some(more),
-        };
-        for event in events.drain(..) {
-            self.take_leg_event(id, event);
-        }
-        if let Some(live) = &mut self.live {
-            live.scratch = events;
-        }
-        answer
-    }
-
-    fn take_leg_event(&mut self, leg: LegId, event: LegEvent) {
-        let age = self.age();
-        let Some(live) = &mut self.live else { return };
-        match event {
-            LegEvent::Token(token) => {
-                let accepted = live.lifecycle.token(leg, token.choice, token.position, token.token);
-                if accepted == Accepted::Yes {
-                    if live.lifecycle.tokens_sent() == 1 {
-                        live.trail.first_token(age);
-                    }
-                    self.out.push(ResponseEvent::Token(token));
-                    self.count_token(leg);
-                }
-            }
-            LegEvent::Started { cached_tokens } => {
-                if let Some(waited) = live.trail.leg_started(age, leg, cached_tokens) {
-                    let label = ModelLabel { model: self.request.model.clone() };
-                    self.shared.metrics.queue.get_or_create(&label).observe(waited);
-                }
-                self.progress(leg, Progress::Started);
-                self.tell(Event::LegStarted { leg, cached_tokens });
-            }
-            LegEvent::Finished { choice, reason } => self.tell(Event::ChoiceFinished { leg, choice, reason }),
-            LegEvent::Prefilled(kv) => {
-                live.held.insert(leg, kv);
-                self.tell(Event::Prefilled { leg });
-            }
-            LegEvent::KvArrived(report) => {
-                if let Some((from, to)) = self.ends_of_transfer(leg) {
-                    let live = self.live.as_mut().expect("checked above");
-                    let names = [from, to].map(|(leg, rank)| engine_name(live.trail.engine_of(leg), rank));
-                    let [source, target] = names;
-                    live.trail.transferred(source, target, report);
-                    let (from, to, bytes, seconds) = (from.1, to.1, report.bytes, report.seconds);
-                    self.note(FleetEvent::Transferred { from, to, bytes, seconds });
-                }
-                let metrics = &self.shared.metrics;
-                metrics.transfers.get_or_create(&TransferLabels { outcome: Transferred::Done }).inc();
-                metrics.transfer_bytes.inc_by(report.bytes);
-                metrics.transfer.observe(Duration::from_secs_f64(report.seconds));
-                self.progress(leg, Progress::Decoding);
-                self.tell(Event::KvArrived { leg });
-            }
-            LegEvent::KvFailed { outcome } => self.transfer_failed(leg, &outcome),
-            LegEvent::Ended => {
-                self.drop_leg(leg, "ended");
-                self.tell(Event::LegEnded { leg });
-            }
-            LegEvent::Refused(error) => {
-                tracing::debug!(request = %self.request.id, %leg, %error, "leg refused");
-                self.drop_leg(leg, "refused");
-                self.tell(Event::LegRefused { leg, why: refusal(&error) });
-            }
-            LegEvent::Lost { reason } => {
-                tracing::warn!(request = %self.request.id, %leg, %reason, "leg lost");
-                self.drop_leg(leg, "lost");
-                self.tell(Event::LegLost { leg });
-            }
-        }
-    }
-
-    fn transfer_failed(&mut self, leg: LegId, outcome: &TransferOutcome) {
-        tracing::warn!(request = %self.request.id, %leg, %outcome, "KV did not arrive; it is computed again");
-        if let Some((from, to)) = self.ends_of_transfer(leg)
-            && let Some(live) = &mut self.live
-        {
-            let [source, target] = [from, to].map(|(leg, rank)| engine_name(live.trail.engine_of(leg), rank));
-            live.trail.transfer_failed(source, target, outcome);
-        }
-        let label = match outcome {
-            TransferOutcome::Failed(_) => Transferred::Failed,
-            TransferOutcome::TimedOut => Transferred::TimedOut,
-            TransferOutcome::Cancelled => Transferred::Cancelled,
-        };
-        self.shared.metrics.transfers.get_or_create(&TransferLabels { outcome: label }).inc();
-        self.tell(Event::KvFailed { leg });
-    }
-
-    /// Both ends of a decode leg's transfer: leg and rank that held the KV, leg and rank that took it in.
-    fn ends_of_transfer(&self, leg: LegId) -> Option<((LegId, RankId), (LegId, RankId))> {
-        let live = self.live.as_ref()?.legs.iter().find(|live| live.id == leg)?;
-        Some((live.source?, (leg, live.rank)))
-    }
-
-    fn progress(&mut self, leg: LegId, progress: Progress) {
-        if let Some(&id) = self.live.as_ref().and_then(|live| live.reservations.get(&leg)) {
-            self.note(FleetEvent::Progress { id, progress });
-        }
-    }
-
-    fn count_token(&mut self, leg: LegId) {
-        let legs = self.live.iter_mut().flat_map(|live| &mut live.legs);
-        let Some(tokens) = legs.into_iter().find(|live| live.id == leg).map(|live| {
-            live.generated += 1;
-            live.generated
-        }) else {
-            return;
-        };
-        if tokens == 1 {
-            self.progress(leg, Progress::Decoding);
-        } else if tokens.is_multiple_of(PROGRESS_TOKENS) {
-            self.progress(leg, Progress::Generated { tokens });
         }
     }
 
