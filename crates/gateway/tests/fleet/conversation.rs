@@ -1,5 +1,6 @@
 //! Conversations: whether later turns find their earlier ones in a cache.
 
+use forebay_engines::simulated::StepCoefficients;
 use forebay_placement::Policy;
 use forebay_types::TokenId;
 
@@ -10,7 +11,9 @@ const BLOCK_TOKENS: u32 = 16;
 
 /// Of the full blocks before each new user message, from turn two on, the share that came from a cache.
 async fn cached_share(policy: Policy) -> f64 {
-    let rig = Rig::start(Plan { policy, ..Plan::default() }).await;
+    // The pace of the embedded engine, where computing 400 tokens again costs more than a short answer.
+    let timing = StepCoefficients::CPU_TINY;
+    let rig = Rig::start(Plan { policy, timing, ..Plan::default() }).await;
     let (mut before, mut cached) = (0, 0);
     // Three conversations take turns, so that engines are neither idle nor anyone's own.
     let mut histories: Vec<Vec<TokenId>> = (0..3).map(|who| prompt(who, 400)).collect();

@@ -38,7 +38,7 @@ async fn leave(roles: &[Role], speed: f64, output_tokens: u32, count: u32) {
         cut_short += u32::from(!whole);
         drop(response);
     }
-    assert!(cut_short > count / 2, "only {cut_short} of {count} left early");
+    assert!(cut_short > count / 4, "only {cut_short} of {count} left early");
     rig.assert_nothing_leaks().await;
     assert_eq!(Handle::current().metrics().num_alive_tasks(), tasks, "tasks leaked");
     // And it still works.

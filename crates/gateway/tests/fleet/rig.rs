@@ -36,7 +36,9 @@ pub(crate) struct Rig {
 pub(crate) struct Plan<'a> {
     pub(crate) roles: &'a [Role],
     pub(crate) policy: Policy,
-    /// 1: as an H100 serves an 8B model; 0: unpaced.
+    /// What a step takes at speed 1.
+    pub(crate) timing: StepCoefficients,
+    /// 0: unpaced.
     pub(crate) speed: f64,
     pub(crate) limits: EngineLimits,
     pub(crate) settings: OrchestratorSettings,
@@ -47,6 +49,7 @@ impl Default for Plan<'_> {
         Self {
             roles: &[Role::Both; 4],
             policy: Policy::Cost,
+            timing: StepCoefficients::H100_8B,
             speed: 20.0,
             limits: EngineLimits { blocks_total: 2048, step_tokens_max: 2048, ..EngineLimits::default() },
             settings: OrchestratorSettings::default(),
@@ -67,7 +70,7 @@ impl Rig {
             mover,
             runtime: Handle::current(),
             candidates: Tokenizer::bytes().plain_tokens().into(),
-            timing: StepCoefficients::H100_8B,
+            timing: plan.timing,
             speed: plan.speed,
         };
         let launcher = |(number, role): (usize, &Role)| {
