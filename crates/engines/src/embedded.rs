@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
     ptr::NonNull,
-    sync::{Arc, Weak},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -15,12 +15,11 @@ use forebay_kv_hash::BlockHasher;
 use forebay_kv_move::{Layout, Mover, Region};
 use forebay_perf_model::StepCoefficients;
 use forebay_types::{EngineName, Incarnation, LegId, Role, SampledToken, Sampling};
-use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use crate::{
-    driver::{Driver, EngineFacts, EngineLimits, Launch, LaunchError},
-    local::{Backend, LocalEngine, Parts, copy_blocks, panic_text},
+    driver::{EngineFacts, EngineLimits, LaunchError},
+    local::{Backend, LocalEngine, LocalFleet, LocalLauncher, Parts, copy_blocks, panic_text},
 };
 
 /// What all embedded engines of a process share.
@@ -43,50 +42,28 @@ pub struct EmbeddedFleet {
 }
 
 /// Starts lives of one embedded engine.
-pub struct EmbeddedLauncher {
-    name: EngineName,
-    role: Role,
-    fleet: EmbeddedFleet,
-    current: Mutex<Weak<LocalEngine>>,
-}
+pub type EmbeddedLauncher = LocalLauncher<EmbeddedFleet>;
 
-impl EmbeddedLauncher {
-    /// An engine called `name`; nothing runs until it is launched.
-    pub fn new(name: EngineName, role: Role, fleet: EmbeddedFleet) -> Self {
-        Self { name, role, fleet, current: Mutex::new(Weak::new()) }
-    }
+impl LocalFleet for EmbeddedFleet {
+    const KIND: &'static str = "embedded";
 
-    /// The life that runs now.
-    pub fn current(&self) -> Option<Arc<LocalEngine>> {
-        self.current.lock().upgrade()
-    }
-}
-
-impl Launch for EmbeddedLauncher {
-    fn name(&self) -> &EngineName {
-        &self.name
-    }
-
-    fn kind(&self) -> &'static str {
-        "embedded"
-    }
-
-    fn role(&self) -> Role {
-        self.role
-    }
-
-    fn launch(&self, incarnation: Incarnation) -> Result<Arc<dyn Driver>, LaunchError> {
-        let failed = |reason: String| LaunchError { engine: self.name.clone(), reason };
-        let EmbeddedFleet { model, weights, limits, hasher, mover, runtime, prior } = self.fleet.clone();
+    fn start(
+        &self,
+        name: &EngineName,
+        role: Role,
+        incarnation: Incarnation,
+    ) -> Result<Arc<LocalEngine>, LaunchError> {
+        let failed = |reason: String| LaunchError { engine: name.clone(), reason };
+        let EmbeddedFleet { model, weights, limits, hasher, mover, runtime, prior } = self.clone();
         let block_bytes = weights.kv_block_bytes(limits.block_size_tokens);
         let layout = Layout { block_bytes, blocks: limits.blocks_total };
-        let region = Region::create(self.name.as_str(), layout).map_err(|error| failed(error.to_string()))?;
+        let region = Region::create(name.as_str(), layout).map_err(|error| failed(error.to_string()))?;
         let facts = EngineFacts {
-            engine: self.name.clone(),
-            kind: self.kind(),
+            engine: name.clone(),
+            kind: Self::KIND,
             incarnation,
             model,
-            role: self.role,
+            role,
             block_size_tokens: limits.block_size_tokens,
             block_bytes,
             blocks_total: limits.blocks_total,
@@ -98,7 +75,6 @@ impl Launch for EmbeddedLauncher {
         };
         let backend = EmbeddedBackend::new(weights, limits.block_size_tokens);
         let (engine, shell, last_words) = Parts { facts, limits, hasher, backend, region, mover }.assemble();
-        *self.current.lock() = Arc::downgrade(&engine);
         let run = move || {
             let ended = catch_unwind(AssertUnwindSafe(|| runtime.block_on(shell.run())));
             match ended {
@@ -106,7 +82,7 @@ impl Launch for EmbeddedLauncher {
                 Err(panic) => last_words.say(&panic_text(&*panic)),
             }
         };
-        let thread = std::thread::Builder::new().name(self.name.to_string());
+        let thread = std::thread::Builder::new().name(name.to_string());
         thread.spawn(run).map_err(|error| failed(format!("no thread: {error}")))?;
         Ok(engine)
     }

@@ -11,6 +11,6 @@ pub use driver::{
     Driver, EngineFacts, EngineLimits, KvHandle, Launch, LaunchError, Leg, LegEvent, Prompt, StartError,
     TransferOutcome, TransferReport, Work,
 };
-pub use local::LocalEngine;
+pub use local::{LocalEngine, LocalFleet, LocalLauncher};
 pub use reports::{KvSnapshot, Report, Reports};
 pub use stream::LegStream;

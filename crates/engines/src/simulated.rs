@@ -3,12 +3,7 @@
 //! Each token is a function of the blocks that the engine really holds, so stale, foreign or missing KV gives wrong
 //! tokens; steps take the time that a model of a real engine says, or none.
 
-use std::{
-    collections::HashMap,
-    panic::AssertUnwindSafe,
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::{collections::HashMap, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use forebay_engine_model::{StepPlan, content};
 use forebay_kv_hash::BlockHasher;
@@ -16,12 +11,11 @@ use forebay_kv_move::{Layout, Mover, Region};
 pub use forebay_perf_model::StepCoefficients;
 use forebay_types::{EngineName, Incarnation, LegId, Role, SampledToken, Sampling, TokenId, TokenLogprobs};
 use futures::FutureExt;
-use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use crate::{
-    driver::{Driver, EngineFacts, EngineLimits, Launch, LaunchError},
-    local::{Backend, LocalEngine, Parts, copy_blocks, panic_text},
+    driver::{EngineFacts, EngineLimits, LaunchError},
+    local::{Backend, LocalEngine, LocalFleet, LocalLauncher, Parts, copy_blocks, panic_text},
 };
 
 /// Equal for all simulated engines of one block size: their digests mean the same.
@@ -53,51 +47,29 @@ pub struct SimulatedFleet {
 }
 
 /// Starts lives of one simulated engine.
-pub struct SimulatedLauncher {
-    name: EngineName,
-    role: Role,
-    fleet: SimulatedFleet,
-    current: Mutex<Weak<LocalEngine>>,
-}
+pub type SimulatedLauncher = LocalLauncher<SimulatedFleet>;
 
-impl SimulatedLauncher {
-    /// An engine called `name`; nothing runs until it is launched.
-    pub fn new(name: EngineName, role: Role, fleet: SimulatedFleet) -> Self {
-        Self { name, role, fleet, current: Mutex::new(Weak::new()) }
-    }
+impl LocalFleet for SimulatedFleet {
+    const KIND: &'static str = "sim";
 
-    /// The life that runs now.
-    pub fn current(&self) -> Option<Arc<LocalEngine>> {
-        self.current.lock().upgrade()
-    }
-}
-
-impl Launch for SimulatedLauncher {
-    fn name(&self) -> &EngineName {
-        &self.name
-    }
-
-    fn kind(&self) -> &'static str {
-        "sim"
-    }
-
-    fn role(&self) -> Role {
-        self.role
-    }
-
-    fn launch(&self, incarnation: Incarnation) -> Result<Arc<dyn Driver>, LaunchError> {
-        let fleet = self.fleet.clone();
+    fn start(
+        &self,
+        name: &EngineName,
+        role: Role,
+        incarnation: Incarnation,
+    ) -> Result<Arc<LocalEngine>, LaunchError> {
+        let fleet = self.clone();
         let limits = fleet.limits;
         let block_bytes = SLOT_BYTES * u64::from(limits.block_size_tokens);
         let layout = Layout { block_bytes, blocks: limits.blocks_total };
-        let region = Region::create(self.name.as_str(), layout)
-            .map_err(|error| LaunchError { engine: self.name.clone(), reason: error.to_string() })?;
+        let region = Region::create(name.as_str(), layout)
+            .map_err(|error| LaunchError { engine: name.clone(), reason: error.to_string() })?;
         let facts = EngineFacts {
-            engine: self.name.clone(),
-            kind: self.kind(),
+            engine: name.clone(),
+            kind: Self::KIND,
             incarnation,
             model: fleet.model,
-            role: self.role,
+            role,
             block_size_tokens: limits.block_size_tokens,
             block_bytes,
             blocks_total: limits.blocks_total,
@@ -116,7 +88,6 @@ impl Launch for SimulatedLauncher {
         };
         let parts = Parts { facts, limits, hasher: fleet.hasher, backend, region, mover: fleet.mover };
         let (engine, shell, last_words) = parts.assemble();
-        *self.current.lock() = Arc::downgrade(&engine);
         fleet.runtime.spawn(async move {
             match AssertUnwindSafe(shell.run()).catch_unwind().await {
                 Ok(()) => last_words.say("stopped"),

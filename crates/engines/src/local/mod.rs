@@ -6,18 +6,22 @@
 mod inbox;
 mod shell;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use forebay_engine_model::{Scheduler, SchedulerConfig, StepPlan};
 use forebay_kv_hash::BlockHasher;
 use forebay_kv_move::{Mover, Region};
-use forebay_types::{LegId, SampledToken, Sampling};
+use forebay_types::{EngineName, Incarnation, LegId, Role, SampledToken, Sampling};
+use parking_lot::Mutex;
 
 use inbox::{Command, Inbox};
 use shell::Shell;
 
 use crate::{
-    driver::{Driver, EngineFacts, EngineLimits, Leg, StartError},
+    driver::{Driver, EngineFacts, EngineLimits, Launch, LaunchError, Leg, StartError},
     reports::Reports,
     stream::{LegStream, leg_stream},
 };
@@ -80,6 +84,62 @@ impl<B: Backend> Parts<B> {
             events_sequence: 0,
         };
         (Arc::new(engine), shell, last_words)
+    }
+}
+
+/// What all in-process engines of one kind share: how to start a life of one of them.
+pub trait LocalFleet: Send + Sync + 'static {
+    /// `embedded`, `sim`.
+    const KIND: &'static str;
+    /// Starts a life.
+    ///
+    /// # Errors
+    /// What kept it from starting.
+    fn start(
+        &self,
+        name: &EngineName,
+        role: Role,
+        incarnation: Incarnation,
+    ) -> Result<Arc<LocalEngine>, LaunchError>;
+}
+
+/// Starts lives of one in-process engine.
+pub struct LocalLauncher<F> {
+    name: EngineName,
+    role: Role,
+    fleet: F,
+    current: Mutex<Weak<LocalEngine>>,
+}
+
+impl<F: LocalFleet> LocalLauncher<F> {
+    /// An engine called `name`; nothing runs until it is launched.
+    pub fn new(name: EngineName, role: Role, fleet: F) -> Self {
+        Self { name, role, fleet, current: Mutex::new(Weak::new()) }
+    }
+
+    /// The life that runs now.
+    pub fn current(&self) -> Option<Arc<LocalEngine>> {
+        self.current.lock().upgrade()
+    }
+}
+
+impl<F: LocalFleet> Launch for LocalLauncher<F> {
+    fn name(&self) -> &EngineName {
+        &self.name
+    }
+
+    fn kind(&self) -> &'static str {
+        F::KIND
+    }
+
+    fn role(&self) -> Role {
+        self.role
+    }
+
+    fn launch(&self, incarnation: Incarnation) -> Result<Arc<dyn Driver>, LaunchError> {
+        let engine = self.fleet.start(&self.name, self.role, incarnation)?;
+        *self.current.lock() = Arc::downgrade(&engine);
+        Ok(engine)
     }
 }
 
