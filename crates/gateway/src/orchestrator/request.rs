@@ -231,17 +231,13 @@ impl RequestRun {
             Err(error) => {
                 drop(core);
                 let why = match error {
-                    // A client can wait better than we: it is told when.
-                    PlaceError::Saturated { .. }
-                        if live.lifecycle.placements() <= 1 && generated_tokens == 0 =>
-                    {
-                        Unplaced::Never
-                    }
-                    PlaceError::Saturated { .. } | PlaceError::NoRank { .. } if !live.trail_is_empty() => {
+                    PlaceError::TooLong { .. } => Unplaced::TooLong,
+                    // A new client can wait better than we: it is told when. One that has been taken is not sent
+                    // away while engines may come back; its deadline bounds the wait.
+                    _ if live.is_new() => Unplaced::Never,
+                    PlaceError::Saturated { .. } | PlaceError::NoRank { .. } | PlaceError::NoModel { .. } => {
                         Unplaced::Retry
                     }
-                    PlaceError::TooLong { .. } => Unplaced::TooLong,
-                    _ => Unplaced::Never,
                 };
                 live.unplaced = Some(error);
                 live.events.push_back(Event::NotPlaced { placement, why });
@@ -417,7 +413,8 @@ impl RequestRun {
 }
 
 impl Live {
-    fn trail_is_empty(&self) -> bool {
+    /// Whether nothing has been tried for the request yet.
+    fn is_new(&self) -> bool {
         self.lifecycle.placements() <= 1 && self.lifecycle.tokens_sent() == 0
     }
 }

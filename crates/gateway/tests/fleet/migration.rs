@@ -88,6 +88,22 @@ async fn a_decode_engine_that_dies_in_a_split_request_is_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_response_waits_for_the_only_engine_to_come_back() {
+    let expected = reference(1).await;
+    let settings = OrchestratorSettings { restart_back_off: Duration::from_millis(1), ..Default::default() };
+    let rig = Rig::start(Plan { roles: &[Role::Both], settings, ..Plan::default() }).await;
+    let mut response = rig.submit(request("r", prompt(1, 300), 1, 60)).expect("it has a place");
+    let mut answer = Answer::default();
+    while answer.tokens.first().map_or(0, Vec::len) < 5 {
+        assert!(answer.read_some(&mut response).await);
+    }
+    rig.engine("sim-0").crash();
+    while answer.read_some(&mut response).await {}
+    assert_eq!(answer.tokens, expected.tokens);
+    rig.assert_nothing_leaks().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_only_engine_dead_ends_the_response_with_an_error_and_comes_back() {
     let settings = OrchestratorSettings {
         restart_back_off: Duration::from_millis(1),
