@@ -1,6 +1,6 @@
 //! Measures loading and encoding with both back ends on SmolLM2's vocabulary; prints one JSON object a line.
 //!
-//! `cargo run --release -p forebay-text --example speed`
+//! `cargo run --release -p forebay-text --example encode_speed`
 //!
 //! Seconds are CPU seconds of the one thread that encodes, which do not depend on what else the machine does. "fresh"
 //! documents share no words that are not English; "repeated" is the same document again.
