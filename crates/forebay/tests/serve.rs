@@ -177,6 +177,57 @@ fn real_kv_moves_between_embedded_engines_of_random_weights() {
 }
 
 #[test]
+fn a_thousand_clients_that_hang_up_leave_nothing_behind() {
+    let serving = Serving::start(&[
+        "--engine",
+        "sim:2",
+        "--engine",
+        "sim:1,role=prefill",
+        "--engine",
+        "sim:1,role=decode",
+        "--sim-speed",
+        "50",
+    ]);
+    let mut state = 3_u64;
+    let mut draw = move |below: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % below
+    };
+    for number in 0..1000 {
+        let words = "river ".repeat(draw(60) as usize);
+        let body = format!(
+            r#"{{"model":"sim","messages":[{{"role":"user","content":"{words}{}"}}],"max_tokens":200,"n":{},"stream":true}}"#,
+            number % 7,
+            1 + draw(2)
+        );
+        let mut stream = serving.chat(&body);
+        // Some hang up before the answer begins, the others somewhere in it.
+        let mut some = vec![0; draw(4) as usize * 700];
+        if !some.is_empty() {
+            let _ = stream.read(&mut some).expect("an answer begins");
+        }
+    }
+    let began = Instant::now();
+    loop {
+        let engines = serving.get(&serving.admin, "/fleet/v1/engines");
+        let body = engines.split_once("\r\n\r\n").expect("a body").1;
+        let engines: serde_json::Value = serde_json::from_str(body).expect("JSON");
+        let engines = engines["data"].as_array().expect("a list").clone();
+        let quiet = engines.iter().all(|engine| {
+            let load = &engine["load"];
+            load["running"] == 0 && load["waiting"] == 0 && load["blocks_free"] == load["blocks_total"]
+        });
+        let metrics = serving.get(&serving.admin, "/metrics");
+        if quiet && metrics.contains("forebay_requests_in_flight 0") {
+            assert!(metrics.contains("forebay_disconnects_total"), "{metrics}");
+            break;
+        }
+        assert!(began.elapsed() < PATIENCE, "never quiet: {engines:#?}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
 fn a_busy_port_a_missing_model_and_a_wrong_setting_say_what_to_do() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("it is bound").to_string();
