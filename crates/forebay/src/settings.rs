@@ -34,6 +34,7 @@ pub(crate) use nearest::nearest;
 pub(crate) use reference::page as reference_page;
 pub(crate) use units::parse_duration;
 
+use engine_spec::EngineKind;
 use groups::{Doors, Engines, Http, Kv, Limits, Process, Routing};
 
 /// Every setting of `forebay serve`.
@@ -170,9 +171,12 @@ impl Settings {
         if listen == admin_listen && listen.port() != 0 {
             refuse(format!("`listen` and `admin_listen` are both {listen}; they need an address each"));
         }
-        let Engines { step_tokens_max, sequences_max, block_size_tokens, .. } = &self.engines;
+        let Engines { step_tokens_max, sequences_max, block_size_tokens, engine, .. } = &self.engines;
         if !block_size_tokens.is_power_of_two() {
             refuse(format!("`block_size_tokens` is {block_size_tokens}; give a power of two, such as 16"));
+        } else if block_size_tokens.get() < 16 && engine.iter().any(|spec| spec.kind == EngineKind::Embedded)
+        {
+            refuse(format!("`block_size_tokens` is {block_size_tokens}; embedded engines need 16 or more"));
         }
         if step_tokens_max < sequences_max {
             refuse(format!(

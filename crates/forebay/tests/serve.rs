@@ -249,6 +249,7 @@ fn a_busy_port_a_missing_model_and_a_wrong_setting_say_what_to_do() {
     check(&["--polcy", "cost"], &["--policy"]);
     check(&["--listen", "0.0.0.0:0", "--engine", "sim"], &["api_keys", "insecure"]);
     check(&["--block-size-tokens", "24"], &["block_size_tokens", "power of two"]);
+    check(&["--block-size-tokens", "8"], &["block_size_tokens", "16 or more"]);
     let corrupt = tempfile::NamedTempFile::with_suffix(".gguf").expect("a file");
     std::fs::write(corrupt.path(), b"GGUF\x03\0\0\0 and then nothing good").expect("it is written");
     let path = corrupt.path().display().to_string();
