@@ -9,7 +9,9 @@
 use forebay_perf_model::{LinkModel, StepCoefficients};
 use forebay_types::{RankId, Role};
 
-use crate::{explain::Terms, filter::Verdict, place::Request, snapshot::RankView, weights::Weights};
+use crate::{
+    explain::Terms, filter::Verdict, pace::Paces, place::Request, snapshot::RankView, weights::Weights,
+};
 
 /// What stands for a price that is not a number: over thirty years, so such a rank is chosen only if nothing else is
 /// left, and the record still serialises.
@@ -91,7 +93,13 @@ impl Priced {
 }
 
 /// Prices `rank` for `request`.
-pub(crate) fn price(rank: &RankView, verdict: &Verdict, request: &Request<'_>, weights: &Weights) -> Priced {
+pub(crate) fn price(
+    rank: &RankView,
+    paces: &Paces,
+    verdict: &Verdict,
+    request: &Request<'_>,
+    weights: &Weights,
+) -> Priced {
     let block_tokens = rank.block_size_tokens.max(1);
     let prompt_tokens = request.prompt_tokens.max(1);
     let prompt_blocks = prompt_tokens.div_ceil(block_tokens);
@@ -101,7 +109,7 @@ pub(crate) fn price(rank: &RankView, verdict: &Verdict, request: &Request<'_>, w
     let new_tokens = prompt_tokens - cached_tokens;
     let missing_blocks = prompt_blocks - held_blocks;
 
-    let batch = Batch::of(rank);
+    let batch = Batch::of(rank, paces.pace(rank, decodes(rank)));
     let queue = Queue::of(rank, &batch);
     let own_seconds = batch.prefill_work_seconds(f64::from(new_tokens), attention(new_tokens, cached_tokens));
     let steps = queue.tokens.saturating_add(u64::from(new_tokens)).div_ceil(batch.chunk_tokens);
@@ -141,7 +149,7 @@ pub(crate) fn price(rank: &RankView, verdict: &Verdict, request: &Request<'_>, w
 
 /// Seconds until `rank` will have computed the prompts that it has queued.
 pub(crate) fn backlog_seconds(rank: &RankView) -> f64 {
-    let batch = Batch::of(rank);
+    let batch = Batch::of(rank, rank.perf.coefficients());
     finite(Queue::of(rank, &batch).seconds(&batch))
 }
 
@@ -162,7 +170,7 @@ pub(crate) fn queued_tokens(rank: &RankView) -> u64 {
 
 /// The decodes of a rank, beside which prompts are computed in chunks.
 struct Batch {
-    /// The rank's model, read once: it is linear in the work of a step.
+    /// The rates that it is priced with: linear in the work of a step.
     pace: StepCoefficients,
     decodes: u32,
     context_tokens: u64,
@@ -173,10 +181,9 @@ struct Batch {
 }
 
 impl Batch {
-    fn of(rank: &RankView) -> Self {
+    fn of(rank: &RankView, pace: StepCoefficients) -> Self {
         let decodes = decodes(rank);
         let context_tokens = rank.load.context_tokens.saturating_add(rank.reserved.context_tokens);
-        let pace = rank.perf.coefficients();
         Self {
             pace,
             decodes,

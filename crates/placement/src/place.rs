@@ -14,6 +14,7 @@ use crate::{
     error::{self, PlaceError},
     explain::{self, Explanation},
     filter::{self, Relaxed},
+    pace::Paces,
     policy::Policy,
     snapshot::{Reserved, Snapshot},
     weights::Weights,
@@ -129,11 +130,14 @@ pub fn place(
     seed: u64,
 ) -> Result<Decision, PlaceError> {
     let verdicts = filter::judge(snapshot, request);
+    let paces = Paces::of(snapshot, weights.pace_tolerance);
     for relaxed in Relaxed::ALL {
         let eligible = verdicts.iter().filter(|verdict| verdict.eligible(relaxed));
         let mut priced: Vec<Priced> = Vec::with_capacity(verdicts.len());
         priced.extend(
-            eligible.map(|verdict| cost::price(&snapshot.ranks[verdict.index], verdict, request, weights)),
+            eligible.map(|verdict| {
+                cost::price(&snapshot.ranks[verdict.index], &paces, verdict, request, weights)
+            }),
         );
         let chooser = Chooser { snapshot, weights, priced: &priced };
         if let Some(choice) = chooser.choose(policy, seed) {

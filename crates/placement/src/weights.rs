@@ -27,6 +27,9 @@ pub struct Weights {
     /// Ceiling of a rank's prefill share in the stretch `1/(1−share)` of decoding. 0.9, a tenfold stretch: a share
     /// measured near 1 must not price a rank out for good.
     pub prefill_share_max: f64,
+    /// Share by which a rank's step times must differ from the mean of its kind before its own count: less is noise.
+    /// 0.15, about three times the scatter of learned rates between equal engines on one busy machine.
+    pub pace_tolerance: f64,
     /// Totals within this share of the least are equal and the seed chooses among them. 1e-9 covers rounding only.
     pub tie_epsilon: f64,
 }
@@ -40,6 +43,7 @@ impl Default for Weights {
             kv_pressure_seconds: 0.15,
             handover_steps: 2.5,
             prefill_share_max: 0.9,
+            pace_tolerance: 0.15,
             tie_epsilon: 1e-9,
         }
     }
@@ -58,6 +62,7 @@ impl Weights {
             kv_pressure_seconds,
             handover_steps,
             prefill_share_max,
+            pace_tolerance,
             tie_epsilon,
         } = *self;
         let named = [
@@ -67,6 +72,7 @@ impl Weights {
             ("kv_pressure_seconds", kv_pressure_seconds),
             ("handover_steps", handover_steps),
             ("prefill_share_max", prefill_share_max),
+            ("pace_tolerance", pace_tolerance),
             ("tie_epsilon", tie_epsilon),
         ];
         if let Some((name, value)) = named.into_iter().find(|(_, value)| !value.is_finite() || *value < 0.0) {

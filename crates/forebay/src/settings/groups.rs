@@ -96,6 +96,8 @@ settings! {
         handover_steps: f64 = Weights::default().handover_steps => advanced;
         /// Ceiling of the share of an engine's time that prefills are taken to steal from decodes. Less than 1.
         prefill_share_max: f64 = Weights::default().prefill_share_max => advanced;
+        /// Share by which an engine's step times must differ from the mean of its kind before its own count.
+        pace_tolerance: f64 = Weights::default().pace_tolerance => advanced;
         /// Costs within this share of the least are equal, and chance decides among them.
         tie_share: f64 = Weights::default().tie_epsilon => advanced;
     }
@@ -111,6 +113,7 @@ impl Routing {
             kv_pressure_seconds: self.kv_pressure_weight_seconds,
             handover_steps: self.handover_steps,
             prefill_share_max: self.prefill_share_max,
+            pace_tolerance: self.pace_tolerance,
             tie_epsilon: self.tie_share,
         }
     }

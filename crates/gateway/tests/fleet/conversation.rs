@@ -9,9 +9,9 @@ use crate::rig::{Plan, Rig, prompt, request};
 const TURNS: u32 = 5;
 const BLOCK_TOKENS: u32 = 16;
 
-/// Of the full blocks before each new user message, from turn two on, the share that came from a cache.
+/// Of the full blocks before each new user message, from turn two on, the share that came from a cache, at the pace of
+/// the embedded engine.
 async fn cached_share(policy: Policy) -> f64 {
-    // The pace of the embedded engine, where computing 400 tokens again costs more than a short answer.
     let timing = StepCoefficients::CPU_TINY;
     let rig = Rig::start(Plan { policy, timing, ..Plan::default() }).await;
     let (mut before, mut cached) = (0, 0);

@@ -42,6 +42,26 @@ fn reuse_is_weighed_against_queueing() {
 }
 
 #[test]
+fn rates_that_cannot_be_told_apart_do_not_outweigh_reuse() {
+    let pace = |n: u64, factor: f64| {
+        let of = StepCoefficients::H100_8B;
+        let slower = StepCoefficients {
+            base_seconds: of.base_seconds * factor,
+            per_prefill_token_seconds: of.per_prefill_token_seconds * factor,
+            ..of
+        };
+        idle(n).put(|rank| rank.perf = Arc::new(StepModel::new(slower)))
+    };
+    // 800 tokens of cache save some 20 ms; 200 tokens of answer take 1.3 s, of which 8 % is 100 ms.
+    let warm = [(id(0), 50)];
+    let turn = Request { overlaps: &warm, output_tokens_expected: 200, ..prompt(1000) };
+    check("a few per cent are noise", [pace(0, 1.04), pace(1, 0.96), pace(2, 1.0)], &turn, on(0));
+    check("half as slow again is not", [pace(0, 1.5), pace(1, 1.0)], &turn, split(0, 1));
+    let cold = Request { output_tokens_expected: 200, ..prompt(1000) };
+    check("and a slow rank is left alone", [pace(0, 1.5), pace(1, 1.0)], &cold, on(1));
+}
+
+#[test]
 fn a_long_prompt_splits_when_one_rank_prefills_and_another_only_decodes() {
     // Engine 0 keeps being fed prefills and holds half of the prompt; engine 1 only decodes.
     let feeding = || idle(0).decoding(2, 4000).share(0.8);
