@@ -20,6 +20,7 @@ test: model ## Everything that continuous integration runs.
 
 bench: ## The benchmarks that need no other program; see bench/README.md for the rest.
 	cargo build --release --locked --bin forebay
+	python3 bench/idle.py --binary $(TARGET)/release/forebay
 	python3 bench/gateway.py --binary $(TARGET)/release/forebay
 
 model:
