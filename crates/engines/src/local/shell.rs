@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use forebay_engine_model::{Import, Job, Output, Scheduler, StepPlan, SubmitError, Work as JobWork};
-use forebay_kv_move::{BlockPair, BlockRef, CopyPlan, Mover, Options, Outcome, Region, Ticket};
+use forebay_kv_move::{BlockPair, BlockRef, CopyPlan, Mover, Options, Outcome, Region, Report, Ticket};
 use forebay_types::{KvEventBatch, LegId, SampledToken, StepObservation, TokenId};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
@@ -66,7 +66,9 @@ enum Turn {
         /// Zero for a real engine.
         pace: Duration,
     },
-    /// Nothing to compute.
+    /// Nothing to compute, but there may be at once: an import ended before it began.
+    Again,
+    /// Nothing to compute until something comes.
     Idle,
     Stop,
 }
@@ -87,6 +89,7 @@ impl<B: Backend> Shell<B> {
                     self.finish_step(&mut buffers, began.elapsed());
                     tokio::task::yield_now().await;
                 }
+                Turn::Again => tokio::task::yield_now().await,
                 Turn::Idle => self.wait().await,
             }
         }
@@ -121,8 +124,9 @@ impl<B: Backend> Shell<B> {
         for started in &plan.started {
             self.put(started.leg, LegEvent::Started { cached_tokens: started.cached_tokens });
         }
+        let mut refused = false;
         for import in &plan.imports {
-            self.import(import, began);
+            refused |= !self.import(import, began);
         }
         notable |= !plan.started.is_empty();
         // Whoever places requests sees what runs before the step is over, which may take a while.
@@ -130,7 +134,7 @@ impl<B: Backend> Shell<B> {
             self.report(None, notable);
         }
         if plan.is_empty() {
-            return Turn::Idle;
+            return if refused { Turn::Again } else { Turn::Idle };
         }
         buffers.sampled.clear();
         self.backend.execute(plan, &self.region, &mut buffers.sampled);
@@ -151,12 +155,15 @@ impl<B: Backend> Shell<B> {
                 self.live.leases.remove(&leg);
                 self.scheduler.release_held(leg);
             }
-            Command::Imported(leg, outcome) => self.imported(leg, outcome),
-            Command::Snapshot => self.reports.put_snapshot(KvSnapshot {
-                rank: self.facts.rank(),
-                sequence_next: self.events_sequence,
-                blocks: self.scheduler.cached_blocks(),
-            }),
+            Command::Imported(leg, outcome) => self.imported(leg, transfer_result(outcome)),
+            Command::Snapshot => {
+                self.report(None, true); // what the snapshot contains is not announced again after it
+                self.reports.put_snapshot(KvSnapshot {
+                    rank: self.facts.rank(),
+                    sequence_next: self.events_sequence,
+                    blocks: self.scheduler.cached_blocks(),
+                });
+            }
             Command::Crash => panic!("told to crash at {now:?}"),
             Command::Stop => {}
         }
@@ -228,62 +235,49 @@ impl<B: Backend> Shell<B> {
         !over.is_empty()
     }
 
-    fn import(&mut self, import: &Import, now: Instant) {
-        let Some(kv) = self.live.legs.get(&import.leg).and_then(|leg| leg.source.clone()) else {
-            self.scheduler.import_finished(import.leg, false);
-            return;
-        };
-        let pairs = import.blocks.iter().map(|&(index, local)| {
-            let source = kv.blocks.get(index as usize).copied()?;
-            let destination = BlockRef { block: local, generation: self.region.generation(local) };
-            Some(BlockPair { source, destination })
-        });
-        let Some(pairs) = pairs.collect::<Option<Vec<_>>>() else {
-            self.imported(import.leg, Outcome::Cancelled);
-            return;
-        };
-        let held_until = kv.held_until;
-        let plan = match CopyPlan::new(kv.region, self.region.clone(), pairs) {
-            Ok(plan) => plan,
-            Err(error) => {
-                tracing::warn!(leg = %import.leg, %error, "hand-over impossible; the prompt is computed again");
-                self.imported(import.leg, Outcome::Cancelled);
-                return;
-            }
-        };
-        // Never longer than the lease: after it the source may be written to while it is read.
-        let options = Options::until((now + self.limits.transfer_deadline).into_std().min(held_until));
-        let (inbox, leg) = (self.inbox.clone(), import.leg);
-        let done = Box::new(move |outcome| inbox.tell(Command::Imported(leg, outcome)));
-        match self.mover.submit(plan, options, done) {
+    /// Starts to bring in KV. `false` if that is impossible: the rank then computes the prompt itself.
+    fn import(&mut self, import: &Import, now: Instant) -> bool {
+        match self.hand_over(import, now) {
             Ok(ticket) => {
                 self.live.transfers.insert(import.leg, ticket);
+                true
             }
-            Err(error) => {
-                tracing::warn!(leg = %import.leg, %error, "hand-over refused; the prompt is computed again");
-                self.imported(import.leg, Outcome::Cancelled);
+            Err(reason) => {
+                tracing::warn!(leg = %import.leg, %reason, "hand-over refused; the prompt is computed again");
+                self.imported(import.leg, Err(TransferOutcome::Failed(reason)));
+                false
             }
         }
     }
 
-    fn imported(&mut self, leg: LegId, outcome: Outcome) {
-        self.live.transfers.remove(&leg);
-        self.scheduler.import_finished(leg, matches!(outcome, Outcome::Done(_)));
-        let Some(live) = self.live.legs.get(&leg) else { return };
-        let event = match outcome {
-            Outcome::Done(report) => LegEvent::KvArrived(TransferReport {
-                blocks: report.blocks,
-                bytes: report.bytes,
-                pieces: report.pieces,
-                seconds: report.seconds,
-            }),
-            Outcome::Failed(error) => {
-                LegEvent::KvFailed { outcome: TransferOutcome::Failed(error.to_string()) }
-            }
-            Outcome::TimedOut => LegEvent::KvFailed { outcome: TransferOutcome::TimedOut },
-            Outcome::Cancelled => LegEvent::KvFailed { outcome: TransferOutcome::Cancelled },
+    fn hand_over(&self, import: &Import, now: Instant) -> Result<Ticket, String> {
+        let source = self.live.legs.get(&import.leg).and_then(|leg| leg.source.clone());
+        let kv = source.ok_or("the leg has no KV to bring in")?;
+        let pair = |&(index, local): &(u32, u32)| {
+            let source = kv.blocks.get(index as usize).copied()?;
+            let destination = BlockRef { block: local, generation: self.region.generation(local) };
+            Some(BlockPair { source, destination })
         };
-        live.outbox.put(event);
+        let pairs = import.blocks.iter().map(pair).collect::<Option<Vec<_>>>();
+        let pairs = pairs.ok_or("the KV has fewer blocks than the prompt")?;
+        let plan = CopyPlan::new(kv.region, self.region.clone(), pairs).map_err(|error| error.to_string())?;
+        // Never longer than the lease: after it the source may be written to while it is read.
+        let options = Options::until((now + self.limits.transfer_deadline).into_std().min(kv.held_until));
+        let (inbox, leg) = (self.inbox.clone(), import.leg);
+        let done = Box::new(move |outcome| inbox.tell(Command::Imported(leg, outcome)));
+        self.mover.submit(plan, options, done).map_err(|error| error.to_string())
+    }
+
+    fn imported(&mut self, leg: LegId, result: Result<TransferReport, TransferOutcome>) {
+        self.live.transfers.remove(&leg);
+        self.scheduler.import_finished(leg, result.is_ok());
+        self.put(
+            leg,
+            match result {
+                Ok(report) => LegEvent::KvArrived(report),
+                Err(outcome) => LegEvent::KvFailed { outcome },
+            },
+        );
     }
 
     /// Hands out what the step produced and reports it.
@@ -354,6 +348,17 @@ impl<B: Backend> Shell<B> {
             self.reports.put_step(load, step, batch, notable);
         }
         announced
+    }
+}
+
+fn transfer_result(outcome: Outcome) -> Result<TransferReport, TransferOutcome> {
+    match outcome {
+        Outcome::Done(Report { blocks, bytes, pieces, seconds }) => {
+            Ok(TransferReport { blocks, bytes, pieces, seconds })
+        }
+        Outcome::Failed(error) => Err(TransferOutcome::Failed(error.to_string())),
+        Outcome::TimedOut => Err(TransferOutcome::TimedOut),
+        Outcome::Cancelled => Err(TransferOutcome::Cancelled),
     }
 }
 

@@ -173,6 +173,18 @@ impl Rig {
     ) -> Self {
         let mover = SharedMemoryMover::new(SharedMemorySettings::default()).expect("threads");
         let mover: Arc<dyn Mover> = Arc::new(FaultyMover::new(Arc::new(mover), Arc::new(faults)));
+        Self::with_mover(model, engines, limits, &mover)
+    }
+
+    /// Engines between which nothing moves: the mover refuses every plan.
+    pub(crate) fn with_closed_mover(model: &Model, engines: u64, limits: &EngineLimits) -> Self {
+        let mover = SharedMemoryMover::new(SharedMemorySettings::default()).expect("threads");
+        mover.close();
+        let mover: Arc<dyn Mover> = Arc::new(mover);
+        Self::with_mover(model, engines, limits, &mover)
+    }
+
+    fn with_mover(model: &Model, engines: u64, limits: &EngineLimits, mover: &Arc<dyn Mover>) -> Self {
         let hasher = BlockHasher::new(HashKey::GOLDEN, BLOCK_TOKENS);
         let runtime = tokio::runtime::Handle::current();
         let mut rig = Self { engines: Vec::new(), crash: Vec::new(), hasher };
@@ -363,10 +375,8 @@ impl Rig {
         let leg = self.leg(self.next_leg(), request, prompt(), choices, Work::Decode { kv, first });
         let decoded = read(self.start(decode, leg)).await;
         self.engines[prefill].release_kv(id);
-        assert!(
-            decoded.events.iter().any(|event| matches!(event, LegEvent::KvArrived(_))),
-            "the KV was to move"
-        );
+        let told = |event: &&LegEvent| matches!(event, LegEvent::KvArrived(_) | LegEvent::KvFailed { .. });
+        assert_eq!(decoded.events.iter().filter(told).count(), 1, "a hand-over ends exactly once");
         ended.events.extend(decoded.events);
         ended
     }

@@ -7,7 +7,7 @@
 mod fleet;
 
 use fleet::{AT_ONCE, Model, Rig};
-use forebay_kv_move::{CopyPlan, Fault};
+use forebay_kv_move::{CopyPlan, Fault, MoveError};
 
 /// Share of prompts whose answer must change when one transferred block is damaged.
 const DAMAGE_SHOWS: f64 = 0.9;
@@ -63,6 +63,21 @@ fn swapped(plan: &CopyPlan) -> Option<Fault> {
     }
 }
 
+/// A hand-over that fails, comes too late or is refused costs time, never tokens.
+async fn without_kv_it_is_computed_again(model: Model) {
+    let requests = model.requests(1.0);
+    let expected = Rig::new(&model, 2, &model.roomy()).split(0, 1, &requests).await;
+    let failing = |fault: fn() -> Fault| Rig::with_faults(&model, 2, &model.roomy(), move |_| Some(fault()));
+    let rigs = [
+        failing(|| Fault::Fail(MoveError::PeerGone)),
+        failing(|| Fault::TimeOut),
+        Rig::with_closed_mover(&model, 2, &model.roomy()),
+    ];
+    for rig in rigs {
+        assert_eq!(rig.split(0, 1, &requests).await, expected);
+    }
+}
+
 async fn choices_share_a_prefill(model: Model) {
     let rig = Rig::new(&model, 3, &model.roomy());
     for request in model.requests(1.0).into_iter().take(4) {
@@ -94,6 +109,11 @@ mod tiny {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_swapped_block_shows() {
         damage_shows(Model::tiny(), swapped).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn without_kv_it_is_computed_again() {
+        super::without_kv_it_is_computed_again(Model::tiny()).await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
