@@ -67,7 +67,8 @@ impl StepCoefficients {
             + self.per_attention_seconds * new * (f64::from(cached_tokens) + new / 2.0)
     }
 
-    fn to_array(self) -> [f64; 5] {
+    /// The rates in the order of the fields, for arithmetic on all of them alike.
+    pub fn to_array(self) -> [f64; 5] {
         let Self {
             base_seconds,
             per_prefill_token_seconds,
@@ -84,7 +85,8 @@ impl StepCoefficients {
         ]
     }
 
-    fn from_array(array: [f64; 5]) -> Self {
+    /// The inverse of [`StepCoefficients::to_array`].
+    pub fn from_array(array: [f64; 5]) -> Self {
         let [
             base_seconds,
             per_prefill_token_seconds,

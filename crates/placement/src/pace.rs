@@ -30,7 +30,7 @@ impl Paces {
     pub(crate) fn of(snapshot: &Snapshot, tolerance: f64) -> Self {
         let mut kinds: Vec<Kind> = Vec::new();
         for rank in &snapshot.ranks {
-            let own = to_array(rank.perf.coefficients());
+            let own = rank.perf.coefficients().to_array();
             match kinds.iter_mut().find(|kind| kind.kv_layout == rank.kv_layout) {
                 Some(kind) => {
                     kind.ranks += 1.0;
@@ -57,7 +57,7 @@ impl Paces {
         for (mean, sum) in mean.iter_mut().zip(kind.differences) {
             *mean += sum / kind.ranks;
         }
-        let mean = from_array(mean);
+        let mean = StepCoefficients::from_array(mean);
         let sequences = decodes.saturating_add(1);
         let decode = |pace: &StepCoefficients| {
             pace.step_seconds(0, 0.0, sequences, u64::from(sequences) * u64::from(TYPICAL_TOKENS))
@@ -65,39 +65,5 @@ impl Paces {
         let prefill = |pace: &StepCoefficients| pace.prefill_seconds(TYPICAL_TOKENS, 0, TYPICAL_TOKENS);
         let alike = |own: f64, mean: f64| (own - mean).abs() <= self.tolerance * mean;
         if alike(decode(&own), decode(&mean)) && alike(prefill(&own), prefill(&mean)) { mean } else { own }
-    }
-}
-
-fn to_array(pace: StepCoefficients) -> [f64; 5] {
-    let StepCoefficients {
-        base_seconds,
-        per_prefill_token_seconds,
-        per_attention_seconds,
-        per_decode_seconds,
-        per_context_token_seconds,
-    } = pace;
-    [
-        base_seconds,
-        per_prefill_token_seconds,
-        per_attention_seconds,
-        per_decode_seconds,
-        per_context_token_seconds,
-    ]
-}
-
-fn from_array(pace: [f64; 5]) -> StepCoefficients {
-    let [
-        base_seconds,
-        per_prefill_token_seconds,
-        per_attention_seconds,
-        per_decode_seconds,
-        per_context_token_seconds,
-    ] = pace;
-    StepCoefficients {
-        base_seconds,
-        per_prefill_token_seconds,
-        per_attention_seconds,
-        per_decode_seconds,
-        per_context_token_seconds,
     }
 }
