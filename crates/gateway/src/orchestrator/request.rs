@@ -232,8 +232,8 @@ impl RequestRun {
                 drop(core);
                 let why = match error {
                     PlaceError::TooLong { .. } => Unplaced::TooLong,
-                    // A new client can wait better than we: it is told when. One that has been taken is not sent
-                    // away while engines may come back; its deadline bounds the wait.
+                    // A new client can wait better than we: it is told when. For one that has been taken an engine
+                    // may come back soon; the lifecycle bounds how often that is asked.
                     _ if live.is_new() => Unplaced::Never,
                     PlaceError::Saturated { .. } | PlaceError::NoRank { .. } | PlaceError::NoModel { .. } => {
                         Unplaced::Retry

@@ -1,5 +1,6 @@
 //! Clients that leave at random moments.
 
+use forebay_gateway::orchestrator::api::Orchestrate;
 use forebay_types::Role;
 use tokio::runtime::Handle;
 
@@ -50,4 +51,21 @@ async fn a_thousand_clients_that_leave_take_nothing_with_them() {
     leave(&[Role::Both; 3], 50.0, 40, 500).await;
     leave(&[Role::Prefill, Role::Decode], 50.0, 40, 400).await;
     leave(&[Role::Both, Role::Prefill, Role::Decode], 0.0, 1000, 100).await;
+}
+
+/// Nobody reads that the prompt is computed and its KV held for a decode engine; then the client is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn kv_that_is_held_for_a_client_who_never_reads_is_freed_when_it_leaves() {
+    let rig = Rig::start(Plan { roles: &[Role::Prefill, Role::Decode], ..Plan::default() }).await;
+    let response = rig.submit(request("r", prompt(1, 300), 1, 20)).expect("it has a place");
+    rig.until(|rig| {
+        let load = rig.orchestrator.engines()[0].load;
+        load.prompt_tokens > 0
+            && load.running == 0
+            && load.waiting == 0
+            && load.blocks_free < load.blocks_total
+    })
+    .await;
+    drop(response);
+    rig.assert_nothing_leaks().await;
 }

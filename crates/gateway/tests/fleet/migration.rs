@@ -66,6 +66,7 @@ async fn an_engine_that_dies_before_the_first_token_costs_a_retry() {
     let purposes: Vec<&str> = record.placements.iter().map(|placement| placement.purpose.as_str()).collect();
     assert_eq!(purposes, ["first", "retry"]);
     assert_ne!(record.legs[0].engine, record.legs[1].engine);
+    assert_eq!(rig.metrics.retries.get(), 1);
     rig.assert_nothing_leaks().await;
 }
 

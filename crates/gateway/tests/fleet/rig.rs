@@ -51,7 +51,13 @@ impl Default for Plan<'_> {
             policy: Policy::Cost,
             timing: StepCoefficients::H100_8B,
             speed: 20.0,
-            limits: EngineLimits { blocks_total: 2048, step_tokens_max: 2048, ..EngineLimits::default() },
+            limits: EngineLimits {
+                blocks_total: 2048,
+                step_tokens_max: 2048,
+                // Longer than any wait here: held KV that nobody releases shows as a leak.
+                kv_lease: 10 * PATIENCE,
+                ..EngineLimits::default()
+            },
             settings: OrchestratorSettings::default(),
         }
     }
