@@ -33,6 +33,9 @@ pub enum Failure {
         /// Placements that were tried.
         attempts: u32,
     },
+    /// An engine says that the request itself cannot be served.
+    #[error("the engine rejected the request")]
+    Rejected,
     /// Lost before its first token, as often as is allowed: nothing was sent, so the client may retry.
     #[error("the request was lost {attempts} times before its first token; retry")]
     LostUnanswered {

@@ -3,13 +3,15 @@
 mod choice;
 mod failure;
 mod lifecycle;
+mod quarantine;
 mod run;
 mod words;
 
 pub use failure::{Deadline, Failure};
 pub use forebay_placement::Plan;
 pub use lifecycle::Lifecycle;
+pub use quarantine::{Quarantine, QuarantineLimits};
 pub use words::{
-    Accepted, Action, Event, Health, LegOrder, Limits, Outcome, PlacementId, Purpose, Refusal, Start,
-    Unplaced, Work,
+    Accepted, Action, Event, Form, Health, LegOrder, Limits, Outcome, PlacementId, Purpose, Refusal, Start,
+    Terms, Unplaced, Work,
 };

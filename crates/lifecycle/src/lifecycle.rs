@@ -10,13 +10,13 @@ mod recovery;
 
 use std::time::Duration;
 
-use forebay_types::{FinishReason, LegId, RankId, TokenId};
+use forebay_types::{FinishReason, FirstToken, LegId, RankId, TokenId};
 
 use crate::{
     choice::Choice,
     failure::{Deadline, Failure},
     run::{LegAt, Run, State},
-    words::{Accepted, Action, Event, Health, Limits, Outcome, Purpose, Refusal, Start, Work},
+    words::{Accepted, Action, Event, Form, Health, Limits, Outcome, Purpose, Refusal, Start, Work},
 };
 
 /// What last kept the request from its first token; decides what the client is told.
@@ -38,6 +38,7 @@ pub struct Lifecycle {
     /// Legs that skipped a token; replaced in the next step.
     broken: Vec<LegId>,
     placements: u32,
+    losses: u32,
     placement_next: u32,
     setback: Option<Setback>,
     tokens_sent: u64,
@@ -59,6 +60,7 @@ impl Lifecycle {
             excluded: Vec::new(),
             broken: Vec::new(),
             placements: 0,
+            losses: 0,
             placement_next: 0,
             setback: None,
             tokens_sent: 0,
@@ -95,6 +97,23 @@ impl Lifecycle {
         Accepted::Yes
     }
 
+    /// The engine of `leg` sent a piece of its own answer ([`Form::Opaque`]). Says whether to pass it on.
+    pub fn passed(&mut self, leg: LegId) -> Accepted {
+        let known = &self.choices[0];
+        if self.request.form != Form::Opaque || known.owner != Some(leg) {
+            return Accepted::No;
+        }
+        self.tokens_sent = 1;
+        Accepted::Yes
+    }
+
+    /// `leg` sent something at `now`: it has not stalled. Once for each batch of tokens is enough.
+    pub fn heard(&mut self, now: Duration, leg: LegId) {
+        if let Some((index, _)) = self.run_of(leg) {
+            self.runs[index].heard = Some(now);
+        }
+    }
+
     /// Takes one event that happened at `now`; returns what to do, in order.
     pub fn step(&mut self, now: Duration, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
@@ -112,7 +131,13 @@ impl Lifecycle {
                 self.replace(index, rank, Setback::Lost, &mut actions);
             }
         }
-        self.place_due(now, &mut actions);
+        if event == Event::Tick {
+            // Only then: what waits to be read of a leg is read, and heard, before a tick.
+            self.replace_stalled(now, &mut actions);
+        }
+        if self.outcome.is_none() {
+            self.place_due(now, &mut actions);
+        }
         if self.outcome.is_none() {
             self.take(now, event, &mut actions);
         }
@@ -135,7 +160,8 @@ impl Lifecycle {
             State::Waiting { until } => Some(until),
             _ => None,
         });
-        retries.chain(self.bounds().map(|(_, limit)| self.began.saturating_add(limit))).min()
+        let stalls = self.runs.iter().filter_map(Run::stalls_at);
+        retries.chain(stalls).chain(self.bounds().map(|(_, limit)| self.began.saturating_add(limit))).min()
     }
 
     /// How the request ended; `None` while it lives.
@@ -170,7 +196,9 @@ impl Lifecycle {
 
     fn take(&mut self, now: Duration, event: Event, actions: &mut Vec<Action>) {
         match event {
-            Event::Placed { placement, plan, legs } => self.placed(placement, plan, legs, actions),
+            Event::Placed { placement, plan, legs, terms } => {
+                self.placed(placement, plan, legs, terms, actions);
+            }
             Event::NotPlaced { placement, why } => self.not_placed(now, placement, why, actions),
             Event::LegStarted { leg, cached_tokens } => {
                 let computes_prompt =
@@ -184,10 +212,14 @@ impl Lifecycle {
                     if why == Refusal::Gone {
                         actions.push(Action::Report { rank, health: Health::Failed });
                     }
+                    if why == Refusal::Rejected && self.tokens_sent == 0 {
+                        release(self.runs.swap_remove(index).take_held(), actions);
+                        return self.end(Failure::Rejected, actions);
+                    }
                     self.replace(index, rank, Setback::Refused, actions);
                 }
             }
-            Event::Prefilled { leg } => self.prefilled(leg, actions),
+            Event::Prefilled { leg, first } => self.prefilled(leg, first, actions),
             Event::KvArrived { leg } | Event::KvFailed { leg } => {
                 if let Some((index, _)) = self.run_of(leg) {
                     release(self.runs[index].take_held(), actions);
@@ -206,7 +238,7 @@ impl Lifecycle {
         }
     }
 
-    fn prefilled(&mut self, leg: LegId, actions: &mut Vec<Action>) {
+    fn prefilled(&mut self, leg: LegId, handed: FirstToken, actions: &mut Vec<Action>) {
         let Some((index, at)) = self.run_of(leg) else {
             return;
         };
@@ -215,6 +247,7 @@ impl Lifecycle {
         };
         actions.push(Action::Report { rank: at.rank, health: Health::Ok });
         self.runs[index].state = State::Decoding { leg: then, held: Some(at) };
+        self.runs[index].heard = None;
         let unfinished = self.settle(index, actions);
         if unfinished.is_empty() {
             let mut run = self.runs.swap_remove(index);
@@ -225,10 +258,13 @@ impl Lifecycle {
             Purpose::Prompt => 0,
             Purpose::Continue { generated_tokens, .. } => generated_tokens as usize,
         };
-        let first: Option<Vec<_>> = unfinished
-            .iter()
-            .map(|&choice| self.generated(choice).get(before).map(|&token| (choice, token)))
-            .collect();
+        let first: Option<Vec<_>> = match handed {
+            FirstToken::OfDecode => Some(Vec::new()),
+            FirstToken::Handed => unfinished
+                .iter()
+                .map(|&choice| self.generated(choice).get(before).map(|&token| (choice, token)))
+                .collect(),
+        };
         match first {
             Some(first) => {
                 let work = Work::Decode { from: leg, from_rank: at.rank, first };
@@ -243,6 +279,9 @@ impl Lifecycle {
         let Some((index, LegAt { rank, .. })) = self.run_of(leg) else {
             return;
         };
+        if self.request.form == Form::Opaque && self.tokens_sent > 0 {
+            self.finish_choice(0, FinishReason::Stop, actions);
+        }
         if self.settle(index, actions).is_empty() {
             actions.push(Action::Report { rank, health: Health::Ok });
             release(self.runs.swap_remove(index).take_held(), actions);

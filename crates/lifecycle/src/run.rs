@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use forebay_types::{LegId, RankId};
 
-use crate::words::{PlacementId, Purpose};
+use crate::words::{PlacementId, Purpose, Terms};
 
 /// A leg and where it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +19,10 @@ pub(crate) struct Run {
     pub(crate) choices: Vec<u32>,
     pub(crate) prompt: Purpose,
     pub(crate) state: State,
+    /// Of the placement whose legs work now.
+    pub(crate) terms: Terms,
+    /// When the leg that works now last sent something; `None` before.
+    pub(crate) heard: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +45,15 @@ pub(crate) enum State {
 }
 
 impl Run {
+    pub(crate) fn new(choices: Vec<u32>, prompt: Purpose, state: State) -> Self {
+        Self { choices, prompt, state, terms: Terms::default(), heard: None }
+    }
+
+    /// When the leg that works now counts as lost unless it sends something.
+    pub(crate) fn stalls_at(&self) -> Option<Duration> {
+        Some(self.heard?.saturating_add(self.terms.stall_after?))
+    }
+
     /// The leg that works now.
     pub(crate) fn live(&self) -> Option<LegAt> {
         match self.state {

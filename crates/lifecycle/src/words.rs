@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use forebay_placement::Plan;
-use forebay_types::{FinishReason, LegId, RankId, TokenId};
+use forebay_types::{FinishReason, FirstToken, LegId, RankId, TokenId};
 
 use crate::failure::Failure;
 
@@ -12,6 +12,9 @@ use crate::failure::Failure;
 pub struct Limits {
     /// Placements of the request before its first token, the first one included. At least 1.
     pub placements_max: u32,
+    /// Legs of the request that may be lost before its first token. At least 1; a request that kills engines kills no
+    /// more.
+    pub losses_max: u32,
     /// Placements of one choice after the request's first token.
     pub migrations_max: u32,
     /// How long to wait before asking again for a place that may come free.
@@ -26,6 +29,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             placements_max: 3,
+            losses_max: 2,
             migrations_max: 3,
             placement_retry: Duration::from_millis(250),
             first_token_max: Duration::from_secs(120),
@@ -45,6 +49,33 @@ pub struct Start {
     pub output_tokens_max: u32,
     /// Tokens that end a choice. Used where an engine died before it could say that a choice had ended.
     pub stop_tokens: Arc<[TokenId]>,
+    /// In which form its answer comes.
+    pub form: Form,
+}
+
+/// In which form an answer comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// Tokens, one by one: they can be continued elsewhere.
+    Tokens,
+    /// The engine's own words, unread ([`Lifecycle::passed`](crate::Lifecycle::passed)): once some were sent, only the
+    /// engine that began can end it. It counts as one choice.
+    Opaque,
+}
+
+/// What holds for the legs of a placement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terms {
+    /// Another engine can go on after tokens of these legs as they would have gone on.
+    pub continues: bool,
+    /// A leg that has begun to send is lost after being silent for so long; `None`: its engine cannot fall silent.
+    pub stall_after: Option<Duration>,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self { continues: true, stall_after: None }
+    }
 }
 
 /// Connects an answer with the [`Action::Place`] that asked for it.
@@ -62,6 +93,8 @@ pub enum Event {
         plan: Plan,
         /// Two fresh ids: of the first leg, and of a split's decode leg.
         legs: [LegId; 2],
+        /// What holds for these legs.
+        terms: Terms,
     },
     /// There is none.
     NotPlaced {
@@ -84,12 +117,14 @@ pub enum Event {
         /// Why.
         why: Refusal,
     },
-    /// A prefill leg has computed the prompt and holds its KV. The first token of each choice came before, through
-    /// [`Lifecycle::token`](crate::Lifecycle::token). The leg counts as ended and is never cancelled; its KV is released
-    /// instead.
+    /// The decode leg of a split may begin: the prefill leg has computed the prompt and holds its KV, or computes while the
+    /// decode leg waits for it. The leg counts as ended and is never cancelled; its KV is released instead.
     Prefilled {
         /// Which leg.
         leg: LegId,
+        /// With [`FirstToken::Handed`] the first token of each choice came before, through
+        /// [`Lifecycle::token`](crate::Lifecycle::token).
+        first: FirstToken,
     },
     /// A decode leg has its KV.
     KvArrived {
@@ -147,8 +182,10 @@ pub enum Unplaced {
 pub enum Refusal {
     /// Its queue is full, or the leg cannot run there. It is well.
     Unfit,
-    /// It is gone.
+    /// It is gone, or failed.
     Gone,
+    /// The request itself cannot be served, here or elsewhere.
+    Rejected,
 }
 
 /// What to do, in order.

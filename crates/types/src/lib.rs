@@ -10,4 +10,4 @@ pub use ids::{
 };
 pub use kv::{KvEvent, KvEventBatch, Tier};
 pub use load::{RankLoad, Role, StepObservation};
-pub use sampling::{FinishReason, SampledToken, Sampling, TokenLogprobs};
+pub use sampling::{FinishReason, FirstToken, SampledToken, Sampling, TokenLogprobs};

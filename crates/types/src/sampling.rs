@@ -57,3 +57,12 @@ pub enum FinishReason {
     /// The token limit or the model's context was reached.
     Length,
 }
+
+/// Which leg of a split request delivers the first token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FirstToken {
+    /// The prefill leg has; the decode leg goes on after it.
+    Handed,
+    /// The decode leg draws it itself; what the prefill leg drew is dropped.
+    OfDecode,
+}

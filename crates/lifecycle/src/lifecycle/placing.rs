@@ -8,14 +8,14 @@ use forebay_types::{FinishReason, LegId};
 use super::Lifecycle;
 use crate::{
     run::{LegAt, Run, State},
-    words::{Action, LegOrder, PlacementId, Purpose, Unplaced, Work},
+    words::{Action, LegOrder, PlacementId, Purpose, Terms, Unplaced, Work},
 };
 
 impl Lifecycle {
     pub(super) fn place_prompt(&mut self, actions: &mut Vec<Action>) {
         let state = self.ask(Purpose::Prompt, actions);
         let choices = (0..self.choices.len() as u32).collect();
-        self.runs.push(Run { choices, prompt: Purpose::Prompt, state });
+        self.runs.push(Run::new(choices, Purpose::Prompt, state));
     }
 
     pub(super) fn place_due(&mut self, now: Duration, actions: &mut Vec<Action>) {
@@ -45,6 +45,7 @@ impl Lifecycle {
         placement: PlacementId,
         plan: Plan,
         legs: [LegId; 2],
+        terms: Terms,
         actions: &mut Vec<Action>,
     ) {
         let Some(index) = self.placing(placement) else {
@@ -61,6 +62,8 @@ impl Lifecycle {
             }
         };
         self.runs[index].state = state;
+        self.runs[index].terms = terms;
+        self.runs[index].heard = None;
         self.start_leg(index, LegAt { leg: legs[0], rank }, work, actions);
     }
 

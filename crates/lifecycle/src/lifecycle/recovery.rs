@@ -1,12 +1,14 @@
 //! What a lost or refused leg leads to, and the end of what cannot be helped.
 
+use std::time::Duration;
+
 use forebay_types::{LegId, RankId};
 
 use super::{Lifecycle, Setback, abandon, release};
 use crate::{
     failure::Failure,
     run::{LegAt, Run},
-    words::{Action, Health, Outcome, Purpose},
+    words::{Action, Form, Health, Outcome, Purpose},
 };
 
 impl Lifecycle {
@@ -18,6 +20,19 @@ impl Lifecycle {
             // The KV may or may not have left; the decode leg will say. Not for this request again.
             actions.push(Action::Report { rank: held.rank, health: Health::Failed });
             self.exclude(held.rank);
+        }
+    }
+
+    /// Replaces legs that began to send and fell silent.
+    pub(super) fn replace_stalled(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        while let Some(index) = self.runs.iter().position(|run| run.stalls_at().is_some_and(|at| at <= now)) {
+            self.runs[index].heard = None;
+            if let Some(LegAt { leg, rank }) = self.runs[index].live() {
+                self.disown(leg);
+                actions.push(Action::CancelLeg { leg, rank });
+                actions.push(Action::Report { rank, health: Health::Failed });
+                self.replace(index, rank, Setback::Lost, actions);
+            }
         }
     }
 
@@ -41,12 +56,16 @@ impl Lifecycle {
             return;
         }
         if self.tokens_sent == 0 {
-            if self.placements < self.limits.placements_max {
+            self.losses += u32::from(matches!(setback, Setback::Lost));
+            if self.placements < self.limits.placements_max && self.losses < self.limits.losses_max {
                 self.place_prompt(actions);
             } else {
                 self.give_up(actions);
             }
             return;
+        }
+        if self.request.form == Form::Opaque || !run.terms.continues {
+            return self.give_up(actions);
         }
         let is_spent = |&choice: &u32| self.choices[choice as usize].migrations >= self.limits.migrations_max;
         if unfinished.iter().any(is_spent) {
@@ -55,7 +74,7 @@ impl Lifecycle {
         for choice in unfinished {
             let prompt = self.continuation(choice);
             let state = self.ask(prompt, actions);
-            self.runs.push(Run { choices: vec![choice], prompt, state });
+            self.runs.push(Run::new(vec![choice], prompt, state));
         }
     }
 

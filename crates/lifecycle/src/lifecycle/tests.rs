@@ -1,16 +1,18 @@
 use std::{sync::Arc, time::Duration};
 
 use forebay_placement::Plan;
-use forebay_types::{FinishReason, Incarnation, LegId, RankId, TokenId};
+use forebay_types::{FinishReason, FirstToken, Incarnation, LegId, RankId, TokenId};
 
 use super::*;
-use crate::words::{LegOrder, PlacementId, Unplaced};
+use crate::words::{LegOrder, PlacementId, Terms, Unplaced};
 
+mod attached;
 mod fleet;
 
 const STOP: TokenId = 7;
 const LIMITS: Limits = Limits {
     placements_max: 2,
+    losses_max: 2,
     migrations_max: 1,
     placement_retry: Duration::from_millis(100),
     first_token_max: Duration::from_secs(10),
@@ -26,7 +28,13 @@ fn seconds(seconds: u64) -> Duration {
 }
 
 fn request(choices: u32, output_tokens_max: u32) -> Start {
-    Start { prompt_tokens: 100, choices, output_tokens_max, stop_tokens: Arc::new([STOP]) }
+    Start {
+        prompt_tokens: 100,
+        choices,
+        output_tokens_max,
+        stop_tokens: Arc::new([STOP]),
+        form: Form::Tokens,
+    }
 }
 
 fn begun(choices: u32, output_tokens_max: u32) -> Lifecycle {
@@ -42,12 +50,22 @@ fn place(placement: u32, purpose: Purpose, exclude: &[u64]) -> Action {
 
 fn aggregated(placement: u32, incarnation: u64, leg: u64) -> Event {
     let plan = Plan::Aggregated { rank: rank(incarnation) };
-    Event::Placed { placement: PlacementId(placement), plan, legs: [LegId(leg), LegId(leg + 1)] }
+    Event::Placed {
+        placement: PlacementId(placement),
+        plan,
+        legs: [LegId(leg), LegId(leg + 1)],
+        terms: Terms::default(),
+    }
 }
 
 fn split(placement: u32, prefill: u64, decode: u64, leg: u64) -> Event {
     let plan = Plan::Split { prefill: rank(prefill), decode: rank(decode) };
-    Event::Placed { placement: PlacementId(placement), plan, legs: [LegId(leg), LegId(leg + 1)] }
+    Event::Placed {
+        placement: PlacementId(placement),
+        plan,
+        legs: [LegId(leg), LegId(leg + 1)],
+        terms: Terms::default(),
+    }
 }
 
 fn start(leg: u64, at: u64, prompt: Purpose, choices: &[u32], output_tokens_max: u32, work: Work) -> Action {
@@ -116,7 +134,7 @@ fn a_split_answer_hands_its_first_tokens_over() {
     let work = Work::Decode { from: LegId(10), from_rank: rank(1), first: vec![(0, 3)] };
     expect(
         &mut life,
-        Event::Prefilled { leg: LegId(10) },
+        Event::Prefilled { leg: LegId(10), first: FirstToken::Handed },
         &[
             report(1, Health::Ok),
             finish_choice(1, FinishReason::Stop),
@@ -139,7 +157,7 @@ fn an_answer_of_one_token_needs_no_decode_leg() {
     send(&mut life, 10, 0, 100, &[3]);
     expect(
         &mut life,
-        Event::Prefilled { leg: LegId(10) },
+        Event::Prefilled { leg: LegId(10), first: FirstToken::Handed },
         &[report(1, Health::Ok), finish_choice(0, FinishReason::Length), release_held(10, 1), Action::Finish],
     );
 }
@@ -172,7 +190,7 @@ fn after_the_first_token_a_choice_goes_on_elsewhere() {
     send(&mut life, 20, 0, 102, &[3]);
     let work = Work::Decode { from: LegId(20), from_rank: rank(2), first: vec![(0, 3)] };
     let decode = [report(2, Health::Ok), start(21, 3, purpose, &[0], 3, work)];
-    expect(&mut life, Event::Prefilled { leg: LegId(20) }, &decode);
+    expect(&mut life, Event::Prefilled { leg: LegId(20), first: FirstToken::Handed }, &decode);
     // The second loss is one too many: one migration is allowed.
     expect(
         &mut life,
@@ -209,7 +227,10 @@ fn a_prefill_engine_may_die_once_its_kv_is_on_the_way() {
     let mut life = begun(1, 5);
     expect(&mut life, split(0, 1, 2, 10), &[start(10, 1, Purpose::Prompt, &[0], 5, Work::Prefill)]);
     send(&mut life, 10, 0, 100, &[3]);
-    assert_eq!(life.step(seconds(1), Event::Prefilled { leg: LegId(10) }).len(), 2);
+    assert_eq!(
+        life.step(seconds(1), Event::Prefilled { leg: LegId(10), first: FirstToken::Handed }).len(),
+        2
+    );
     expect(&mut life, Event::LegLost { leg: LegId(10) }, &[report(1, Health::Failed)]);
     expect(&mut life, Event::KvFailed { leg: LegId(11) }, &[release_held(10, 1)]);
     expect(&mut life, Event::KvFailed { leg: LegId(11) }, &[]);
@@ -236,7 +257,10 @@ fn a_client_that_goes_leaves_nothing_behind() {
     let mut life = begun(1, 5);
     assert_eq!(life.step(seconds(1), split(0, 1, 2, 10)).len(), 1);
     send(&mut life, 10, 0, 100, &[3]);
-    assert_eq!(life.step(seconds(1), Event::Prefilled { leg: LegId(10) }).len(), 2);
+    assert_eq!(
+        life.step(seconds(1), Event::Prefilled { leg: LegId(10), first: FirstToken::Handed }).len(),
+        2
+    );
     expect(&mut life, Event::ClientGone, &[cancel(11, 2), release_held(10, 1), gone]);
     expect(&mut life, Event::KvArrived { leg: LegId(11) }, &[]);
 }

@@ -203,7 +203,7 @@ impl Sim {
         for _ in 0..1 + u8::from(self.happens(self.faults.repeat)) {
             let legs = [LegId(self.leg_next), LegId(self.leg_next + 1)];
             self.leg_next += 2;
-            self.step(Event::Placed { placement, plan, legs });
+            self.step(Event::Placed { placement, plan, legs, terms: Terms::default() });
         }
     }
 
@@ -274,7 +274,7 @@ impl Sim {
             Work::Prefill => {
                 self.draw(id, &mut said, &mut open, position..position + 1, end);
                 if !open.is_empty() || self.happens(128) {
-                    said.push_back(Said::Event(Event::Prefilled { leg: id }));
+                    said.push_back(Said::Event(Event::Prefilled { leg: id, first: FirstToken::Handed }));
                 }
             }
             Work::Decode { from, from_rank, first } => {
@@ -420,11 +420,12 @@ prop_compose! {
 
 prop_compose! {
     fn limits()(
-        placements_max in 1u32..4, migrations_max in 0u32..4,
+        placements_max in 1u32..4, losses_max in 1u32..4, migrations_max in 0u32..4,
         retry_ms in 1u64..20, first_ms in prop_oneof![5u64..100, Just(u64::MAX)], total_ms in prop_oneof![20u64..200, Just(u64::MAX)],
     ) -> Limits {
         Limits {
             placements_max,
+            losses_max,
             migrations_max,
             placement_retry: Duration::from_millis(retry_ms),
             first_token_max: Duration::from_millis(first_ms),
@@ -455,7 +456,8 @@ proptest! {
     ) {
         let faults = Faults { die, refuse, skip, repeat, kv_fails, ..NO_FAULTS };
         let limits = Limits {
-            placements_max: 1000, migrations_max: 1000, placement_retry: Duration::from_millis(1),
+            placements_max: 1000,
+            losses_max: 1000, migrations_max: 1000, placement_retry: Duration::from_millis(1),
             first_token_max: Duration::MAX, total_max: Duration::MAX,
         };
         let mut sim = Sim::new(seed, faults, 1000, request(choices, output_tokens_max), limits);
