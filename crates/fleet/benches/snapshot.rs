@@ -10,7 +10,7 @@ use std::{
 use forebay_fleet::{EngineFacts, Event, Fleet, FleetSettings, Progress};
 use forebay_perf_model::StepCoefficients;
 use forebay_placement::{Reserved, Snapshot};
-use forebay_types::{Incarnation, RankId, RankLoad, ReservationId, Role, StepObservation};
+use forebay_types::{FirstToken, Incarnation, RankId, RankLoad, ReservationId, Role, StepObservation};
 
 const RANKS: u64 = 64;
 /// The quickest of many short rounds: on a shared machine the rest measures the neighbours.
@@ -39,6 +39,10 @@ fn fleet() -> Fleet {
             kv_layout: 1,
             can_export: true,
             can_import: true,
+            needs_warming: false,
+            first_token: FirstToken::Handed,
+            takes_tokens: true,
+            takes_body: false,
             step_prior: StepCoefficients::H100_8B,
         };
         fleet.apply(Duration::ZERO, Event::Joined(facts));

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use forebay_perf_model::StepCoefficients;
 use forebay_placement::Reserved;
-use forebay_types::{EngineName, Incarnation, RankId, RankLoad, ReservationId, Role, StepObservation};
+use forebay_types::{
+    EngineName, FirstToken, Incarnation, RankId, RankLoad, ReservationId, Role, StepObservation,
+};
 
 /// What an engine says of itself when it joins. It holds for the incarnation's whole life.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,6 +39,14 @@ pub struct EngineFacts {
     pub can_export: bool,
     /// Whether it can take in KV of other engines.
     pub can_import: bool,
+    /// Whether a pair with it is to be warmed before it carries requests.
+    pub needs_warming: bool,
+    /// Which leg of a split sends the first token when it prefills.
+    pub first_token: FirstToken,
+    /// Whether it takes a request as tokens.
+    pub takes_tokens: bool,
+    /// Whether it takes a request in the client's own words.
+    pub takes_body: bool,
     /// What its steps cost, by the start-up probe or by what is known of its kind.
     pub step_prior: StepCoefficients,
 }
@@ -50,6 +60,10 @@ pub enum Event {
     Ready(Incarnation),
     /// It finishes what runs and takes nothing new.
     Draining(Incarnation),
+    /// It missed a deadline: nothing new goes there until [`Event::Ready`].
+    Silent(Incarnation),
+    /// It said something that cannot be true: nothing more goes there.
+    Fenced(Incarnation),
     /// Its lease has lapsed, or it ended.
     Lost(Incarnation),
     /// A rank reported its load.
@@ -98,6 +112,13 @@ pub enum Event {
         bytes: u64,
         /// From the request for it to its last byte.
         seconds: f64,
+    },
+    /// A hand-over failed by the fault of the pair: it rests, longer with each failure in a row.
+    TransferFailed {
+        /// The rank that held it.
+        from: RankId,
+        /// The rank that was to take it in.
+        to: RankId,
     },
 }
 

@@ -17,6 +17,7 @@ use crate::{
     breaker::Breaker,
     counters::Counters,
     event::{Applied, EngineFacts, Event, Ignored, Progress},
+    pairs::RestingPairs,
     rank::Rank,
     reservation::Reservation,
     settings::{BreakerSettings, FleetSettings},
@@ -36,6 +37,8 @@ pub struct Fleet {
     links: Links,
     /// When each measured pair was last observed.
     links_at: BTreeMap<(Incarnation, Incarnation), Duration>,
+    /// Pairs whose hand-overs failed lately.
+    pairs: RestingPairs,
     counters: Counters,
     snapshot: Arc<Snapshot>,
     /// The moment that the snapshot shows; never goes back.
@@ -64,6 +67,7 @@ impl Fleet {
             ranks: Vec::new(),
             reservations: BTreeMap::new(),
             links_at: BTreeMap::new(),
+            pairs: RestingPairs::default(),
             counters: Counters::default(),
             snapshot: Arc::new(Snapshot::new(0, Vec::new(), links.clone())),
             links,
@@ -79,6 +83,8 @@ impl Fleet {
             Event::Joined(facts) => self.join(now, facts),
             Event::Ready(incarnation) => self.set_state(incarnation, RankState::Ready),
             Event::Draining(incarnation) => self.set_state(incarnation, RankState::Draining),
+            Event::Silent(incarnation) => self.set_state(incarnation, RankState::Silent),
+            Event::Fenced(incarnation) => self.set_state(incarnation, RankState::Fenced),
             Event::Lost(incarnation) => self.lose(incarnation),
             Event::Load { rank, load } => self.report(now, rank, load),
             Event::Step { rank, step } => self.observe_step(now, rank, &step),
@@ -90,6 +96,7 @@ impl Fleet {
             Event::Transferred { from, to, bytes, seconds } => {
                 self.observe_transfer(now, from, to, bytes, seconds)
             }
+            Event::TransferFailed { from, to } => self.rest_pair(now, from, to),
         };
         if let Applied::Ignored(reason) = applied {
             self.count(reason);
@@ -101,6 +108,10 @@ impl Fleet {
     pub fn snapshot(&mut self, now: Duration) -> Arc<Snapshot> {
         let shown_at = self.whole_steps(now).max(self.shown_at);
         let aged = shown_at > self.shown_at;
+        if self.pairs.wake(shown_at) {
+            self.links.set_resting(self.pairs.resting(shown_at));
+            self.changed.links = true;
+        }
         let Changed { members, links, ranks } = std::mem::take(&mut self.changed);
         if !(aged || members || links || !ranks.is_empty()) {
             return self.snapshot.clone();
@@ -188,11 +199,16 @@ impl Fleet {
         if !self.engines.contains_key(&incarnation) {
             return Applied::Ignored(Ignored::Fenced);
         }
+        let mut applied = Applied::Unchanged;
         for index in self.ranks_of(incarnation) {
-            self.ranks[index].state = state;
-            self.mark(index);
+            // What it says after a lie is not believed either.
+            if self.ranks[index].state != RankState::Fenced && self.ranks[index].state != state {
+                self.ranks[index].state = state;
+                self.mark(index);
+                applied = Applied::Changed;
+            }
         }
-        Applied::Changed
+        applied
     }
 
     /// Ends a life: its ranks, its links and what was promised to it.
@@ -207,6 +223,7 @@ impl Fleet {
         self.reservations.retain(|_, reservation| reservation.rank.incarnation != incarnation);
         self.counters.reservations_voided += (before - self.reservations.len()) as u64;
         self.links.remove_incarnation(incarnation);
+        self.pairs.remove_incarnation(incarnation);
         self.links_at.retain(|&(from, to), _| from != incarnation && to != incarnation);
         self.changed.links = true;
         self.lost.push_back(incarnation);
@@ -358,9 +375,42 @@ impl Fleet {
             self.counters.links_evicted += 1;
         }
         self.links_at.insert(pair, now);
+        self.links.warmed(pair.0, pair.1);
+        if self.pairs.succeeded(pair) {
+            self.links.set_resting(self.pairs.resting(now));
+        }
         self.links.observe(pair.0, pair.1, bytes, seconds);
         self.changed.links = true;
         Applied::Changed
+    }
+}
+
+impl Fleet {
+    fn rest_pair(&mut self, now: Duration, from: RankId, to: RankId) -> Applied {
+        if self.index_of(from).is_none() || self.index_of(to).is_none() {
+            return Applied::Ignored(Ignored::Fenced);
+        }
+        let settings = &self.settings;
+        self.pairs.failed((from.incarnation, to.incarnation), now, &settings.breaker, settings.links_max);
+        self.links.set_resting(self.pairs.resting(now));
+        self.changed.links = true;
+        Applied::Changed
+    }
+
+    /// Pairs that could hand over to each other but for never having done so, at most `max`: to be warmed.
+    pub fn cold_pairs(&self, max: usize) -> Vec<(RankId, RankId)> {
+        let firsts =
+            || self.ranks.iter().filter(|rank| rank.id.dp_rank == 0 && rank.state == RankState::Ready);
+        let pairs = firsts().flat_map(|from| firsts().map(move |to| (from, to)));
+        pairs
+            .filter(|(from, to)| from.may_hand_over_to(to) && (from.needs_warming() || to.needs_warming()))
+            .map(|(from, to)| (from.id, to.id))
+            .filter(|(from, to)| {
+                let (from, to) = (from.incarnation, to.incarnation);
+                !self.links.is_warm(from, to) && !self.links.is_resting(from, to)
+            })
+            .take(max)
+            .collect()
     }
 }
 

@@ -4,10 +4,12 @@ mod breaker;
 mod counters;
 mod event;
 mod fleet;
+mod pairs;
 mod rank;
 mod reservation;
 mod settings;
 mod share;
+mod tail;
 
 #[cfg(test)]
 mod tests;

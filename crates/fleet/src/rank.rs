@@ -6,7 +6,7 @@ use forebay_perf_model::StepModel;
 use forebay_placement::{RankState, RankView, Reserved};
 use forebay_types::{RankId, RankLoad, ReservationId, StepObservation};
 
-use crate::{breaker::Breaker, event::EngineFacts, settings::FleetSettings, share::PrefillShare};
+use crate::{breaker::Breaker, event::EngineFacts, settings::FleetSettings, share::PrefillShare, tail::Tail};
 
 #[derive(Debug)]
 pub(crate) struct Rank {
@@ -22,6 +22,8 @@ pub(crate) struct Rank {
     pub(crate) pending: BTreeSet<ReservationId>,
     prefill_share: PrefillShare,
     perf: Arc<StepModel>,
+    /// Steps that decoded something.
+    itl: Tail,
     /// Whether its view in the snapshot is out of date.
     pub(crate) dirty: bool,
 }
@@ -39,6 +41,7 @@ impl Rank {
             pending: BTreeSet::new(),
             prefill_share: PrefillShare::default(),
             perf: Arc::new(StepModel::new(facts.step_prior)),
+            itl: Tail::default(),
             dirty: false,
             facts,
         }
@@ -59,6 +62,9 @@ impl Rank {
             let decodes_alone = self.perf.decode_step_seconds(step.decodes, step.context_tokens);
             let on_prefill = (step.seconds - decodes_alone).clamp(0.0, step.seconds);
             self.prefill_share.observe(now, on_prefill, settings.prefill_share_half_life);
+        }
+        if step.decodes > 0 {
+            self.itl.observe(step.seconds);
         }
         Arc::make_mut(&mut self.perf).observe(step);
     }
@@ -86,13 +92,36 @@ impl Rank {
             kv_layout: facts.kv_layout,
             can_export: facts.can_export,
             can_import: facts.can_import,
+            needs_warming: facts.needs_warming,
+            first_token: facts.first_token,
+            takes_tokens: facts.takes_tokens,
+            takes_body: facts.takes_body,
+            itl_p99_seconds: self.itl.p99_seconds(),
         }
+    }
+
+    pub(crate) fn needs_warming(&self) -> bool {
+        self.facts.needs_warming
+    }
+
+    /// Whether KV that it computes could continue on `decode`, by what both are.
+    pub(crate) fn may_hand_over_to(&self, decode: &Rank) -> bool {
+        let (own, other) = (&self.facts, &decode.facts);
+        self.id.incarnation != decode.id.incarnation
+            && own.model == other.model
+            && own.can_export
+            && own.role.prefills()
+            && other.can_import
+            && other.role.decodes()
+            && own.kv_layout == other.kv_layout
+            && own.block_size_tokens == other.block_size_tokens
     }
 
     /// Brings everything up to date in `view` that events change.
     pub(crate) fn update(&self, view: &mut RankView, now: Duration, settings: &FleetSettings) {
         view.state = self.state;
         view.load = self.load;
+        view.itl_p99_seconds = self.itl.p99_seconds();
         view.reserved = self.reserved;
         if !Arc::ptr_eq(&view.perf, &self.perf) {
             view.perf = self.perf.clone();

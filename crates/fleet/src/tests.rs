@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use forebay_perf_model::StepCoefficients;
 use forebay_placement::{Breaker as View, RankState, RankView, Reserved};
-use forebay_types::{Incarnation, RankId, RankLoad, ReservationId, Role, StepObservation};
+use forebay_types::{FirstToken, Incarnation, RankId, RankLoad, ReservationId, Role, StepObservation};
 
 use crate::{Applied, EngineFacts, Event, Fleet, FleetSettings, Ignored, Progress};
 
@@ -39,6 +39,10 @@ pub(crate) fn facts(name: &str, incarnation: u64, dp_ranks: u16) -> EngineFacts 
         kv_layout: 1,
         can_export: true,
         can_import: true,
+        needs_warming: false,
+        first_token: FirstToken::Handed,
+        takes_tokens: true,
+        takes_body: false,
         step_prior: StepCoefficients::H100_8B,
     }
 }

@@ -5,9 +5,9 @@ use std::{hint::black_box, sync::Arc, time::Duration, time::Instant};
 
 use forebay_perf_model::{LinkModel, LinkPrior, StepCoefficients, StepModel};
 use forebay_placement::{
-    Breaker, Links, Policy, RankState, RankView, Request, Reserved, Snapshot, Weights, place,
+    Breaker, Form, Links, Policy, RankState, RankView, Request, Reserved, Snapshot, Weights, place,
 };
-use forebay_types::{Incarnation, RankId, RankLoad, Role};
+use forebay_types::{FirstToken, Incarnation, RankId, RankLoad, Role};
 
 /// The quickest of many short rounds: on a shared machine the rest measures the neighbours.
 const ROUNDS: u64 = 100;
@@ -44,6 +44,11 @@ fn rank(n: u64) -> RankView {
         kv_layout: 1,
         can_export: true,
         can_import: true,
+        needs_warming: false,
+        first_token: FirstToken::Handed,
+        takes_tokens: true,
+        takes_body: false,
+        itl_p99_seconds: 0.0,
     }
 }
 
@@ -65,6 +70,8 @@ fn main() {
                     model: "m",
                     prompt_tokens: 2000 + (seed % 100) as u32,
                     overlaps: &overlaps,
+                    overlap_block_tokens: 16,
+                    form: Form::Tokens,
                     output_tokens_expected: 200,
                     output_tokens_max: 1024,
                     choices: 1,

@@ -85,6 +85,11 @@ impl Chooser<'_> {
         p.split(d, self.snapshot.links.get(p.id.incarnation, d.id.incarnation), self.weights)
     }
 
+    /// A candidate's time to the first token.
+    pub(crate) fn ttft(&self, prefill: usize, decode: usize) -> f64 {
+        self.terms(prefill, decode).ttft(self.view(prefill).first_token)
+    }
+
     fn view(&self, rank: usize) -> &RankView {
         &self.snapshot.ranks[self.priced[rank].index]
     }
@@ -109,7 +114,7 @@ impl Chooser<'_> {
         for &prefill in &prefills {
             let (p, source) = (&self.priced[prefill], self.view(prefill));
             let links = self.snapshot.links.leaving(source.id.incarnation);
-            let partners = decodes.iter().filter(|&&decode| source.can_hand_over_to(self.view(decode)));
+            let partners = decodes.iter().filter(|&&decode| self.snapshot.pairs(source, self.view(decode)));
             pairs.extend(partners.map(|&decode| {
                 let d = &self.priced[decode];
                 let terms = p.split(d, links.to(d.id.incarnation), self.weights);
@@ -168,7 +173,7 @@ impl Chooser<'_> {
         let partners = |prefill: usize| {
             let source = self.view(prefill);
             let decodes = ranks.clone().filter(|&rank| self.may_decode(rank));
-            decodes.filter(move |&rank| source.can_hand_over_to(self.view(rank)))
+            decodes.filter(move |&rank| self.snapshot.pairs(source, self.view(rank)))
         };
         let prefills: Vec<usize> =
             ranks.clone().filter(|&rank| self.may_prefill(rank) && partners(rank).next().is_some()).collect();

@@ -103,7 +103,9 @@ pub(crate) fn price(
     let block_tokens = rank.block_size_tokens.max(1);
     let prompt_tokens = request.prompt_tokens.max(1);
     let prompt_blocks = prompt_tokens.div_ceil(block_tokens);
-    let held_blocks = verdict.overlap_blocks.min(prompt_tokens / block_tokens);
+    // In blocks of the rank's own size: it can reuse only whole ones.
+    let held_tokens = verdict.overlap_blocks.saturating_mul(request.overlap_block_tokens.max(1));
+    let held_blocks = held_tokens.min(prompt_tokens) / block_tokens;
     // At least one token is computed: the logits of the last one give the first token of the answer.
     let cached_tokens = (held_blocks * block_tokens).min(prompt_tokens - 1);
     let new_tokens = prompt_tokens - cached_tokens;

@@ -209,5 +209,5 @@ fn plan_exists(snapshot: &Snapshot, verdicts: &[Verdict], usable: impl Fn(&Verdi
     let prefills = || ranks.iter().filter(|rank| rank.role.prefills());
     let decodes = || ranks.iter().filter(|rank| rank.role.decodes());
     ranks.iter().any(|rank| rank.role == Role::Both)
-        || prefills().any(|prefill| decodes().any(|decode| prefill.can_hand_over_to(decode)))
+        || prefills().any(|prefill| decodes().any(|decode| snapshot.pairs(prefill, decode)))
 }

@@ -2,7 +2,7 @@
 //!
 //! Bounded whatever the size of the fleet: the cheapest candidates, the ranks they name, and a number for the rest.
 
-use forebay_types::{EngineName, RankId, Role};
+use forebay_types::{EngineName, FirstToken, RankId, Role};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -101,9 +101,13 @@ impl Terms {
         wait + prefill + transfer + decode + harm + kv_pressure
     }
 
-    /// Time to the first token: it comes from the rank that computes the prompt.
-    pub(crate) fn ttft(&self) -> f64 {
-        self.wait + self.prefill
+    /// Time to the first token: it comes from the rank that computes the prompt, or after the transfer from the one that
+    /// goes on.
+    pub(crate) fn ttft(&self, first: FirstToken) -> f64 {
+        match first {
+            FirstToken::Handed => self.wait + self.prefill,
+            FirstToken::OfDecode => self.wait + self.prefill + self.transfer,
+        }
     }
 }
 
@@ -328,7 +332,7 @@ impl Record<'_> {
             plan: pair.plan(priced),
             terms,
             total_seconds: pair.total_seconds,
-            ttft_seconds: terms.ttft(),
+            ttft_seconds: self.chooser.ttft(pair.prefill, pair.decode),
             cached_tokens: prefill.cached_tokens,
             transfer_blocks: if moves { decode.missing_blocks } else { 0 },
             transfer_bytes: if moves { decode.missing_bytes() } else { 0 },

@@ -7,7 +7,7 @@ use forebay_types::RankId;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    place::Request,
+    place::{Form, Request},
     snapshot::{Breaker, RankState, RankView, Snapshot},
 };
 
@@ -21,8 +21,16 @@ pub enum Exclusion {
     Starting,
     /// It takes nothing new.
     Draining,
+    /// It has missed a deadline and was not heard of since.
+    Silent,
+    /// It said something that cannot be true.
+    Fenced,
     /// Its lease has lapsed.
     Lost,
+    /// It takes requests as tokens alone, and this one can only be passed on as it came.
+    TokensOnly,
+    /// It takes requests in the client's own words alone, and this one can only be sent as tokens.
+    BodyOnly,
     /// The prompt leaves no room for an answer in its context.
     ContextTooShort {
         /// What its context holds.
@@ -77,7 +85,11 @@ impl std::fmt::Display for Exclusion {
             Exclusion::OtherModel => f.write_str("serves another model"),
             Exclusion::Starting => f.write_str("starting"),
             Exclusion::Draining => f.write_str("draining"),
+            Exclusion::Silent => f.write_str("silent"),
+            Exclusion::Fenced => f.write_str("fenced"),
             Exclusion::Lost => f.write_str("lost"),
+            Exclusion::TokensOnly => f.write_str("takes tokens only"),
+            Exclusion::BodyOnly => f.write_str("takes no tokens"),
             Exclusion::ContextTooShort { context_tokens_max } => {
                 write!(f, "context of {context_tokens_max} tokens too short")
             }
@@ -155,8 +167,15 @@ fn exclusion(rank: &RankView, request: &Request<'_>) -> Option<Exclusion> {
     match rank.state {
         RankState::Starting => return Some(Exclusion::Starting),
         RankState::Draining => return Some(Exclusion::Draining),
+        RankState::Silent => return Some(Exclusion::Silent),
+        RankState::Fenced => return Some(Exclusion::Fenced),
         RankState::Lost => return Some(Exclusion::Lost),
         RankState::Ready => {}
+    }
+    match request.form {
+        Form::Tokens if !rank.takes_tokens => return Some(Exclusion::BodyOnly),
+        Form::Body if !rank.takes_body => return Some(Exclusion::TokensOnly),
+        Form::Tokens | Form::Body => {}
     }
     if request.prompt_tokens >= rank.context_tokens_max {
         return Some(Exclusion::ContextTooShort { context_tokens_max: rank.context_tokens_max });

@@ -17,7 +17,7 @@ mod tests;
 pub use error::{Missing, PlaceError};
 pub use explain::{Candidate, Excluded, Explanation, RankInputs, RequestInputs, Row, Table, Terms};
 pub use filter::{Exclusion, Relaxed};
-pub use place::{Decision, Plan, Request, Reservations, place};
+pub use place::{Decision, Form, Plan, Request, Reservations, place};
 pub use policy::{Policy, UnknownPolicy};
 pub use snapshot::{Breaker, Links, RankState, RankView, Reserved, Snapshot};
 pub use weights::{Weights, WeightsError};

@@ -29,6 +29,10 @@ pub struct Request<'a> {
     pub prompt_tokens: u32,
     /// Leading blocks of the prompt that each rank holds, in any order; ranks with none may be left out.
     pub overlaps: &'a [(RankId, u32)],
+    /// Tokens in each of those blocks: the index's block size, which need not be that of a rank.
+    pub overlap_block_tokens: u32,
+    /// In which form its engine must take it.
+    pub form: Form,
     /// Output that is expected of each choice.
     pub output_tokens_expected: u32,
     /// Output that each choice may have at most.
@@ -37,6 +41,15 @@ pub struct Request<'a> {
     pub choices: u32,
     /// Ranks that failed this request already.
     pub excluded: &'a [RankId],
+}
+
+/// In which form a request can be handed to an engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// As tokens.
+    Tokens,
+    /// In the client's own words.
+    Body,
 }
 
 impl Request<'_> {
@@ -146,7 +159,7 @@ pub fn place(
             let record = explain::Record { chooser: &chooser, request, policy, relaxed, verdicts: &verdicts };
             return Ok(Decision {
                 plan: chosen.plan(&priced),
-                predicted_ttft_seconds: chooser.terms(chosen.prefill, chosen.decode).ttft(),
+                predicted_ttft_seconds: chooser.ttft(chosen.prefill, chosen.decode),
                 cached_tokens: priced[chosen.prefill].cached_tokens,
                 reservations,
                 explanation: record.write(choice),

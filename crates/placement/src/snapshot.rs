@@ -9,7 +9,7 @@ use std::{
 };
 
 use forebay_perf_model::{LinkModel, StepModel};
-use forebay_types::{EngineName, Incarnation, RankId, RankLoad, Role};
+use forebay_types::{EngineName, FirstToken, Incarnation, RankId, RankLoad, Role};
 use serde::{Deserialize, Serialize};
 
 /// The fleet at one moment.
@@ -81,6 +81,28 @@ pub struct RankView {
     pub can_export: bool,
     /// Whether it can take in KV of other engines.
     pub can_import: bool,
+    /// Whether the first hand-over of a pair with it is far slower than the next: such a pair carries no requests before
+    /// it was warmed ([`Links::warmed`]).
+    pub needs_warming: bool,
+    /// Which leg of a split sends the first token when this rank prefills.
+    pub first_token: FirstToken,
+    /// Whether it takes a request as tokens.
+    pub takes_tokens: bool,
+    /// Whether it takes a request in the client's own words.
+    pub takes_body: bool,
+    /// Seconds between tokens that 99 of 100 of its steps stay below; 0 before any was seen.
+    pub itl_p99_seconds: f64,
+}
+
+impl Snapshot {
+    /// Whether a request may be computed on `prefill` and continued on `decode` now.
+    pub(crate) fn pairs(&self, prefill: &RankView, decode: &RankView) -> bool {
+        prefill.can_hand_over_to(decode) && {
+            let pair = (prefill.id.incarnation, decode.id.incarnation);
+            let cold = (prefill.needs_warming || decode.needs_warming) && !self.links.is_warm(pair.0, pair.1);
+            !cold && !self.links.is_resting(pair.0, pair.1)
+        }
+    }
 }
 
 impl RankView {
@@ -109,6 +131,10 @@ pub enum RankState {
     Ready,
     /// Finishes what runs and takes nothing new.
     Draining,
+    /// It has missed a deadline: takes nothing new until it is heard of again.
+    Silent,
+    /// It said something that cannot be true: takes nothing more in this life.
+    Fenced,
     /// Its lease has lapsed.
     Lost,
 }
@@ -173,6 +199,10 @@ pub struct Links {
     prior: Arc<LinkModel>,
     /// Sorted by key.
     measured: Arc<Vec<(EnginePair, Arc<LinkModel>)>>,
+    /// Pairs that have handed over before, sorted.
+    warm: Arc<Vec<EnginePair>>,
+    /// Pairs that failed and rest, sorted.
+    resting: Arc<Vec<EnginePair>>,
 }
 
 /// The links from one engine.
@@ -196,7 +226,12 @@ type EnginePair = (Incarnation, Incarnation);
 impl Links {
     /// No pair measured yet.
     pub fn new(prior: LinkModel) -> Self {
-        Self { prior: Arc::new(prior), measured: Arc::default() }
+        Self {
+            prior: Arc::new(prior),
+            measured: Arc::default(),
+            warm: Arc::default(),
+            resting: Arc::default(),
+        }
     }
 
     /// The model of moving KV from `source` to `destination`.
@@ -219,6 +254,30 @@ impl Links {
     /// Every measured pair: source, destination, model; in order of their ids.
     pub fn measured(&self) -> impl ExactSizeIterator<Item = (Incarnation, Incarnation, &LinkModel)> {
         self.measured.iter().map(|((source, destination), model)| (*source, *destination, &**model))
+    }
+
+    /// Whether `source` has handed over to `destination` before.
+    pub fn is_warm(&self, source: Incarnation, destination: Incarnation) -> bool {
+        self.warm.binary_search(&(source, destination)).is_ok()
+    }
+
+    /// Whether hand-overs of this pair failed lately.
+    pub fn is_resting(&self, source: Incarnation, destination: Incarnation) -> bool {
+        self.resting.binary_search(&(source, destination)).is_ok()
+    }
+
+    /// A pair has handed over.
+    pub fn warmed(&mut self, source: Incarnation, destination: Incarnation) {
+        if let Err(at) = self.warm.binary_search(&(source, destination)) {
+            Arc::make_mut(&mut self.warm).insert(at, (source, destination));
+        }
+    }
+
+    /// The pairs that rest, whatever rested before.
+    pub fn set_resting(&mut self, pairs: impl IntoIterator<Item = (Incarnation, Incarnation)>) {
+        let mut pairs: Vec<_> = pairs.into_iter().collect();
+        pairs.sort_unstable();
+        self.resting = Arc::new(pairs);
     }
 
     /// Learns from one transfer. The pair's model starts from the prior.
@@ -244,6 +303,11 @@ impl Links {
         let names = |pair: &EnginePair| pair.0 == incarnation || pair.1 == incarnation;
         if self.measured.iter().any(|(pair, _)| names(pair)) {
             Arc::make_mut(&mut self.measured).retain(|(pair, _)| !names(pair));
+        }
+        for pairs in [&mut self.warm, &mut self.resting] {
+            if pairs.iter().any(names) {
+                Arc::make_mut(pairs).retain(|pair| !names(pair));
+            }
         }
     }
 

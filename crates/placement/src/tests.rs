@@ -3,11 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use forebay_perf_model::{LinkModel, LinkPrior, StepCoefficients, StepModel};
-use forebay_types::{Incarnation, RankId, RankLoad, Role};
+use forebay_types::{FirstToken, Incarnation, RankId, RankLoad, Role};
 
 use crate::{
-    Breaker, Decision, Links, PlaceError, Plan, Policy, RankState, RankView, Request, Reserved, Snapshot,
-    Weights, place,
+    Breaker, Decision, Form, Links, PlaceError, Plan, Policy, RankState, RankView, Request, Reserved,
+    Snapshot, Weights, place,
 };
 
 mod errors;
@@ -48,6 +48,11 @@ pub(crate) fn idle(n: u64) -> RankView {
         kv_layout: 1,
         can_export: true,
         can_import: true,
+        needs_warming: false,
+        first_token: FirstToken::Handed,
+        takes_tokens: true,
+        takes_body: false,
+        itl_p99_seconds: 0.0,
     }
 }
 
@@ -111,6 +116,8 @@ pub(crate) fn prompt(prompt_tokens: u32) -> Request<'static> {
         model: MODEL,
         prompt_tokens,
         overlaps: &[],
+        overlap_block_tokens: 16,
+        form: Form::Tokens,
         output_tokens_expected: 200,
         output_tokens_max: 1024,
         choices: 1,

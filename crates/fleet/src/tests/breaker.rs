@@ -104,3 +104,61 @@ fn a_snapshot_shows_the_breaker_of_its_moment() {
     assert_eq!(view(&mut fleet, ms(1002), rank(0, 0)).breaker, View::Closed);
     assert_eq!(fleet.apply(ms(1003), Event::LegOk(rank(0, 0))), Applied::Unchanged);
 }
+
+#[test]
+fn a_pair_whose_hand_overs_fail_rests_longer_each_time() {
+    let mut fleet = ready(2, FleetSettings::default());
+    let resting =
+        |fleet: &mut Fleet, now| fleet.snapshot(now).links.is_resting(Incarnation(0), Incarnation(1));
+    let failed = Event::TransferFailed { from: rank(0, 0), to: rank(1, 0) };
+    fleet.apply(ms(0), failed.clone());
+    fleet.apply(ms(10), failed.clone());
+    assert!(resting(&mut fleet, ms(999)));
+    assert!(!resting(&mut fleet, ms(1000)), "an echo does not lengthen the rest");
+    fleet.apply(ms(1000), failed.clone());
+    assert!(resting(&mut fleet, ms(2999)));
+    assert!(!resting(&mut fleet, ms(3000)));
+    fleet.apply(ms(3000), Event::Transferred { from: rank(0, 0), to: rank(1, 0), bytes: 1, seconds: 0.1 });
+    fleet.apply(ms(3000), failed);
+    assert!(!resting(&mut fleet, ms(4000)), "a success forgives");
+    fleet.apply(ms(4000), Event::Lost(Incarnation(1)));
+    let late = Event::TransferFailed { from: rank(0, 0), to: rank(1, 0) };
+    assert_eq!(fleet.apply(ms(4000), late), Applied::Ignored(Ignored::Fenced));
+}
+
+#[test]
+fn cold_pairs_are_those_that_could_and_never_did() {
+    let mut fleet = Fleet::new(FleetSettings::default());
+    for n in 0..3 {
+        let facts = EngineFacts {
+            needs_warming: n < 2,
+            kv_layout: u64::from(n > 1),
+            ..facts(&format!("e{n}"), n, 2)
+        };
+        fleet.apply(ms(0), Event::Joined(facts));
+        fleet.apply(ms(0), Event::Ready(Incarnation(n)));
+    }
+    let pairs = |fleet: &Fleet| fleet.cold_pairs(10);
+    assert_eq!(
+        pairs(&fleet),
+        [(rank(0, 0), rank(1, 0)), (rank(1, 0), rank(0, 0))],
+        "of one layout, once an engine"
+    );
+    fleet.apply(ms(0), Event::Transferred { from: rank(0, 0), to: rank(1, 0), bytes: 1, seconds: 0.1 });
+    assert_eq!(pairs(&fleet), [(rank(1, 0), rank(0, 0))]);
+    fleet.apply(ms(0), Event::TransferFailed { from: rank(1, 0), to: rank(0, 0) });
+    assert_eq!(pairs(&fleet), [], "it rests first");
+}
+
+#[test]
+fn a_silent_engine_returns_and_a_fenced_one_does_not() {
+    let mut fleet = ready(1, FleetSettings::default());
+    let state = |fleet: &mut Fleet| view(fleet, ms(1), rank(0, 0)).state;
+    fleet.apply(ms(1), Event::Silent(Incarnation(0)));
+    assert_eq!(state(&mut fleet), RankState::Silent);
+    fleet.apply(ms(1), Event::Ready(Incarnation(0)));
+    assert_eq!(state(&mut fleet), RankState::Ready);
+    fleet.apply(ms(1), Event::Fenced(Incarnation(0)));
+    fleet.apply(ms(1), Event::Ready(Incarnation(0)));
+    assert_eq!(state(&mut fleet), RankState::Fenced);
+}

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use forebay_placement::{Decision, Plan, Policy, Request, Weights, place};
+use forebay_placement::{Decision, Form, Plan, Policy, Request, Weights, place};
 
 use super::*;
 
@@ -15,6 +15,8 @@ fn prompt(prompt_tokens: u32) -> Request<'static> {
         model: "m",
         prompt_tokens,
         overlaps: &[],
+        overlap_block_tokens: 16,
+        form: Form::Tokens,
         output_tokens_expected: 200,
         output_tokens_max: 500,
         choices: 1,

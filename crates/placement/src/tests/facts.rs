@@ -284,3 +284,39 @@ fn a_price_that_is_no_number_loses_but_does_not_stop_placement() {
     let alone = check("or the only one", [broken], &prompt(64), on(0));
     assert!(alone.explanation.chosen().total_seconds.is_finite());
 }
+
+#[test]
+fn a_pair_is_used_once_it_is_warm_and_while_it_works() {
+    let cold = |n: u64, role| idle(n).role(role).put(|rank| rank.needs_warming = true);
+    let ranks = || vec![cold(0, Role::Prefill), cold(1, Role::Decode)];
+    let with = |links| Snapshot::new(1, ranks(), links);
+    let placed = |snapshot: &Snapshot| place(snapshot, &prompt(64), Policy::Cost, &Weights::default(), 0);
+    assert!(placed(&with(links())).is_err(), "it was never warmed");
+    let mut warm = links();
+    warm.warmed(id(0).incarnation, id(1).incarnation);
+    let plan = Plan::Split { prefill: id(0), decode: id(1) };
+    assert_eq!(placed(&with(warm.clone())).map(|decision| decision.plan), Ok(plan));
+    warm.set_resting([(id(0).incarnation, id(1).incarnation)]);
+    assert!(placed(&with(warm)).is_err(), "it failed lately");
+}
+
+#[test]
+fn a_request_goes_to_ranks_that_take_its_form() {
+    let text = |n| idle(n).put(|rank| (rank.takes_tokens, rank.takes_body) = (false, true));
+    let snapshot = fleet([text(0), idle(1)]);
+    let plan = |form| {
+        let request = Request { form, ..prompt(64) };
+        place(&snapshot, &request, Policy::Cost, &Weights::default(), 0).map(|decision| decision.plan)
+    };
+    assert_eq!(plan(Form::Body), Ok(Plan::Aggregated { rank: id(0) }));
+    assert_eq!(plan(Form::Tokens), Ok(Plan::Aggregated { rank: id(1) }));
+}
+
+/// The index has blocks of 16 tokens, the rank of 64: of 7 index blocks it can reuse one of its own.
+#[test]
+fn overlap_counts_in_whole_blocks_of_the_rank() {
+    let large = idle(0).put(|rank| rank.block_size_tokens = 64);
+    let request = Request { overlaps: &[(id(0), 7)], ..prompt(640) };
+    let decision = place(&fleet([large]), &request, Policy::Cost, &Weights::default(), 0);
+    assert_eq!(decision.map(|decision| decision.cached_tokens), Ok(64));
+}

@@ -1,0 +1,160 @@
+//! What a rank probably caches, for ranks that announce nothing: what was routed there lately.
+//!
+//! In: the chains of requests that ran on the rank. Out: [`KvEvent`]s, as if the rank had announced them. A block is
+//! forgotten when the rank's pool could not hold it any more, or when it was not used for a while; within a chain the
+//! tail goes first, as engines evict.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use forebay_types::{BlockHash, KvEvent, Tier};
+
+/// Bounds of a [`RoutedCache`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RoutedLimits {
+    /// Blocks taken to fit into the rank's pool. Some 100 bytes each.
+    pub blocks_max: usize,
+    /// How long a block is taken to stay unused.
+    pub unused_max: Duration,
+}
+
+impl Default for RoutedLimits {
+    /// 16,384 blocks, 260,000 tokens at 16 a block: a modest pool on one GPU. Ten minutes.
+    fn default() -> Self {
+        Self { blocks_max: 16_384, unused_max: Duration::from_secs(600) }
+    }
+}
+
+/// What one rank probably caches.
+#[derive(Debug)]
+pub struct RoutedCache {
+    limits: RoutedLimits,
+    blocks: BTreeMap<BlockHash, Used>,
+    /// The same blocks, the next to go first.
+    order: BTreeSet<(Used, BlockHash)>,
+}
+
+/// When a block was last used and how deep in its chain it lies: among equals the deepest goes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Used {
+    at: Duration,
+    depth: Reverse<u32>,
+}
+
+impl RoutedCache {
+    /// An empty one.
+    pub fn new(limits: RoutedLimits) -> Self {
+        Self { limits, blocks: BTreeMap::new(), order: BTreeSet::new() }
+    }
+
+    /// A request with this chain ran on the rank. Returns what changed: at most one batch of stores and one of removals.
+    /// O(blocks x log blocks).
+    pub fn note(&mut self, now: Duration, chain: &[BlockHash]) -> Vec<KvEvent> {
+        let chain = &chain[..chain.len().min(self.limits.blocks_max)];
+        let mut stored = Vec::new();
+        for (depth, &hash) in (0..).zip(chain) {
+            let used = Used { at: now, depth: Reverse(depth) };
+            match self.blocks.insert(hash, used) {
+                Some(before) => {
+                    self.order.remove(&(before, hash));
+                }
+                None => stored.push(hash),
+            }
+            self.order.insert((used, hash));
+        }
+        let mut events = Vec::new();
+        if !stored.is_empty() {
+            events.push(KvEvent::Stored { parent: None, hashes: stored, tier: Tier::Device });
+        }
+        events.extend(self.expire(now));
+        events
+    }
+
+    /// Forgets what is too old or too much.
+    pub fn expire(&mut self, now: Duration) -> Option<KvEvent> {
+        let mut removed = Vec::new();
+        while let Some(&(used, hash)) = self.order.first() {
+            let unused = now.saturating_sub(used.at);
+            if self.blocks.len() <= self.limits.blocks_max && unused <= self.limits.unused_max {
+                break;
+            }
+            self.order.pop_first();
+            self.blocks.remove(&hash);
+            removed.push(hash);
+        }
+        (!removed.is_empty()).then_some(KvEvent::Removed { hashes: removed, tier: Tier::Device })
+    }
+
+    /// Blocks held.
+    pub fn len(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Whether nothing is held.
+    pub fn is_empty(&self) -> bool {
+        self.blocks.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn hashes(numbers: impl IntoIterator<Item = u64>) -> Vec<BlockHash> {
+        numbers.into_iter().map(BlockHash).collect()
+    }
+
+    fn stored(numbers: impl IntoIterator<Item = u64>) -> KvEvent {
+        KvEvent::Stored { parent: None, hashes: hashes(numbers), tier: Tier::Device }
+    }
+
+    fn removed(numbers: impl IntoIterator<Item = u64>) -> KvEvent {
+        KvEvent::Removed { hashes: hashes(numbers), tier: Tier::Device }
+    }
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_chain_is_announced_once_and_goes_tail_first() {
+        let mut cache = RoutedCache::new(RoutedLimits { blocks_max: 4, unused_max: seconds(100) });
+        assert_eq!(cache.note(seconds(1), &hashes([1, 2, 3])), [stored([1, 2, 3])]);
+        assert_eq!(cache.note(seconds(2), &hashes([1, 2])), [], "used again");
+        assert_eq!(cache.note(seconds(3), &hashes([1, 7, 8])), [stored([7, 8]), removed([3])]);
+        assert_eq!(cache.note(seconds(4), &hashes([9])), [stored([9]), removed([2])]);
+        assert_eq!(cache.expire(seconds(103)), None);
+        assert_eq!(cache.expire(seconds(104)), Some(removed([8, 7, 1])));
+        assert_eq!(cache.note(seconds(104), &hashes(20..30)), [stored(20..24), removed([9])]);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_announced_is_what_is_held(
+            notes in prop::collection::vec((0_u64..50, prop::collection::vec(0_u64..40, 0..12)), 0..60),
+            blocks_max in 1_usize..20,
+        ) {
+            let mut cache = RoutedCache::new(RoutedLimits { blocks_max, unused_max: seconds(30) });
+            let (mut held, mut now) = (BTreeSet::new(), 0);
+            for (passed, chain) in notes {
+                now += passed;
+                for event in cache.note(seconds(now), &hashes(chain)) {
+                    match event {
+                        KvEvent::Stored { hashes, .. } => held.extend(hashes),
+                        KvEvent::Removed { hashes, .. } => {
+                            hashes.iter().for_each(|hash| assert!(held.remove(hash)));
+                        }
+                        KvEvent::Cleared => unreachable!(),
+                    }
+                }
+                prop_assert!(cache.len() <= blocks_max);
+                prop_assert!(held.iter().eq(cache.blocks.keys()));
+            }
+        }
+    }
+}
