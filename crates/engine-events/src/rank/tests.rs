@@ -1,0 +1,523 @@
+use forebay_kv_hash::HashKey;
+use forebay_types::TokenId;
+
+use super::*;
+use crate::event::ExtraKey;
+
+mod model;
+
+fn hasher(block_size_tokens: u32) -> BlockHasher {
+    BlockHasher::new(HashKey::GOLDEN, block_size_tokens)
+}
+
+/// Of a rank with blocks of 4 tokens, as ours are.
+fn cache() -> RankCache {
+    cache_of(4, Some(4), 100)
+}
+
+fn cache_of(own: u32, engine: Option<u32>, blocks_max: usize) -> RankCache {
+    RankCache::new(RankSettings {
+        hasher: hasher(own),
+        model: "m".into(),
+        engine_block_size_tokens: engine,
+        blocks_max,
+    })
+}
+
+/// Engine blocks of 4 tokens: a block's tokens are its hash's number, four times.
+fn stored(parent: Option<u64>, hashes: &[u64]) -> Stored {
+    stored_as(4, parent, hashes)
+}
+
+fn stored_as(block_size_tokens: u32, parent: Option<u64>, hashes: &[u64]) -> Stored {
+    let tokens = hashes.iter().flat_map(|&hash| std::iter::repeat_n(hash as u32, block_size_tokens as usize));
+    Stored {
+        hashes: hashes.iter().copied().map(EngineHash).collect(),
+        parent: parent.map(EngineHash),
+        tokens: tokens.collect(),
+        block_size_tokens,
+        lora_id: None,
+        lora_name: None,
+        salt: None,
+        extra_keys: None,
+        tier: Tier::Device,
+        group: None,
+        kind: None,
+    }
+}
+
+fn removed(hashes: &[u64]) -> Removed {
+    let hashes = hashes.iter().copied().map(EngineHash).collect();
+    Removed { hashes, tier: Tier::Device, group: None }
+}
+
+fn batch(events: impl IntoIterator<Item = EngineEvent>) -> EventBatch {
+    EventBatch { time_seconds: 0.0, events: events.into_iter().collect(), dp_rank: None }
+}
+
+impl RankCache {
+    fn says(&mut self, event: impl Into<EngineEvent>) -> Applied {
+        self.apply(&batch([event.into()]))
+    }
+}
+
+impl From<Stored> for EngineEvent {
+    fn from(stored: Stored) -> Self {
+        Self::Stored(stored)
+    }
+}
+
+impl From<Removed> for EngineEvent {
+    fn from(removed: Removed) -> Self {
+        Self::Removed(removed)
+    }
+}
+
+/// Our chain over engine blocks of 4 tokens.
+fn own(root: BlockHash, hashes: &[u64]) -> Vec<BlockHash> {
+    hasher(4).chain(root, &stored(None, hashes).tokens)
+}
+
+fn plain(hashes: &[u64]) -> Vec<BlockHash> {
+    own(hasher(4).root("m", ""), hashes)
+}
+
+fn in_tier(tier: Tier, parent: Option<BlockHash>, hashes: &[BlockHash]) -> KvEvent {
+    KvEvent::Stored { parent, hashes: hashes.to_vec(), tier }
+}
+
+fn on_device(parent: Option<BlockHash>, hashes: &[BlockHash]) -> KvEvent {
+    in_tier(Tier::Device, parent, hashes)
+}
+
+fn gone(hashes: &[BlockHash]) -> KvEvent {
+    KvEvent::Removed { hashes: hashes.to_vec(), tier: Tier::Device }
+}
+
+fn only(events: impl Into<Vec<KvEvent>>) -> Applied {
+    Applied { events: events.into(), faults: vec![] }
+}
+
+fn faults(applied: &Applied) -> Vec<String> {
+    applied.faults.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn a_hash_stored_twice_goes_with_its_second_removal() {
+    let mut cache = cache();
+    let chain = plain(&[1, 2]);
+    assert_eq!(cache.says(stored(None, &[1, 2])), only([on_device(None, &chain)]));
+    assert_eq!(cache.says(stored(Some(1), &[2])), only([]));
+    assert_eq!(cache.says(removed(&[2, 1])), only([gone(&chain[..1])]));
+    assert_eq!(cache.says(removed(&[2])), only([gone(&chain[1..])]));
+    assert_eq!((cache.snapshot(), cache.stats().engine_blocks), (vec![], 0));
+}
+
+#[test]
+fn events_of_one_batch_are_joined_into_chains() {
+    let mut cache = cache();
+    let chain = plain(&[1, 2, 3]);
+    let other = plain(&[9]);
+    // A batch as SGLang sent it before it joined events: one event a page.
+    let events = [stored(None, &[1]), stored(Some(1), &[2]), stored(None, &[9]), stored(Some(2), &[3])];
+    let applied = cache.apply(&batch(events.map(Into::into)));
+    let expected =
+        [on_device(None, &chain[..2]), on_device(None, &other), on_device(Some(chain[1]), &chain[2..])];
+    assert_eq!(applied, only(expected));
+    let events = [removed(&[3]), removed(&[9]), removed(&[2])];
+    let applied = cache.apply(&batch(events.map(Into::into)));
+    assert_eq!(applied, only([gone(&[chain[2], other[0], chain[1]])]));
+}
+
+#[test]
+fn a_chain_is_said_only_where_it_is_new() {
+    let mut cache = cache();
+    let chain = plain(&[1, 2, 3, 4]);
+    assert_eq!(cache.says(stored(None, &[1, 2, 3, 4])).events, [on_device(None, &chain)]);
+    assert_eq!(cache.says(removed(&[2, 4])).events, [gone(&[chain[1], chain[3]])]);
+    let again = cache.says(stored(None, &[1, 2, 3, 4]));
+    assert_eq!(again, only([on_device(Some(chain[0]), &[chain[1]]), on_device(Some(chain[2]), &[chain[3]])]));
+}
+
+#[test]
+fn tiers_are_counted_apart_and_blocks_may_only_be_named() {
+    let mut cache = cache();
+    let chain = plain(&[1, 2]);
+    // As vLLM offloads: no parent, no tokens, another block size.
+    let offloaded = |hashes: &[u64]| Stored {
+        tokens: vec![],
+        tier: Tier::Host,
+        block_size_tokens: 64,
+        ..stored(None, hashes)
+    };
+    let from_host = |hashes: &[u64]| Removed { tier: Tier::Host, ..removed(hashes) };
+    assert_eq!(cache.says(stored(None, &[1, 2])), only([on_device(None, &chain)]));
+    assert_eq!(cache.says(offloaded(&[1, 2])), only([in_tier(Tier::Host, None, &chain)]));
+    assert_eq!(cache.says(removed(&[1, 2])), only([gone(&chain)]));
+    let stats = cache.stats();
+    assert_eq!((stats.blocks_device, stats.blocks_host, stats.engine_blocks), (0, 2, 2));
+    assert_eq!(cache.snapshot(), []);
+    // What is known on any tier has a place in its chain.
+    let third = plain(&[1, 2, 3])[2];
+    assert_eq!(cache.says(stored(Some(2), &[3])), only([on_device(Some(chain[1]), &[third])]));
+    let went = KvEvent::Removed { hashes: vec![chain[1]], tier: Tier::Host };
+    assert_eq!(cache.says(from_host(&[2])), only([went]));
+    // One whose tokens nobody said stands for nothing, and its removal is no mistake.
+    assert_eq!(cache.says(offloaded(&[77])), only([]));
+    assert_eq!(cache.stats().left_out, 1);
+    assert_eq!(cache.says(from_host(&[77])), only([]));
+    assert_eq!((cache.stats().left_out, cache.stats().removals_unknown), (0, 0));
+    assert_eq!(cache.stats().engine_block_size_tokens, 4, "the device's, not the host's");
+    // Not stored on that tier, though on another.
+    assert_eq!(
+        faults(&cache.says(from_host(&[3]))),
+        ["1 blocks were removed that were not stored, 0000000000000003 among them"]
+    );
+}
+
+#[test]
+fn what_follows_an_unknown_parent_is_left_out_until_it_is_known_again() {
+    let mut cache = cache();
+    let lost = cache.says(stored(Some(50), &[51, 52]));
+    assert_eq!(lost.events, []);
+    let fault =
+        |parent, blocks, explained| Fault::UnknownParent { parent: EngineHash(parent), blocks, explained };
+    assert_eq!(lost.faults, [fault(50, 2, false)]);
+    assert_eq!(faults(&lost), ["2 blocks follow block 0000000000000032, which was never announced"]);
+    assert_eq!(cache.says(stored(Some(52), &[53])).faults, [fault(52, 1, true)], "a descendant");
+    assert_eq!((cache.stats().left_out, cache.stats().orphans), (3, 3));
+    assert_eq!(cache.says(removed(&[53, 51, 52])), only([]));
+    assert_eq!(
+        faults(&cache.says(removed(&[53, 54]))),
+        ["2 blocks were removed that were not stored, 0000000000000035 among them"]
+    );
+    // A known hash stands for its prefix, so what follows it is found again.
+    let chain = plain(&[1, 2, 3]);
+    assert_eq!(cache.says(stored(None, &[1, 2])).events, [on_device(None, &chain[..2])]);
+    let applied = cache.says(stored(Some(60), &[61, 2, 3]));
+    assert_eq!(applied.events, [on_device(Some(chain[1]), &chain[2..])]);
+    assert_eq!(applied.faults, [fault(60, 1, false)]);
+    assert_eq!(cache.says(removed(&[2])), only([]), "it was stored twice");
+}
+
+#[test]
+fn a_cleared_rank_holds_nothing() {
+    let mut cache = cache();
+    let on_host = Stored { tier: Tier::Host, ..stored(None, &[1]) };
+    cache.apply(&batch([stored(None, &[1, 2]).into(), on_host.into()]));
+    let chain = plain(&[1, 2]);
+    let applied = cache.apply(&batch([EngineEvent::Cleared, stored(None, &[1, 2]).into()]));
+    assert_eq!(applied, only([KvEvent::Cleared, on_device(None, &chain)]));
+    assert_eq!((cache.stats().blocks_host, cache.stats().blocks_device), (0, 2));
+    // Some engines clear only their own pool.
+    assert_eq!(cache.says(Removed { tier: Tier::Host, ..removed(&[1]) }), only([]));
+    assert_eq!(faults(&cache.says(Removed { tier: Tier::Host, ..removed(&[1]) })).len(), 1);
+    cache.reset(History::Whole);
+    assert_eq!(cache.stats(), RankStats { removals_unknown: 1, ..RankStats::default() });
+    assert_eq!(cache.snapshot(), []);
+}
+
+#[test]
+fn where_the_beginning_is_lost_the_unknown_is_no_fault() {
+    let mut cache = cache();
+    cache.reset(History::Lost);
+    assert_eq!(cache.says(removed(&[50])), only([]));
+    let orphan = Fault::UnknownParent { parent: EngineHash(50), blocks: 1, explained: true };
+    assert_eq!(cache.says(stored(Some(50), &[51])).faults, [orphan]);
+    assert_eq!(cache.says(stored(None, &[1])), only([on_device(None, &plain(&[1]))]));
+    assert_eq!(cache.says(removed(&[51, 52, 1])), only([gone(&plain(&[1]))]));
+    assert_eq!(cache.stats().removals_unknown, 0);
+    cache.says(EngineEvent::Cleared);
+    assert_eq!(faults(&cache.says(removed(&[52]))).len(), 1, "from here on all is known");
+    let orphan = Fault::UnknownParent { parent: EngineHash(50), blocks: 1, explained: false };
+    assert_eq!(cache.says(stored(Some(50), &[51])).faults, [orphan]);
+}
+
+#[test]
+fn malformed_events_are_left_out_with_a_sentence() {
+    let keys = |blocks: usize| Stored { extra_keys: Some(vec![vec![]; blocks]), ..stored(None, &[1, 2]) };
+    let short = Stored { tokens: vec![1; 7], ..stored(None, &[1, 2]) };
+    let endless = Stored { block_size_tokens: u32::MAX, tokens: vec![1; 4], ..stored(None, &[1, 2]) };
+    let sizeless = Stored { block_size_tokens: 0, tokens: vec![1; 4], ..stored(None, &[1]) };
+    let nothing = Stored { tokens: vec![1; 4], ..stored(None, &[]) };
+    for (declared, event, said) in [
+        (
+            Some(4),
+            stored_as(8, None, &[1, 2]),
+            "its events have blocks of 8 tokens, but it was declared with 4; 2 left out",
+        ),
+        (None, short, "an event of 2 blocks of 4 tokens has 7 tokens; 2 left out"),
+        (None, endless, "an event of 2 blocks of 4294967295 tokens has 4 tokens; 2 left out"),
+        (None, sizeless, "an event of 1 blocks of 0 tokens has 4 tokens; 1 left out"),
+        (None, nothing, "an event of 0 blocks of 4 tokens has 4 tokens; 0 left out"),
+        (None, keys(1), "an event of 2 blocks has extra keys of 1 blocks; 2 left out"),
+        (None, keys(3), "an event of 2 blocks has extra keys of 3 blocks; 2 left out"),
+    ] {
+        let mut cache = cache_of(4, declared, 100);
+        let blocks = event.hashes.len() as u64;
+        let hashes: Vec<u64> = event.hashes.iter().map(|hash| hash.0).collect();
+        let applied = cache.apply(&batch([event.clone().into(), event.into()]));
+        let both = said.replace(&format!("{blocks} left out"), &format!("{} left out", 2 * blocks));
+        assert_eq!((&applied.events[..], faults(&applied)), (&[][..], vec![both]));
+        assert_eq!((cache.stats().malformed, cache.stats().left_out), (2 * blocks, 2 * blocks));
+        assert_eq!(cache.says(removed(&hashes)), only([]), "removing what was left out is no mistake");
+        // The parent may be what was left out, so a replay is not worth asking for.
+        if let Some(&last) = hashes.last() {
+            let child = cache.says(Stored { block_size_tokens: 4, ..stored(Some(last), &[99]) });
+            assert!(matches!(child.faults[..], [Fault::UnknownParent { explained: true, .. }]), "{child:?}");
+        }
+    }
+    let mut cache = cache_of(4, None, 100);
+    assert_eq!(cache.says(keys(2)).events.len(), 1);
+    let unknown = || EngineEvent::Unknown { tag: "Block\nMoved".into() };
+    let applied = cache.apply(&batch([unknown(), unknown()]));
+    assert_eq!(
+        faults(&applied),
+        ["2 events of unknown types, \"Block\\nMoved\" among them, were passed over"]
+    );
+}
+
+#[test]
+fn salts_and_adapters_have_roots_of_their_own() {
+    let root = |model: &str, salt: &str| hasher(4).root(model, salt);
+    let text = |text: &str| ExtraKey::Text(text.into());
+    let first = |keys: Vec<ExtraKey>| Some(vec![keys, vec![]]);
+    let event = stored(None, &[1, 2]);
+    let lora = Some(Box::from("lora"));
+    for (what, event, expected) in [
+        ("plain", event.clone(), root("m", "")),
+        ("no keys", Stored { extra_keys: first(vec![]), ..event.clone() }, root("m", "")),
+        ("vLLM's salt", Stored { extra_keys: first(vec![text("s")]), ..event.clone() }, root("m", "s")),
+        ("SGLang's salt", Stored { salt: Some("s".into()), ..event.clone() }, root("m", "s")),
+        ("an adapter", Stored { lora_name: lora.clone(), ..event.clone() }, root("lora", "")),
+        (
+            "an adapter, in every block's keys",
+            Stored {
+                lora_name: lora.clone(),
+                lora_id: Some(1),
+                extra_keys: Some(vec![vec![text("lora")], vec![text("lora")]]),
+                ..event.clone()
+            },
+            root("lora", ""),
+        ),
+        (
+            "an adapter and a salt",
+            Stored {
+                lora_name: lora,
+                extra_keys: Some(vec![vec![text("lora"), text("s")], vec![text("lora")]]),
+                ..event
+            },
+            root("lora", "s"),
+        ),
+    ] {
+        let mut cache = cache();
+        let chain = own(expected, &[1, 2, 3]);
+        assert_eq!(cache.says(event), only([on_device(None, &chain[..2])]), "{what}");
+        // What follows inherits it, whatever it says itself.
+        assert_eq!(
+            cache.says(stored(Some(2), &[3])),
+            only([on_device(Some(chain[1]), &chain[2..])]),
+            "{what}"
+        );
+    }
+}
+
+#[test]
+fn what_is_not_plain_text_matches_only_itself() {
+    let text = |text: &str| ExtraKey::Text(text.into());
+    let media = |hash: &str, offset| ExtraKey::media(hash, offset);
+    let keys = |first: Vec<ExtraKey>, second: Vec<ExtraKey>| Stored {
+        extra_keys: Some(vec![first, second]),
+        ..stored(None, &[1, 2])
+    };
+    let variants = [
+        keys(vec![], vec![]),
+        keys(vec![text("s")], vec![]),
+        keys(vec![], vec![media("cat", 0)]),
+        keys(vec![], vec![media("cat", 1)]),
+        keys(vec![], vec![media("dog", 0)]),
+        keys(vec![], vec![text("s")]),
+        keys(vec![media("cat", 0)], vec![]),
+        keys(vec![media("cat", 0)], vec![media("cat", -4)]),
+        keys(vec![media("cat", 0), text("s")], vec![]),
+        keys(vec![text("s"), text("t")], vec![]),
+        keys(vec![text("st")], vec![]),
+        Stored { lora_id: Some(1), ..stored(None, &[1, 2]) },
+        Stored { lora_id: Some(2), ..stored(None, &[1, 2]) },
+        Stored { salt: Some("t".into()), ..keys(vec![text("s")], vec![]) },
+    ];
+    let chain = |event: &Stored| {
+        let applied = cache().says(event.clone());
+        match &applied.events[..] {
+            [KvEvent::Stored { parent: None, hashes, .. }] if applied.faults.is_empty() => hashes.clone(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let chains: Vec<Vec<BlockHash>> = variants.iter().map(chain).collect();
+    for (index, one) in chains.iter().enumerate() {
+        assert_eq!(*one, chain(&variants[index]), "the same each time");
+        for (other_index, other) in chains[..index].iter().enumerate() {
+            assert_ne!(one[1], other[1], "{:?} and {:?}", variants[index], variants[other_index]);
+        }
+    }
+    let plain = plain(&[1, 2]);
+    assert_eq!(chains[0], plain);
+    assert_eq!(chains[2][0], plain[0], "what is before an image is plain");
+    assert_ne!(chains[6][0], plain[0]);
+    // What follows an image is not plain either, and is told as following it.
+    let mut cache = cache();
+    assert_eq!(cache.says(variants[2].clone()).events, [on_device(None, &chains[2])]);
+    let after = cache.says(stored(Some(2), &[3]));
+    let third = hasher(4).next(chains[2][1], &[3; 4]);
+    assert_eq!(after, only([on_device(Some(chains[2][1]), &[third])]));
+}
+
+#[test]
+fn keys_within_a_block_of_ours_make_that_block_private() {
+    // Ours has 8 tokens, the engine's 4: an image in the second half is one in the block.
+    let event = |second: Vec<ExtraKey>| Stored {
+        extra_keys: Some(vec![vec![], second, vec![], vec![]]),
+        ..stored(None, &[1, 2, 3, 4])
+    };
+    let chain = |event: Stored| match &cache_of(8, None, 100).says(event).events[..] {
+        [KvEvent::Stored { hashes, .. }] => hashes.clone(),
+        other => panic!("{other:?}"),
+    };
+    let plain = hasher(8).chain(hasher(8).root("m", ""), &stored(None, &[1, 2, 3, 4]).tokens);
+    assert_eq!(chain(event(vec![])), plain);
+    let private = chain(event(vec![ExtraKey::media("cat", 0)]));
+    assert_eq!(private.len(), 2);
+    assert!(private[0] != plain[0] && private[1] != plain[1]);
+}
+
+#[test]
+fn a_hash_with_two_prefixes_stands_for_nothing() {
+    let mut cache = cache();
+    let chain = plain(&[1, 2]);
+    let on_host = Stored { tier: Tier::Host, ..stored(None, &[1]) };
+    cache.apply(&batch([stored(None, &[1, 2]).into(), on_host.into()]));
+    // As SGLang's default does with two salts.
+    let salted = || Stored { salt: Some("s".into()), ..stored(None, &[1]) };
+    let applied = cache.says(salted());
+    let from_host = KvEvent::Removed { hashes: vec![chain[0]], tier: Tier::Host };
+    assert_eq!(applied.events, [gone(&chain[..1]), from_host]);
+    assert_eq!(
+        faults(&applied),
+        ["1 hashes, 0000000000000001 among them, were announced with two different prefixes each; left out"]
+    );
+    assert_eq!(cache.says(salted()), only([]), "said once");
+    assert_eq!(faults(&cache.says(stored(Some(1), &[7]))).len(), 1, "nothing can follow it");
+    assert_eq!(cache.says(removed(&[1, 1, 1])), only([]), "its removals are counted all the same");
+    assert_eq!(cache.says(Removed { tier: Tier::Host, ..removed(&[1]) }), only([]));
+    assert_eq!(cache.says(stored(None, &[1])), only([on_device(None, &chain[..1])]), "and it may come back");
+    assert_eq!(cache.stats().ambiguous, 1);
+}
+
+#[test]
+fn other_tokens_under_a_known_hash_are_noticed_whatever_the_block_sizes() {
+    for (own, engine) in [(4, 4), (4, 8), (4, 6), (16, 4)] {
+        let mut cache = cache_of(own, None, 100);
+        cache.says(stored_as(engine, None, &[1]));
+        assert_eq!(cache.says(stored_as(engine, None, &[1])), only([]));
+        let longer = stored_as(2 * engine, None, &[1]);
+        let shorter = stored_as(engine - 1, None, &[1]);
+        for other in [longer, shorter] {
+            let mut cache = cache_of(own, None, 100);
+            cache.says(stored_as(engine, None, &[1]));
+            assert!(matches!(cache.says(other).faults[..], [Fault::AmbiguousHash { .. }]), "{own} {engine}");
+        }
+        let other = Stored { tokens: vec![9; engine as usize], ..stored_as(engine, None, &[1]) };
+        assert!(matches!(cache.says(other).faults[..], [Fault::AmbiguousHash { .. }]), "{own} {engine}");
+    }
+}
+
+#[test]
+fn beyond_its_bound_a_rank_takes_no_more() {
+    let mut cache = cache_of(4, None, 3);
+    let chain = plain(&[1, 2, 3]);
+    let applied = cache.says(stored(None, &[1, 2, 3, 4, 5]));
+    assert_eq!(applied.events, [on_device(None, &chain)]);
+    assert_eq!(
+        faults(&applied),
+        ["2 blocks left out: 3 are followed already, the most that is allowed for one rank"]
+    );
+    assert_eq!((cache.stats().refused, cache.stats().left_out), (2, 2));
+    assert_eq!(cache.says(stored(Some(2), &[3])), only([]), "what is known needs no room");
+    assert_eq!(cache.says(removed(&[5, 4])), only([]));
+    assert_eq!(cache.says(removed(&[1])), only([gone(&chain[..1])]));
+    assert_eq!(cache.says(stored(None, &[1])), only([on_device(None, &chain[..1])]));
+    // One engine block with more of ours than there is room for.
+    let mut cache = cache_of(4, None, 3);
+    assert!(matches!(cache.says(stored_as(16, None, &[1])).faults[..], [Fault::NoRoom { .. }]));
+    assert_eq!(cache.says(stored_as(12, None, &[2])).events.len(), 1);
+    assert_eq!(cache.stats().blocks_device, 3);
+}
+
+#[test]
+fn one_full_attention_group_feeds_the_index() {
+    use GroupKind::{FullAttention, Mamba, MlaAttention, SlidingWindow, Unknown};
+    let of =
+        |group: u32, kind: Option<GroupKind>| Stored { group: Some(group), kind, ..stored(None, &[1, 2]) };
+    //    stores, in order                                                              indexed, counted apart
+    for (stores, expected) in [
+        (vec![of(0, Some(FullAttention)), of(1, Some(SlidingWindow))], (2, 2)),
+        (vec![of(0, Some(SlidingWindow)), of(1, Some(FullAttention))], (2, 2)),
+        (vec![of(0, Some(FullAttention)), of(1, Some(FullAttention))], (2, 2)),
+        (vec![of(2, Some(MlaAttention)), of(0, Some(Mamba))], (2, 2)),
+        (vec![of(0, None), of(1, None)], (2, 2)),
+        (vec![of(1, None), of(0, Some(Unknown))], (2, 2)),
+        (vec![of(0, Some(SlidingWindow)), of(1, Some(SlidingWindow))], (0, 4)),
+        (vec![stored(None, &[1, 2])], (2, 0)),
+    ] {
+        let mut cache = cache();
+        let applied = cache.apply(&batch(stores.iter().cloned().map(Into::into)));
+        assert_eq!(applied.faults, []);
+        let stats = cache.stats();
+        assert_eq!((stats.blocks_device, stats.engine_blocks_other_groups), expected, "{stores:?}");
+        // Each group removes its own.
+        let removals = stores.iter().map(|event| Removed { group: event.group, ..removed(&[1, 2]) }.into());
+        let applied = cache.apply(&batch(removals));
+        assert_eq!(applied.faults, [], "{stores:?}");
+        let stats = cache.stats();
+        assert_eq!((stats.engine_blocks, stats.engine_blocks_other_groups), (0, 0), "{stores:?}");
+    }
+    let mut cache = cache_of(4, None, 3);
+    cache.apply(&batch([of(0, Some(FullAttention)).into(), of(1, Some(Mamba)).into()]));
+    let stats = cache.stats();
+    assert_eq!((stats.engine_blocks, stats.engine_blocks_other_groups, stats.refused), (2, 1, 1));
+}
+
+#[test]
+fn blocks_of_other_sizes_are_laid_side_by_side() {
+    // (B, E, engine blocks): which of ours each engine block completes.
+    for (own, engine, completes) in [
+        (16, 32, vec![0..2_usize, 2..4, 4..6]),
+        (16, 24, vec![0..1, 1..3, 3..4, 4..6]),
+        (16, 16, vec![0..1, 1..2]),
+        (16, 8, vec![0..0, 0..1, 1..1, 1..2]),
+        (16, 40, vec![0..2, 2..5, 5..7]),
+        (16, 5, vec![0..0, 0..0, 0..0, 0..1, 1..1, 1..1, 1..2]),
+        (2, 3, vec![0..1, 1..3]),
+    ] {
+        let mut cache = cache_of(own, Some(engine), 100);
+        let hashes: Vec<u64> = (1..=completes.len() as u64).collect();
+        let tokens: Vec<TokenId> = stored_as(engine, None, &hashes).tokens;
+        let chain = hasher(own).chain(hasher(own).root("m", ""), &tokens);
+        for (&hash, completes) in hashes.iter().zip(&completes) {
+            let parent = (hash > 1).then_some(hash - 1);
+            let applied = cache.says(stored_as(engine, parent, &[hash]));
+            let before = completes.start.checked_sub(1).map(|last| chain[last]);
+            let expected = if completes.is_empty() {
+                vec![]
+            } else {
+                vec![on_device(before, &chain[completes.clone()])]
+            };
+            assert_eq!(applied, only(expected), "{own} {engine} {hash}");
+        }
+        for (&hash, completes) in hashes.iter().zip(&completes) {
+            let expected = if completes.is_empty() { vec![] } else { vec![gone(&chain[completes.clone()])] };
+            assert_eq!(cache.says(removed(&[hash])), only(expected), "{own} {engine} {hash}");
+        }
+        assert_eq!(cache.stats(), RankStats { engine_block_size_tokens: engine, ..RankStats::default() });
+    }
+}
