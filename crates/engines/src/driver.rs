@@ -6,12 +6,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use forebay_kv_move::{BlockRef, Region};
 use forebay_perf_model::StepCoefficients;
+pub use forebay_types::FirstToken;
 use forebay_types::{
     BlockHash, EngineName, FinishReason, Incarnation, LegId, RankId, RequestId, Role, SampledToken, Sampling,
     TokenId,
 };
+use futures::future::BoxFuture;
+use serde_json::value::RawValue;
 
 use crate::{reports::Reports, stream::LegStream};
 
@@ -33,11 +37,16 @@ pub trait Driver: Send + Sync + 'static {
     /// Frees the KV that a finished prefill leg holds. Unknown legs are ignored: the lease may have ended first.
     fn release_kv(&self, leg: LegId);
 
+    /// Whether the engine runs in this process: then it cannot fall silent without dying.
+    fn is_in_process(&self) -> bool {
+        false
+    }
+
     /// What the engine says about itself, for one reader.
     fn reports(&self) -> &Reports;
 
-    /// Asks for the whole cache in the next report, after events were lost.
-    fn request_snapshot(&self);
+    /// Asks for the whole cache of one rank in a next report, after events were lost.
+    fn request_snapshot(&self, dp_rank: u16);
 
     /// Ends this life as soon as its running step is over; what runs is lost.
     fn stop(&self);
@@ -51,11 +60,15 @@ pub trait Launch: Send + Sync + 'static {
     fn kind(&self) -> &'static str;
     /// What it may be asked to do.
     fn role(&self) -> Role;
-    /// Starts a life.
+    /// Whether the engine lives elsewhere, and is found rather than started: looking again costs little.
+    fn is_attached(&self) -> bool {
+        false
+    }
+    /// Starts a life, or finds the one that runs elsewhere. Dropping the future calls it off.
     ///
     /// # Errors
     /// What kept it from starting.
-    fn launch(&self, incarnation: Incarnation) -> Result<Arc<dyn Driver>, LaunchError>;
+    fn launch(&self, incarnation: Incarnation) -> BoxFuture<'_, Result<Arc<dyn Driver>, LaunchError>>;
 }
 
 /// Why an engine did not start.
@@ -68,12 +81,12 @@ pub struct LaunchError {
     pub reason: String,
 }
 
-/// What an engine is and can do.
+/// What an engine is and can do. Sizes of KV are those of each rank.
 #[derive(Debug, Clone)]
 pub struct EngineFacts {
     /// Stable name.
     pub engine: EngineName,
-    /// `embedded`, `sim`, ...
+    /// `embedded`, `sim`, `vllm`, ...
     pub kind: &'static str,
     /// This life.
     pub incarnation: Incarnation,
@@ -81,40 +94,129 @@ pub struct EngineFacts {
     pub model: Arc<str>,
     /// What it may be asked to do.
     pub role: Role,
+    /// Its schedulers, numbered from 0. At least 1.
+    pub dp_ranks: u16,
     /// Tokens of a KV block.
     pub block_size_tokens: u32,
-    /// Bytes of a KV block over all layers.
+    /// Bytes of a KV block over all layers; 0 if nobody knows.
     pub block_bytes: u64,
-    /// Size of the KV pool.
+    /// Size of a rank's KV pool; 0 if nobody knows.
     pub blocks_total: u32,
     /// Token budget of one scheduler step.
     pub step_tokens_max: u32,
     /// Longest sequence, prompt and output.
     pub context_tokens_max: u32,
-    /// Legs that may wait.
+    /// Legs that may wait at a rank.
     pub waiting_max: u32,
-    /// Engines may exchange KV only if this is equal: weights, arithmetic and layout.
-    pub kv_layout: u64,
-    /// First guess at the speed of a step, from a probe at the start.
+    /// What it can do with KV of others, and others with its own.
+    pub kv: KvAbilities,
+    /// In which forms it takes a request.
+    pub accepts: Accepts,
+    /// Whether a leg elsewhere, given the prompt and the tokens so far, goes on with the very tokens that this engine
+    /// would have drawn, whatever the sampling (`seed`, several choices, logprobs). Where not, only plain sampling moves.
+    pub continues_sampling: bool,
+    /// How much is known of its cache.
+    pub cache_sight: CacheSight,
+    /// Sentences for operators: what is missing or off, and the flag that mends it.
+    pub notes: Vec<Arc<str>>,
+    /// First guess at the speed of a step, from a probe at the start or a profile of its kind.
     pub prior: StepCoefficients,
 }
 
+/// What an engine can do with KV beyond its own pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct KvAbilities {
+    /// Engines may exchange KV only if this is equal: weights, arithmetic, layout, block size, version, connector.
+    pub layout: u64,
+    /// Others can continue from what it computed.
+    pub can_export: bool,
+    /// It can continue from what others computed.
+    pub can_import: bool,
+    /// The first hand-over between two of its kind takes far longer than the next: a pair is warmed before it is used.
+    pub needs_warming: bool,
+}
+
+/// In which forms an engine takes a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Accepts {
+    /// Token ids in, token ids out: text is turned into tokens once, by the gateway.
+    pub tokens: bool,
+    /// The client's own body, answered in the engine's own words ([`Leg::body`]).
+    pub body: bool,
+}
+
+impl Accepts {
+    /// Tokens alone: what in-process engines take.
+    pub const TOKENS: Self = Self { tokens: true, body: false };
+}
+
+/// How much is known of what an engine caches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CacheSight {
+    /// It announces every change.
+    Events,
+    /// It announces nothing: what was routed there lately is taken to be there.
+    Approximate {
+        /// Why, as a sentence.
+        why: Arc<str>,
+    },
+}
+
 impl EngineFacts {
-    /// The rank of an engine that has only one.
-    pub fn rank(&self) -> RankId {
-        RankId { incarnation: self.incarnation, dp_rank: 0 }
+    /// One of its ranks.
+    pub fn rank(&self, dp_rank: u16) -> RankId {
+        RankId { incarnation: self.incarnation, dp_rank }
+    }
+
+    /// All of its ranks.
+    pub fn ranks(&self) -> impl Iterator<Item = RankId> + use<> {
+        let incarnation = self.incarnation;
+        (0..self.dp_ranks).map(move |dp_rank| RankId { incarnation, dp_rank })
     }
 }
 
 /// The tokens of a prompt and the identities of its full blocks, computed once by the gateway.
 #[derive(Debug, Clone)]
 pub struct Prompt {
-    /// Never empty.
+    /// Empty only beside a [`Leg::body`] whose tokens nobody here knows.
     pub tokens: Arc<[TokenId]>,
-    /// Of every full block of `tokens`.
+    /// Of every full block of `tokens`, or of stretches of the body's text where the tokens are unknown.
     pub hashes: Arc<[BlockHash]>,
-    /// Root of the chain: model and tenant salt.
+    /// Root of the chain: model and `salt`.
     pub root: BlockHash,
+    /// What separates tenants in an engine's prefix cache (`cache_salt`); empty for none.
+    pub salt: Arc<str>,
+}
+
+/// A client's request in its own words, for engines that are given text. The fields that could harm an engine or reach
+/// another tenant's cache are gone.
+#[derive(Debug, Clone)]
+pub struct ClientBody {
+    /// Which route it came in by.
+    pub route: ClientRoute,
+    /// One JSON object.
+    pub json: Bytes,
+    /// The client asked for server-sent events.
+    pub streams: bool,
+}
+
+/// The routes whose bodies are passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ClientRoute {
+    /// `/v1/chat/completions`
+    Chat,
+    /// `/v1/completions`
+    Completions,
+}
+
+impl ClientRoute {
+    /// The path, the same at the gateway and at engines.
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Chat => "/v1/chat/completions",
+            Self::Completions => "/v1/completions",
+        }
+    }
 }
 
 /// One piece of a request's work on one rank.
@@ -122,8 +224,10 @@ pub struct Prompt {
 pub struct Leg {
     /// Unique in the process.
     pub id: LegId,
-    /// For logs.
+    /// For logs; engines are told it where they take one.
     pub request: RequestId,
+    /// Which of the engine's ranks.
+    pub dp_rank: u16,
     /// What to compute.
     pub prompt: Prompt,
     /// Choice indices to sample; they share one prefill.
@@ -132,6 +236,11 @@ pub struct Leg {
     pub sampling: Arc<Sampling>,
     /// Which phases.
     pub work: Work,
+    /// Given: the engine is sent this body and its answer comes as [`LegEvent::Reply`], not as tokens. `choices` and
+    /// `sampling` are then for load accounting alone.
+    pub body: Option<Arc<ClientBody>>,
+    /// When whoever asked stops waiting.
+    pub deadline: Instant,
 }
 
 /// The phases that a leg covers.
@@ -145,37 +254,73 @@ pub enum Work {
     Decode {
         /// Where the KV lies.
         kv: KvHandle,
-        /// The first token of each choice; the prefill leg has delivered it.
+        /// The first token of each choice, where the prefill leg has delivered it ([`FirstToken::Handed`]); else empty.
         first: Vec<(u32, TokenId)>,
     },
 }
 
-/// KV of one prompt in a prefill engine's pool, held under a lease.
+/// KV of one prompt at a prefill engine, held under a lease.
 #[derive(Clone)]
 pub struct KvHandle {
-    /// Whose pool.
+    /// Whose.
     pub from: RankId,
     /// The leg that holds it; what [`Driver::release_kv`] takes.
     pub leg: LegId,
-    /// The pool.
-    pub region: Region,
-    /// The prompt's blocks in order, the last one perhaps partial.
-    pub blocks: Arc<[BlockRef]>,
     /// Prompt tokens covered.
     pub tokens: u32,
-    /// Must equal the reader's.
-    pub kv_layout: u64,
     /// End of the lease: from then on the owner may write there again.
     pub held_until: Instant,
+    /// Who delivers the first token.
+    pub first: FirstToken,
+    /// Where it lies, in the words of those who move it.
+    pub place: KvPlace,
+}
+
+/// Where held KV lies.
+#[derive(Clone)]
+pub enum KvPlace {
+    /// In a pool of this machine; the shell of the reading engine copies it.
+    Pool {
+        /// The pool.
+        region: Region,
+        /// The prompt's blocks in order, the last one perhaps partial.
+        blocks: Arc<[BlockRef]>,
+        /// Must equal the reader's.
+        layout: u64,
+    },
+    /// At a vLLM engine: the `kv_transfer_params` that its prefill leg answered, checked to be complete, passed on word for
+    /// word.
+    Params(Arc<RawValue>),
+    /// At an SGLang prefill server: where the decode server meets it. The prefill leg still runs.
+    Bootstrap(Bootstrap),
+}
+
+/// The meeting point of an SGLang pair.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bootstrap {
+    /// Of the prefill server, as the decode server reaches it.
+    pub host: Arc<str>,
+    /// Its bootstrap port.
+    pub port: u16,
+    /// Unique to the request.
+    pub room: u64,
+    /// Rank of the prefill server that computes it.
+    pub prefill_dp_rank: Option<u16>,
 }
 
 impl fmt::Debug for KvHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = match &self.place {
+            KvPlace::Pool { blocks, .. } => format!("{} blocks of a pool", blocks.len()),
+            KvPlace::Params(_) => "kv_transfer_params".to_owned(),
+            KvPlace::Bootstrap(bootstrap) => format!("{bootstrap:?}"),
+        };
         f.debug_struct("KvHandle")
             .field("from", &self.from)
             .field("leg", &self.leg)
-            .field("blocks", &self.blocks.len())
             .field("tokens", &self.tokens)
+            .field("first", &self.first)
+            .field("place", &place)
             .finish_non_exhaustive()
     }
 }
@@ -197,7 +342,8 @@ pub enum LegEvent {
         /// Why.
         reason: FinishReason,
     },
-    /// The prompt is computed and its KV held; the first tokens came before.
+    /// A decode leg may begin: the prompt is computed and its KV held, or the decode engine is to meet the prefill engine
+    /// while it computes ([`KvPlace::Bootstrap`]). With [`FirstToken::Handed`] the first tokens came before.
     Prefilled(KvHandle),
     /// The KV of a decode leg is here; the source may free it.
     KvArrived(TransferReport),
@@ -206,6 +352,10 @@ pub enum LegEvent {
         /// Which of the outcomes.
         outcome: TransferOutcome,
     },
+    /// The engine's own answer to [`Leg::body`], piece by piece.
+    Reply(Reply),
+    /// The engine's count of an answer, where it gave one. Comes before the end.
+    Usage(LegUsage),
     /// All choices have finished (or the KV is held).
     Ended,
     /// The engine did not take the leg.
@@ -215,6 +365,32 @@ pub enum LegEvent {
         /// Its last words.
         reason: Arc<str>,
     },
+}
+
+/// An engine's answer in its own words.
+#[derive(Debug, Clone)]
+pub enum Reply {
+    /// First, once. Only statuses that are an answer to the client: 2xx, and those 4xx that say what is wrong with the
+    /// request. Anything else is a failed leg.
+    Head {
+        /// HTTP status.
+        status: u16,
+        /// `content-type`.
+        content_type: Arc<str>,
+    },
+    /// A piece of the body; of a stream, whole events.
+    Data(Bytes),
+}
+
+/// Counts of one leg.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LegUsage {
+    /// Length of the prompt.
+    pub prompt_tokens: u32,
+    /// Of those, from a prefix cache.
+    pub cached_tokens: u32,
+    /// Generated, over all choices.
+    pub output_tokens: u32,
 }
 
 /// One completed hand-over.
@@ -280,6 +456,23 @@ pub enum StartError {
     /// The KV to import has another layout or size.
     #[error("the KV to import does not fit this engine")]
     ForeignKv,
+    /// The engine says that the request itself cannot be served; no other engine of the model would.
+    #[error("the engine refused the request with status {status}: {message}")]
+    Rejected {
+        /// HTTP status, 4xx.
+        status: u16,
+        /// The engine's own sentence.
+        message: Arc<str>,
+    },
+    /// The engine answered with an error that says nothing about the request. It counts against the engine.
+    #[error("the engine failed: {message}")]
+    Failed {
+        /// What it said.
+        message: Arc<str>,
+    },
+    /// The engine does not take requests in this form ([`Accepts`]).
+    #[error("the engine does not take requests in this form")]
+    WrongForm,
 }
 
 /// Bounds of one in-process engine.

@@ -18,7 +18,7 @@ use forebay_types::{EngineName, Incarnation, LegId, Role, SampledToken, Sampling
 use tokio::runtime::Handle;
 
 use crate::{
-    driver::{EngineFacts, EngineLimits, LaunchError},
+    driver::{Accepts, CacheSight, EngineFacts, EngineLimits, KvAbilities, LaunchError},
     local::{Backend, LocalEngine, LocalFleet, LocalLauncher, Parts, copy_blocks, panic_text},
 };
 
@@ -64,13 +64,23 @@ impl LocalFleet for EmbeddedFleet {
             incarnation,
             model,
             role,
+            dp_ranks: 1,
             block_size_tokens: limits.block_size_tokens,
             block_bytes,
             blocks_total: limits.blocks_total,
             step_tokens_max: limits.step_tokens_max,
             context_tokens_max: context_tokens_max(&weights, &limits),
             waiting_max: limits.waiting_max,
-            kv_layout: weights.fingerprint() ^ u64::from(limits.block_size_tokens),
+            kv: KvAbilities {
+                layout: weights.fingerprint() ^ u64::from(limits.block_size_tokens),
+                can_export: true,
+                can_import: true,
+                needs_warming: false,
+            },
+            accepts: Accepts::TOKENS,
+            continues_sampling: true,
+            cache_sight: CacheSight::Events,
+            notes: Vec::new(),
             prior,
         };
         let backend = EmbeddedBackend::new(weights, limits.block_size_tokens);

@@ -3,14 +3,16 @@
 mod driver;
 pub mod embedded;
 mod local;
+pub mod remote;
 mod reports;
 pub mod simulated;
 mod stream;
 
 pub use driver::{
-    Driver, EngineFacts, EngineLimits, KvHandle, Launch, LaunchError, Leg, LegEvent, Prompt, StartError,
+    Accepts, Bootstrap, CacheSight, ClientBody, ClientRoute, Driver, EngineFacts, EngineLimits, FirstToken,
+    KvAbilities, KvHandle, KvPlace, Launch, LaunchError, Leg, LegEvent, LegUsage, Prompt, Reply, StartError,
     TransferOutcome, TransferReport, Work,
 };
 pub use local::{LocalEngine, LocalFleet, LocalLauncher};
-pub use reports::{KvSnapshot, Report, Reports};
-pub use stream::LegStream;
+pub use reports::{KvSnapshot, Notice, Report, Reports};
+pub use stream::{LegControl, LegStream, Outbox, leg_stream};

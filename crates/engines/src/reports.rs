@@ -1,4 +1,7 @@
 //! What an engine says about itself: load, step times, cache changes, death. One mailbox an engine, one reader.
+//!
+//! Whoever watches an engine writes it: the shell of an in-process engine, the observer of an attached one, or the end
+//! of an agent's stream.
 
 use std::{
     collections::VecDeque,
@@ -10,6 +13,8 @@ use std::{
 use forebay_types::{BlockHash, KvEventBatch, RankId, RankLoad, StepObservation};
 use parking_lot::Mutex;
 
+use crate::driver::CacheSight;
+
 /// Step observations kept for a slow reader; older ones go first, for each only refines the perf model.
 const STEPS_MAX: usize = 256;
 /// Event batches kept for a slow reader. Beyond it they are dropped: the gap in their numbers makes the reader ask
@@ -17,20 +22,47 @@ const STEPS_MAX: usize = 256;
 const KV_BATCHES_MAX: usize = 4096;
 /// Steps after which a reader is woken though nothing else happened.
 const STEPS_WAKE: usize = 32;
+/// Notices kept for a slow reader.
+const NOTICES_MAX: usize = 64;
 
 /// Everything since the last read.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// The latest load of the rank, if it changed.
-    pub load: Option<RankLoad>,
-    /// Steps as measured.
-    pub steps: Vec<StepObservation>,
-    /// Cache changes, numbered.
+    /// The latest load of each DP rank that reported.
+    pub loads: Vec<(u16, RankLoad)>,
+    /// Steps as measured, by DP rank.
+    pub steps: Vec<(u16, StepObservation)>,
+    /// Whole caches, when they were asked for. Go before `kv`.
+    pub snapshots: Vec<KvSnapshot>,
+    /// Cache changes, numbered for each rank.
     pub kv: Vec<KvEventBatch>,
-    /// The whole cache, when it was asked for. Goes before `kv`.
-    pub snapshot: Option<KvSnapshot>,
+    /// What changed about the engine itself, in order.
+    pub notices: Vec<Notice>,
     /// The engine's last words. Nothing follows.
     pub died: Option<Arc<str>>,
+}
+
+/// News of an engine that lives on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// It is silent beyond its deadline: nothing new goes there until it is heard of again.
+    Silent {
+        /// A sentence.
+        why: Arc<str>,
+    },
+    /// It is heard of again, or was mended.
+    Heard,
+    /// It said something that cannot be true: nothing new goes there in this life.
+    Fenced {
+        /// A sentence.
+        why: Arc<str>,
+    },
+    /// It finishes what runs and takes nothing new.
+    Draining,
+    /// How much is known of its cache has changed.
+    CacheSight(CacheSight),
+    /// Something an operator should read.
+    Note(Arc<str>),
 }
 
 /// Everything that one rank caches.
@@ -52,10 +84,11 @@ pub struct Reports {
 
 #[derive(Debug, Default)]
 struct Inner {
-    load: Option<RankLoad>,
-    steps: VecDeque<StepObservation>,
+    loads: Vec<(u16, RankLoad)>,
+    steps: VecDeque<(u16, StepObservation)>,
+    snapshots: Vec<KvSnapshot>,
     kv: Vec<KvEventBatch>,
-    snapshot: Option<KvSnapshot>,
+    notices: Vec<Notice>,
     died: Option<Arc<str>>,
     /// Worth waking the reader for.
     news: bool,
@@ -67,6 +100,26 @@ impl Inner {
         self.news = true;
         if let Some(waker) = self.reader.take() {
             waker.wake();
+        }
+    }
+
+    fn load(&mut self, dp_rank: u16, load: RankLoad) {
+        match self.loads.iter_mut().find(|(rank, _)| *rank == dp_rank) {
+            Some((_, latest)) => *latest = load,
+            None => self.loads.push((dp_rank, load)),
+        }
+    }
+
+    fn step(&mut self, dp_rank: u16, step: StepObservation) {
+        if self.steps.len() == STEPS_MAX {
+            self.steps.pop_front();
+        }
+        self.steps.push_back((dp_rank, step));
+    }
+
+    fn kv(&mut self, batch: KvEventBatch) {
+        if self.kv.len() < KV_BATCHES_MAX {
+            self.kv.push(batch);
         }
     }
 }
@@ -81,34 +134,60 @@ impl Reports {
         notable: bool,
     ) {
         let mut inner = self.inner.lock();
-        inner.load = Some(load);
+        inner.load(0, load);
         if let Some(step) = step {
-            if inner.steps.len() == STEPS_MAX {
-                inner.steps.pop_front();
-            }
-            inner.steps.push_back(step);
+            inner.step(0, step);
         }
         let events = kv.is_some();
-        if let Some(batch) = kv
-            && inner.kv.len() < KV_BATCHES_MAX
-        {
-            inner.kv.push(batch);
+        if let Some(batch) = kv {
+            inner.kv(batch);
         }
         if events || notable || inner.steps.len() >= STEPS_WAKE {
             inner.wake();
         }
     }
 
-    /// Answers a request for a snapshot; it replaces the batches that wait.
-    pub(crate) fn put_snapshot(&self, snapshot: KvSnapshot) {
+    /// A rank's load, as the engine says it.
+    pub fn put_load(&self, dp_rank: u16, load: RankLoad) {
         let mut inner = self.inner.lock();
-        inner.kv.clear();
-        inner.snapshot = Some(snapshot);
+        inner.load(dp_rank, load);
+        inner.wake();
+    }
+
+    /// Steps of a rank, as measured. They wait for the next wake-up.
+    pub fn put_steps(&self, dp_rank: u16, steps: impl IntoIterator<Item = StepObservation>) {
+        let mut inner = self.inner.lock();
+        steps.into_iter().for_each(|step| inner.step(dp_rank, step));
+    }
+
+    /// Cache changes. Beyond [`KV_BATCHES_MAX`] they are dropped, which their numbers show.
+    pub fn put_kv(&self, batches: impl IntoIterator<Item = KvEventBatch>) {
+        let mut inner = self.inner.lock();
+        batches.into_iter().for_each(|batch| inner.kv(batch));
+        inner.wake();
+    }
+
+    /// A rank's whole cache; it replaces the batches of that rank that wait.
+    pub fn put_snapshot(&self, snapshot: KvSnapshot) {
+        let mut inner = self.inner.lock();
+        inner.kv.retain(|batch| batch.rank != snapshot.rank);
+        inner.snapshots.retain(|earlier| earlier.rank != snapshot.rank);
+        inner.snapshots.push(snapshot);
+        inner.wake();
+    }
+
+    /// What changed about the engine itself. Beyond [`NOTICES_MAX`] unread ones the oldest goes.
+    pub fn put_notice(&self, notice: Notice) {
+        let mut inner = self.inner.lock();
+        if inner.notices.len() == NOTICES_MAX {
+            inner.notices.remove(0);
+        }
+        inner.notices.push(notice);
         inner.wake();
     }
 
     /// The engine's last words.
-    pub(crate) fn put_death(&self, reason: Arc<str>) {
+    pub fn put_death(&self, reason: Arc<str>) {
         let mut inner = self.inner.lock();
         if inner.died.is_none() {
             inner.died = Some(reason);
@@ -132,10 +211,11 @@ impl Reports {
         }
         inner.news = false;
         Poll::Ready(Report {
-            load: inner.load.take(),
+            loads: std::mem::take(&mut inner.loads),
             steps: inner.steps.drain(..).collect(),
+            snapshots: std::mem::take(&mut inner.snapshots),
             kv: std::mem::take(&mut inner.kv),
-            snapshot: inner.snapshot.take(),
+            notices: std::mem::take(&mut inner.notices),
             died: inner.died.clone(),
         })
     }

@@ -14,7 +14,7 @@ use futures::FutureExt;
 use tokio::runtime::Handle;
 
 use crate::{
-    driver::{EngineFacts, EngineLimits, LaunchError},
+    driver::{Accepts, CacheSight, EngineFacts, EngineLimits, KvAbilities, LaunchError},
     local::{Backend, LocalEngine, LocalFleet, LocalLauncher, Parts, copy_blocks, panic_text},
 };
 
@@ -70,13 +70,23 @@ impl LocalFleet for SimulatedFleet {
             incarnation,
             model: fleet.model,
             role,
+            dp_ranks: 1,
             block_size_tokens: limits.block_size_tokens,
             block_bytes,
             blocks_total: limits.blocks_total,
             step_tokens_max: limits.step_tokens_max,
             context_tokens_max: fleet.context_tokens_max.min(limits.blocks_total * limits.block_size_tokens),
             waiting_max: limits.waiting_max,
-            kv_layout: KV_LAYOUT ^ u64::from(limits.block_size_tokens),
+            kv: KvAbilities {
+                layout: KV_LAYOUT ^ u64::from(limits.block_size_tokens),
+                can_export: true,
+                can_import: true,
+                needs_warming: false,
+            },
+            accepts: Accepts::TOKENS,
+            continues_sampling: true,
+            cache_sight: CacheSight::Events,
+            notes: Vec::new(),
             prior: prior(&fleet.timing, fleet.speed),
         };
         let backend = SimulatedBackend {

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use crate::driver::LegEvent;
 
 /// What a stream says back to the engine.
-pub(crate) trait LegControl: Send + Sync {
+pub trait LegControl: Send + Sync {
     /// Nobody reads this leg any more.
     fn cancel(&self, leg: LegId);
     /// End one choice: its stop string matched.
@@ -25,27 +25,60 @@ pub(crate) trait LegControl: Send + Sync {
 struct State {
     events: VecDeque<LegEvent>,
     reader: Option<Waker>,
+    /// An engine that waits for the reader.
+    writer: Option<Waker>,
     /// The last event was put; nothing follows.
     closed: bool,
 }
 
 /// The engine's half. Dropped without a last event, it tells the reader that the engine was lost.
-pub(crate) struct Outbox {
+pub struct Outbox {
     state: Arc<Mutex<State>>,
+}
+
+impl State {
+    fn put(&mut self, event: LegEvent) {
+        if !self.closed {
+            self.closed = matches!(event, LegEvent::Ended | LegEvent::Refused(_) | LegEvent::Lost { .. });
+            self.events.push_back(event);
+        }
+    }
 }
 
 impl Outbox {
     /// Puts an event and wakes the reader. What waits is bounded by the leg's own `output_tokens_max`.
-    pub(crate) fn put(&self, event: LegEvent) {
+    pub fn put(&self, event: LegEvent) {
         let mut state = self.state.lock();
-        if state.closed {
-            return;
-        }
-        state.closed = matches!(event, LegEvent::Ended | LegEvent::Refused(_) | LegEvent::Lost { .. });
-        state.events.push_back(event);
+        state.put(event);
         if let Some(waker) = state.reader.take() {
             waker.wake();
         }
+    }
+
+    /// Puts several events, in order, and wakes the reader once. Leaves `events` empty.
+    pub fn put_all(&self, events: &mut Vec<LegEvent>) {
+        if events.is_empty() {
+            return;
+        }
+        let mut state = self.state.lock();
+        events.drain(..).for_each(|event| state.put(event));
+        if let Some(waker) = state.reader.take() {
+            waker.wake();
+        }
+    }
+
+    /// Ends when fewer than `events_max` events wait, or nobody reads any more: for answers that are not bounded by a
+    /// number of tokens.
+    pub async fn room(&self, events_max: usize) {
+        poll_fn(|cx| {
+            let mut state = self.state.lock();
+            if state.closed || state.events.len() < events_max {
+                return Poll::Ready(());
+            }
+            state.writer = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
     }
 }
 
@@ -69,7 +102,7 @@ impl fmt::Debug for LegStream {
 }
 
 /// Both halves of one leg's stream.
-pub(crate) fn leg_stream(leg: LegId, control: Arc<dyn LegControl>) -> (Outbox, LegStream) {
+pub fn leg_stream(leg: LegId, control: Arc<dyn LegControl>) -> (Outbox, LegStream) {
     let state = Arc::new(Mutex::new(State::default()));
     (Outbox { state: state.clone() }, LegStream { leg, state, control })
 }
@@ -85,6 +118,9 @@ impl LegStream {
         let mut state = self.state.lock();
         if !state.events.is_empty() {
             batch.extend(state.events.drain(..));
+            if let Some(writer) = state.writer.take() {
+                writer.wake();
+            }
             return Poll::Ready(true);
         }
         if state.closed {
@@ -114,6 +150,9 @@ impl Drop for LegStream {
             // KV that was held for a reader who never read of it would else stay until its lease ends.
             let held = state.events.iter().any(|event| matches!(event, LegEvent::Prefilled(_)));
             state.events.clear();
+            if let Some(writer) = state.writer.take() {
+                writer.wake();
+            }
             (std::mem::replace(&mut state.closed, true), held)
         };
         if !closed || held {

@@ -15,6 +15,7 @@ use forebay_engine_model::{Scheduler, SchedulerConfig, StepPlan};
 use forebay_kv_hash::BlockHasher;
 use forebay_kv_move::{Mover, Region};
 use forebay_types::{EngineName, Incarnation, LegId, Role, SampledToken, Sampling};
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 
 use inbox::{Command, Inbox};
@@ -136,10 +137,12 @@ impl<F: LocalFleet> Launch for LocalLauncher<F> {
         self.role
     }
 
-    fn launch(&self, incarnation: Incarnation) -> Result<Arc<dyn Driver>, LaunchError> {
-        let engine = self.fleet.start(&self.name, self.role, incarnation)?;
-        *self.current.lock() = Arc::downgrade(&engine);
-        Ok(engine)
+    fn launch(&self, incarnation: Incarnation) -> BoxFuture<'_, Result<Arc<dyn Driver>, LaunchError>> {
+        Box::pin(async move {
+            let engine = self.fleet.start(&self.name, self.role, incarnation)?;
+            *self.current.lock() = Arc::downgrade(&engine);
+            Ok(engine as Arc<dyn Driver>)
+        })
     }
 }
 
@@ -163,6 +166,9 @@ impl Driver for LocalEngine {
     }
 
     fn start(&self, leg: Leg) -> Result<LegStream, StartError> {
+        if leg.body.is_some() {
+            return Err(StartError::WrongForm);
+        }
         let needed_tokens = u32::try_from(leg.prompt.tokens.len()).unwrap_or(u32::MAX).saturating_add(1);
         if needed_tokens > self.facts.context_tokens_max {
             let context_tokens_max = self.facts.context_tokens_max;
@@ -180,6 +186,10 @@ impl Driver for LocalEngine {
         }
     }
 
+    fn is_in_process(&self) -> bool {
+        true
+    }
+
     fn release_kv(&self, leg: LegId) {
         self.inbox.tell(Command::Release(leg));
     }
@@ -188,7 +198,7 @@ impl Driver for LocalEngine {
         &self.reports
     }
 
-    fn request_snapshot(&self) {
+    fn request_snapshot(&self, _dp_rank: u16) {
         self.inbox.tell(Command::Snapshot);
     }
 

@@ -4,12 +4,13 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use forebay_engine_model::{Import, Job, Output, Scheduler, StepPlan, SubmitError, Work as JobWork};
 use forebay_kv_move::{BlockPair, BlockRef, CopyPlan, Mover, Options, Outcome, Region, Report, Ticket};
-use forebay_types::{KvEventBatch, LegId, SampledToken, StepObservation, TokenId};
+use forebay_types::{FirstToken, KvEventBatch, LegId, SampledToken, StepObservation, TokenId};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::{
     driver::{
-        EngineFacts, EngineLimits, KvHandle, Leg, LegEvent, StartError, TransferOutcome, TransferReport, Work,
+        EngineFacts, EngineLimits, KvHandle, KvPlace, Leg, LegEvent, StartError, TransferOutcome,
+        TransferReport, Work,
     },
     local::{
         Backend,
@@ -56,7 +57,15 @@ struct Buffers {
 struct LiveLeg {
     outbox: Outbox,
     /// Where a decode leg's KV comes from.
-    source: Option<KvHandle>,
+    source: Option<Source>,
+}
+
+/// KV of another engine that this one can read.
+#[derive(Clone)]
+struct Source {
+    region: Region,
+    blocks: Arc<[BlockRef]>,
+    held_until: std::time::Instant,
 }
 
 /// What a turn of the loop came to.
@@ -159,7 +168,7 @@ impl<B: Backend> Shell<B> {
             Command::Snapshot => {
                 self.report(None, true); // what the snapshot contains is not announced again after it
                 self.reports.put_snapshot(KvSnapshot {
-                    rank: self.facts.rank(),
+                    rank: self.facts.rank(0),
                     sequence_next: self.events_sequence,
                     blocks: self.scheduler.cached_blocks(),
                 });
@@ -173,12 +182,11 @@ impl<B: Backend> Shell<B> {
         let (work, source) = match leg.work {
             Work::Aggregated => (JobWork::Aggregated, None),
             Work::Prefill => (JobWork::Prefill, None),
-            Work::Decode { kv, first } => (JobWork::Decode { first }, Some(kv)),
+            Work::Decode { kv, first } => match Source::of(kv, self.facts.kv.layout) {
+                Some(source) => (JobWork::Decode { first }, Some(source)),
+                None => return outbox.put(LegEvent::Refused(StartError::ForeignKv)),
+            },
         };
-        if source.as_ref().is_some_and(|kv| kv.kv_layout != self.facts.kv_layout) {
-            outbox.put(LegEvent::Refused(StartError::ForeignKv));
-            return;
-        }
         let job = Job {
             leg: leg.id,
             prompt: leg.prompt.tokens,
@@ -306,13 +314,16 @@ impl<B: Backend> Shell<B> {
                         generation: generation.0,
                     };
                     let kv = KvHandle {
-                        from: self.facts.rank(),
+                        from: self.facts.rank(0),
                         leg,
-                        region: self.region.clone(),
-                        blocks: blocks.into_iter().map(block_ref).collect(),
                         tokens,
-                        kv_layout: self.facts.kv_layout,
                         held_until: held_until.into_std(),
+                        first: FirstToken::Handed,
+                        place: KvPlace::Pool {
+                            region: self.region.clone(),
+                            blocks: blocks.into_iter().map(block_ref).collect(),
+                            layout: self.facts.kv.layout,
+                        },
                     };
                     self.put(leg, LegEvent::Prefilled(kv));
                 }
@@ -341,13 +352,25 @@ impl<B: Backend> Shell<B> {
         let batch = (!events.is_empty()).then(|| {
             let sequence = self.events_sequence;
             self.events_sequence += 1;
-            KvEventBatch { rank: self.facts.rank(), sequence, events }
+            KvEventBatch { rank: self.facts.rank(0), sequence, events }
         });
         let announced = batch.is_some();
         if step.is_some() || announced || notable {
             self.reports.put_step(load, step, batch, notable);
         }
         announced
+    }
+}
+
+impl Source {
+    /// `None` if this engine cannot read it.
+    fn of(kv: KvHandle, own_layout: u64) -> Option<Self> {
+        match kv.place {
+            KvPlace::Pool { region, blocks, layout } if layout == own_layout => {
+                Some(Self { region, blocks, held_until: kv.held_until })
+            }
+            KvPlace::Pool { .. } | KvPlace::Params(_) | KvPlace::Bootstrap(_) => None,
+        }
     }
 }
 

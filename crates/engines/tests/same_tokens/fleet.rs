@@ -1,6 +1,10 @@
 //! Engines and requests of the central test.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use forebay_engines::{
     Driver, EngineLimits, KvHandle, Launch, Leg, LegEvent, LegStream, LocalEngine, Prompt, Work,
@@ -11,7 +15,7 @@ use forebay_kv_hash::{BlockHasher, HashKey};
 use forebay_kv_move::{CopyPlan, Fault, FaultyMover, Mover, SharedMemoryMover, SharedMemorySettings};
 use forebay_text::{GgufVocabulary, Tokenizer};
 use forebay_types::{EngineName, Incarnation, LegId, RankLoad, Role, SampledToken, Sampling, TokenId};
-use futures::{StreamExt, stream};
+use futures::{FutureExt, StreamExt, stream};
 
 const BLOCK_TOKENS: u32 = 16;
 pub(crate) const AT_ONCE: usize = 16;
@@ -198,7 +202,10 @@ impl Rig {
                     let (model, weights) = ("m".into(), weights.clone());
                     let fleet = EmbeddedFleet { model, weights, limits, hasher, mover, runtime, prior };
                     let launcher = EmbeddedLauncher::new(name, Role::Both, fleet);
-                    (launcher.launch(incarnation).expect("it starts"), launcher.current())
+                    (
+                        launcher.launch(incarnation).now_or_never().expect("it is here").expect("it starts"),
+                        launcher.current(),
+                    )
                 }
                 Kind::Simulated => {
                     let fleet = SimulatedFleet {
@@ -213,7 +220,10 @@ impl Rig {
                         speed: 0.0,
                     };
                     let launcher = SimulatedLauncher::new(name, Role::Both, fleet);
-                    (launcher.launch(incarnation).expect("it starts"), launcher.current())
+                    (
+                        launcher.launch(incarnation).now_or_never().expect("it is here").expect("it starts"),
+                        launcher.current(),
+                    )
                 }
             };
             rig.engines.push(driver);
@@ -226,11 +236,11 @@ impl Rig {
     pub(crate) async fn load(&self, engine: usize) -> RankLoad {
         let mut load = RankLoad::default();
         for _ in 0..2 {
-            self.engines[engine].request_snapshot();
+            self.engines[engine].request_snapshot(0);
             loop {
                 let report = self.engines[engine].reports().next().await;
-                load = report.load.unwrap_or(load);
-                if report.snapshot.is_some() {
+                load = report.loads.last().map_or(load, |(_, load)| *load);
+                if !report.snapshots.is_empty() {
                     break;
                 }
             }
@@ -240,11 +250,22 @@ impl Rig {
 
     fn leg(&self, id: u64, request: &Request, prompt: Arc<[TokenId]>, choices: Vec<u32>, work: Work) -> Leg {
         let root = self.hasher.root("m", "");
-        let prompt = Prompt { hashes: self.hasher.chain(root, &prompt).into(), tokens: prompt, root };
+        let prompt =
+            Prompt { hashes: self.hasher.chain(root, &prompt).into(), tokens: prompt, root, salt: "".into() };
         let generated = (prompt.tokens.len() - request.prompt.len()) as u32;
         let output_tokens_max = request.sampling.output_tokens_max - generated;
         let sampling = Arc::new(Sampling { output_tokens_max, ..request.sampling.clone() });
-        Leg { id: LegId(id), request: "test".into(), prompt, choices, sampling, work }
+        Leg {
+            id: LegId(id),
+            request: "test".into(),
+            dp_rank: 0,
+            prompt,
+            choices,
+            sampling,
+            work,
+            body: None,
+            deadline: Instant::now() + Duration::from_secs(600),
+        }
     }
 
     fn start(&self, engine: usize, leg: Leg) -> LegStream {

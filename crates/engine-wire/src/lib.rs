@@ -1,0 +1,10 @@
+#![doc = include_str!("../README.md")]
+
+pub mod answer;
+pub mod body;
+pub mod compat;
+pub mod discovery;
+pub mod fields;
+pub mod metrics;
+pub mod sse;
+pub mod transfer;

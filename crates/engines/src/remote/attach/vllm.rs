@@ -1,0 +1,346 @@
+//! What a vLLM server is asked.
+
+use std::collections::BTreeSet;
+
+use forebay_engine_wire::{
+    discovery::{
+        KvSource, Server, routes,
+        vllm::{self, FoundConnector, FoundVllm},
+    },
+    metrics::Scrape,
+};
+use forebay_types::Role;
+use serde_json::{Value, json};
+
+use super::{
+    AttachError, AttachSpec, First, Found, choose_model, events,
+    probe::{Probe, reason, status},
+    tokens::{self, token_ids},
+};
+use crate::remote::{Abort, HandOver, RankPin, TokenRoute, findings::Findings};
+
+/// What makes a connector fast, and robust.
+const CONNECTOR: &str = r#"--kv-transfer-config '{"kv_connector":"NixlConnector","kv_role":"kv_both","kv_load_failure_policy":"recompute","kv_connector_extra_config":{"enable_cross_layers_blocks":"True"}}'"#;
+
+pub(super) async fn find_out(
+    probe: &Probe<'_>,
+    spec: &AttachSpec,
+    first: First,
+    findings: &mut Findings,
+) -> Result<Found, AttachError> {
+    let model = choose_model(first.models.as_ref(), spec, findings)?;
+    let mut found = Found::plain(Server::Vllm, model);
+    found.version = first.version;
+    // Only in development mode.
+    let info = probe.slow_document("/server_info?config_format=json").await;
+    let info = info.ok().and_then(|body| vllm::server_info(&body).ok()).unwrap_or_default();
+    configuration(&mut found, &info, first.metrics.as_ref(), spec, findings);
+    sight(&mut found, &info, probe, spec, findings).await;
+    let routes = probe.document("/openapi.json").await.ok().and_then(|body| routes(&body).ok());
+    speak(&mut found, routes.as_ref(), probe, spec, findings).await?;
+    hand_over(&mut found, &info, first.metrics.as_ref(), probe, spec, findings).await;
+    Ok(found)
+}
+
+/// What `/metrics` and, in development mode, `/server_info` say.
+fn configuration(
+    found: &mut Found,
+    info: &FoundVllm,
+    metrics: Option<&Scrape>,
+    spec: &AttachSpec,
+    findings: &mut Findings,
+) {
+    let nothing = Scrape::default();
+    found.metrics = metrics.is_some();
+    let metrics = metrics.unwrap_or(&nothing);
+    let cache = metrics.cache.clone().unwrap_or_default();
+    if !found.metrics {
+        findings.warn(
+            "it has no /metrics: its load and block size are not known",
+            "start it without --disable-log-stats",
+        );
+    }
+    found.started_seconds = metrics.started_seconds;
+    found.block_size_tokens = cache.block_size_tokens.or(info.block_size_tokens);
+    found.blocks_total = cache.blocks_total;
+    found.cache_dtype = cache.cache_dtype.or_else(|| info.cache_dtype.clone());
+    found.dtype.clone_from(&info.dtype);
+    found.step_tokens_max = info.step_tokens_max;
+    if found.block_size_tokens.is_none() && spec.overrides.block_size_tokens.is_none() {
+        findings.warn(
+            "its block size is not known, so it takes part in no hand-over",
+            "name it (block_size_tokens)",
+        );
+    }
+    if found.step_tokens_max.is_none() && spec.overrides.step_tokens_max.is_none() {
+        let what =
+            format!("its step budget is not told; {} tokens are taken for it", super::STEP_TOKENS_DEFAULT);
+        findings.info(what);
+    }
+    if cache.prefix_caching.or(info.prefix_caching) == Some(false) {
+        findings.warn("its prefix cache is off", "start it without --no-enable-prefix-caching");
+    }
+    // Behind a load balancer of ranks each server has one, which goes by its number in the whole.
+    let ranks: BTreeSet<u16> = metrics.ranks.keys().copied().collect();
+    let first = ranks.first().copied().unwrap_or(0);
+    found.first_rank = first;
+    found.dp_ranks = info.dp_ranks.filter(|_| ranks.is_empty()).unwrap_or(ranks.len().max(1) as u16);
+    found.ranks = if found.dp_ranks > 1 { RankPin::Header } else { RankPin::None };
+    if metrics.asleep {
+        findings.warn("it sleeps", "wake it (POST /wake_up)");
+    }
+}
+
+/// How much of its cache can be seen.
+async fn sight(
+    found: &mut Found,
+    info: &FoundVllm,
+    probe: &Probe<'_>,
+    spec: &AttachSpec,
+    findings: &mut Findings,
+) {
+    let sources: Option<Vec<KvSource>> = match &spec.overrides.kv_events {
+        Some(first) => Some(of_ranks(first, found.dp_ranks)),
+        None => match probe.document("/kv_event_sources").await.map(|body| vllm::kv_event_sources(&body)) {
+            Ok(Ok(told)) => Some(told.sources.into_values().collect()),
+            // Before 0.32 only development mode says it.
+            _ => match &info.kv_events {
+                Some(first) => {
+                    first.as_ref().map(|first| of_ranks(first, found.dp_ranks)).or(Some(Vec::new()))
+                }
+                None => None,
+            },
+        },
+    };
+    (found.sight, found.events) = match sources {
+        Some(sources) if sources.len() == usize::from(found.dp_ranks) => {
+            events::sight(&sources, Server::Vllm, probe.endpoint.host(), findings).await
+        }
+        Some(_) => events::off(found.dp_ranks, findings),
+        None => {
+            findings.warn(
+                "it does not say where its KV events are",
+                "name the endpoint (kv_events), or use vLLM 0.32 or later",
+            );
+            let why = "it does not say where its KV events are";
+            (crate::CacheSight::Approximate { why: why.into() }, Vec::new())
+        }
+    };
+}
+
+fn of_ranks(first: &KvSource, dp_ranks: u16) -> Vec<KvSource> {
+    (0..dp_ranks).map_while(|rank| first.of_rank(rank).ok()).collect()
+}
+
+/// In which words it takes a request.
+async fn speak(
+    found: &mut Found,
+    routes: Option<&BTreeSet<String>>,
+    probe: &Probe<'_>,
+    spec: &AttachSpec,
+    findings: &mut Findings,
+) -> Result<(), AttachError> {
+    let prompt = tokens::sample(spec.tokenizer.as_deref());
+    let has = |route: &str| routes.is_none_or(|routes| routes.contains(route));
+    if has("/inference/v1/generate") {
+        let question = json!({
+            "token_ids": prompt, "model": found.model.id, "cache_salt": tokens::PROBE_SALT,
+            "sampling_params": {"max_tokens": 1, "temperature": 0.0},
+        });
+        match probe.ask("/inference/v1/generate", &question).await {
+            Ok(answer) if token_ids(answer.pointer("/choices/0/token_ids")).is_some() => {
+                found.tokens = Some(TokenRoute::VllmGenerate);
+                found.abort = Abort::VllmAbortRequests;
+            }
+            Ok(_) => findings.regret("its /inference/v1/generate answers no token ids"),
+            Err(error) if status(&error) == Some(403) => {
+                findings.info(
+                    "its token routes are closed (--enable-scale-out opens them); /v1/completions is used",
+                );
+            }
+            Err(_) => {}
+        }
+    }
+    let (answer, salted) = match complete(probe, found, &prompt, Some(tokens::PROBE_SALT)).await {
+        Err(error) if status(&error) == Some(400) => (complete(probe, found, &prompt, None).await, false),
+        answer => (answer, true),
+    };
+    let answer = match answer {
+        Ok(answer) => answer,
+        Err(error) if matches!(status(&error), Some(401 | 403)) => return Err(AttachError::Key(error)),
+        Err(error) => {
+            findings.regret(format!("it did not complete a short prompt: {}", reason(&error)));
+            return Ok(());
+        }
+    };
+    found.salts_cache = salted && knows_salts(found.version.as_deref());
+    if !found.salts_cache {
+        findings.regret("it does not know cache_salt: tenants share its prefix cache");
+    }
+    if token_ids(answer.pointer("/choices/0/token_ids")).is_none() {
+        findings.regret(
+            "it does not answer token ids (return_token_ids, vLLM 0.10.2 or later): it is given text",
+        );
+    } else if found.tokens.is_none() {
+        found.tokens = Some(TokenRoute::Completions);
+    }
+    if answer.pointer("/usage/prompt_tokens_details").is_none_or(Value::is_null) {
+        findings.warn(
+            "it does not say how much of a prompt was cached, so predictions cannot be checked",
+            "start it with --enable-prompt-tokens-details",
+        );
+    }
+    if found.tokens.is_some() {
+        found.tokens_agree = tokens::agree(probe, found, spec, findings).await;
+    }
+    Ok(())
+}
+
+async fn complete(
+    probe: &Probe<'_>,
+    found: &Found,
+    prompt: &[u32],
+    salt: Option<&str>,
+) -> Result<Value, crate::remote::client::HttpError> {
+    let mut question = json!({
+        "model": found.model.id, "prompt": prompt, "max_tokens": 1, "temperature": 0, "return_token_ids": true,
+    });
+    if let Some(salt) = salt {
+        question["cache_salt"] = json!(salt);
+    }
+    probe.ask("/v1/completions", &question).await
+}
+
+/// From 0.9 on. Before, the field was passed over, which no answer shows; a version that cannot be read is a newer one.
+fn knows_salts(version: Option<&str>) -> bool {
+    let Some((major, rest)) = version.and_then(|version| version.split_once('.')) else {
+        return true;
+    };
+    let minor: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    match (major.parse::<u32>(), minor.parse::<u32>()) {
+        (Ok(0), Ok(minor)) => minor >= 9,
+        _ => true,
+    }
+}
+
+/// Whether it exchanges KV, and in which direction.
+async fn hand_over(
+    found: &mut Found,
+    info: &FoundVllm,
+    metrics: Option<&Scrape>,
+    probe: &Probe<'_>,
+    spec: &AttachSpec,
+    findings: &mut Findings,
+) {
+    let told = info.connector.as_ref();
+    let has_nixl = match told {
+        Some(connector) => connector.as_ref().is_some_and(FoundConnector::is_nixl),
+        None => metrics.is_some_and(|metrics| metrics.has_nixl),
+    };
+    if let Some(Some(connector)) = told
+        && !connector.is_nixl()
+    {
+        findings.regret(format!("its connector, {}, is not used by Forebay", connector.class));
+    }
+    // Other connectors may not bear the question, so it is only put where there is NIXL, or the operator says so.
+    let pinned = spec.role.is_some_and(|role| role != Role::Both);
+    let may_have = has_nixl || (pinned && told.is_none());
+    if !may_have {
+        return findings.add(
+            if pinned { super::Severity::Warning } else { super::Severity::Info },
+            "it has no NIXL connector, so it takes part in no hand-over",
+            Some(&format!("start it with {CONNECTOR}")),
+        );
+    }
+    let role = told.and_then(|connector| connector.as_ref()?.role.as_deref());
+    check_connector(told.and_then(Option::as_ref), spec, findings);
+    let exports = match exports(probe, found, spec).await {
+        Ok(exports) => exports,
+        Err(why) => {
+            findings
+                .regret(format!("whether others can go on from what it computed was not found out: {why}"));
+            false
+        }
+    };
+    found.can_export = exports && role != Some("kv_consumer");
+    // To ask would take another engine's KV. A connector that gives can take.
+    found.can_import = (has_nixl || exports) && role != Some("kv_producer");
+    if found.can_export || found.can_import {
+        found.hand_over = HandOver::TransferParams;
+        found.connector = Some("nixl".to_owned());
+    }
+    if found.block_size_tokens.is_none() && spec.overrides.block_size_tokens.is_none() {
+        (found.can_export, found.can_import) = (false, false);
+    }
+    if !found.can_export && spec.role == Some(Role::Prefill) {
+        findings.warn(
+            "it is to prefill for others, but hands nothing over",
+            &format!("start it with {CONNECTOR}"),
+        );
+    }
+}
+
+/// What its connector's configuration lacks.
+fn check_connector(connector: Option<&FoundConnector>, spec: &AttachSpec, findings: &mut Findings) {
+    let Some(connector) = connector else {
+        return findings.info(
+            "how its connector is configured is not told (VLLM_SERVER_DEV_MODE=1 would): check that \
+             enable_cross_layers_blocks is set and kv_load_failure_policy is recompute",
+        );
+    };
+    if !connector.cross_layers {
+        findings.warn(
+            "its KV moves in small pieces, one for each layer and block: about six times slower than it could",
+            r#"add "kv_connector_extra_config":{"enable_cross_layers_blocks":"True"} to --kv-transfer-config"#,
+        );
+    }
+    let role = connector.role.as_deref();
+    if connector.load_failure_policy.as_deref() != Some("recompute") && role != Some("kv_producer") {
+        findings.warn(
+            "a request fails when its KV does not arrive",
+            r#"add "kv_load_failure_policy":"recompute" to --kv-transfer-config"#,
+        );
+    }
+    let contrary = matches!(
+        (spec.role, role),
+        (Some(Role::Prefill), Some("kv_consumer")) | (Some(Role::Decode), Some("kv_producer"))
+    );
+    if contrary {
+        findings.warn(
+            format!("its role is contrary to its connector's, {}", role.unwrap_or_default()),
+            "correct the one or the other",
+        );
+    }
+}
+
+/// Whether a prefill leg answers how others come by its KV. What it holds for that is given up when its lease ends.
+async fn exports(probe: &Probe<'_>, found: &Found, spec: &AttachSpec) -> Result<bool, String> {
+    let question = json!({
+        "model": found.model.id, "prompt": tokens::sample(spec.tokenizer.as_deref()),
+        "max_tokens": 1, "temperature": 0,
+        "kv_transfer_params": {"do_remote_decode": true, "do_remote_prefill": false},
+    });
+    let answer = probe.ask("/v1/completions", &question).await.map_err(|error| reason(&error))?;
+    let params = answer.get("kv_transfer_params").unwrap_or(&Value::Null);
+    Ok(params.get("do_remote_prefill").and_then(Value::as_bool) == Some(true)
+        && params.get("remote_engine_id").is_some_and(Value::is_string))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_that_know_salts() {
+        for (version, knows) in [
+            (Some("0.8.5"), false),
+            (Some("0.9.0.1"), true),
+            (Some("0.32.0+cpu"), true),
+            (Some("1.0"), true),
+            (Some("dev"), true),
+            (None, true),
+        ] {
+            assert_eq!(knows_salts(version), knows, "{version:?}");
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! Follows the KV events of one rank: the shell around [`Feed`].
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use forebay_engine_wire::discovery::Dialled;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::{
+    EventFigures, RankShared, Shared,
+    feed::{Feed, Step},
+};
+use crate::{
+    remote::zmq::{Replay, Subscriber, ZmqError},
+    reports::Notice,
+};
+
+/// Pause after a connection that failed or broke, doubling up to the second.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// Messages that are taken before others on the runtime have their turn, and before the index is told.
+const BURST_MESSAGES: usize = 64;
+/// For a whole replay: 10,000 batches, what vLLM keeps, take some seconds.
+const REPLAY_MAX: Duration = Duration::from_secs(60);
+
+/// Why a rank is no longer followed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum End {
+    /// The publisher is another one than before: the engine restarted.
+    Restarted,
+}
+
+pub(super) struct Follower {
+    source: Dialled,
+    feed: Feed,
+    shared: Arc<Shared>,
+    batches: u64,
+    /// Operators were told that there is no replay.
+    told_no_replay: bool,
+}
+
+/// Leaves the loops that a message is taken in.
+enum Leave {
+    /// The connection is over.
+    Broken(ZmqError),
+    /// Nothing more of this rank is believed.
+    Deaf,
+    /// The engine restarted.
+    Restarted,
+}
+
+impl Follower {
+    pub(super) fn new(source: Dialled, feed: Feed, shared: Arc<Shared>) -> Self {
+        Self { source, feed, shared, batches: 0, told_no_replay: false }
+    }
+
+    fn rank(&self) -> &RankShared {
+        &self.shared.ranks[&self.source.dp_rank]
+    }
+
+    fn blind(&self, why: Option<Arc<str>>) {
+        self.shared.sees(self.source.dp_rank, why);
+    }
+
+    pub(super) async fn run(mut self) -> End {
+        let mut pause = PAUSE_MIN;
+        loop {
+            let trouble = match Subscriber::connect(&self.source.events, &self.source.topic).await {
+                Err(error) => error,
+                Ok(mut subscriber) => {
+                    self.blind(None);
+                    pause = PAUSE_MIN;
+                    match self.listen(&mut subscriber).await {
+                        Leave::Restarted => return End::Restarted,
+                        Leave::Deaf => loop {
+                            self.rank().snapshot_wanted.notified().await;
+                            self.put_snapshot();
+                        },
+                        // A publisher that closes is not blind yet: it may only have dropped a slow subscriber.
+                        Leave::Broken(ZmqError::Closed { .. }) => {
+                            self.wait(pause).await;
+                            continue;
+                        }
+                        Leave::Broken(error) => error,
+                    }
+                }
+            };
+            self.blind(Some(format!("its KV events cannot be followed: {trouble}").into()));
+            self.wait(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    /// Waits, and answers for what is known meanwhile.
+    async fn wait(&self, pause: Duration) {
+        let until = Instant::now() + pause;
+        loop {
+            tokio::select! {
+                () = sleep_until(until) => return,
+                () = self.rank().snapshot_wanted.notified() => self.put_snapshot(),
+            }
+        }
+    }
+
+    fn put_snapshot(&self) {
+        self.shared.reports.put_snapshot(self.feed.snapshot());
+    }
+
+    /// Takes what is published until the connection ends, after what was published before.
+    async fn listen(&mut self, subscriber: &mut Subscriber) -> Leave {
+        if let Err(leave) = self.catch_up().await {
+            return leave;
+        }
+        loop {
+            let message = tokio::select! {
+                message = subscriber.next() => message,
+                () = self.shared.ranks[&self.source.dp_rank].snapshot_wanted.notified() => {
+                    self.put_snapshot();
+                    continue;
+                }
+            };
+            let mut message = match message {
+                Ok(message) => Some(message),
+                Err(error) => return Leave::Broken(error),
+            };
+            let mut taken = 0;
+            while let Some(next) = message {
+                if let Err(leave) = self.published(&next).await {
+                    self.tell();
+                    return leave;
+                }
+                taken += 1;
+                message = if taken < BURST_MESSAGES { subscriber.ready() } else { None };
+            }
+            self.tell();
+            // Messages that are here already take no waiting, so nobody else would have a turn.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn published(&mut self, message: &[Bytes]) -> Result<(), Leave> {
+        self.batches += 1;
+        let mut step = self.feed.published(message);
+        if let Step::Missing { .. } = step {
+            self.catch_up().await?;
+            step = self.feed.published(message);
+        }
+        if let Step::Missing { .. } = step {
+            step = self.feed.give_up_gap(message);
+        }
+        self.verdict(step)
+    }
+
+    /// Asks for what was published since the last batch that was taken. Where that fails, what is missing stays so.
+    async fn catch_up(&mut self) -> Result<(), Leave> {
+        let Some(at) = self.source.replay.clone() else {
+            return Ok(());
+        };
+        let result = timeout(REPLAY_MAX, self.replay(&at)).await;
+        self.tell();
+        match result {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(Ok(leave))) => Err(leave),
+            Ok(Err(Err(error))) => {
+                self.no_replay(&error);
+                Ok(())
+            }
+            Err(_) => {
+                self.no_replay(&ZmqError::TooSlow { at });
+                Ok(())
+            }
+        }
+    }
+
+    async fn replay(
+        &mut self,
+        at: &forebay_engine_wire::discovery::ZmqAddress,
+    ) -> Result<(), Result<Leave, ZmqError>> {
+        let mut replay = Replay::ask(at, self.feed.replay_from()).await.map_err(Err)?;
+        loop {
+            for _ in 0..BURST_MESSAGES {
+                let message = replay.next().await.map_err(Err)?;
+                let Some(step) = self.feed.replayed(&message) else {
+                    return Ok(());
+                };
+                self.batches += 1;
+                self.verdict(step).map_err(Ok)?;
+            }
+            self.tell();
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn no_replay(&mut self, error: &ZmqError) {
+        if !std::mem::replace(&mut self.told_no_replay, true) {
+            let note = format!("KV events that were missed cannot be had again: {error}");
+            self.shared.reports.put_notice(Notice::Note(note.into()));
+        }
+    }
+
+    fn verdict(&self, step: Step) -> Result<(), Leave> {
+        match step {
+            Step::Taken | Step::Missing { .. } => Ok(()),
+            Step::Restarted => Err(Leave::Restarted),
+            Step::Distrusted(why) => {
+                self.blind(Some(why));
+                Err(Leave::Deaf)
+            }
+            Step::Fenced(why) => {
+                self.shared.reports.put_notice(Notice::Fenced { why: why.clone() });
+                self.blind(Some(why));
+                Err(Leave::Deaf)
+            }
+        }
+    }
+
+    /// Passes on what came of the messages taken.
+    fn tell(&mut self) {
+        let out = self.feed.take();
+        for note in out.notes {
+            self.shared.reports.put_notice(Notice::Note(note));
+        }
+        if !out.batches.is_empty() {
+            self.shared.reports.put_kv(out.batches);
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        *self.rank().figures.lock() = EventFigures {
+            cache: self.feed.stats(),
+            batches: self.batches,
+            lag_seconds: self.feed.newest_seconds().map_or(0.0, |newest| (now - newest).max(0.0)),
+        };
+    }
+}
