@@ -5,7 +5,10 @@
 
 mod histogram;
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, atomic::AtomicU64},
+};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text},
@@ -120,6 +123,24 @@ pub struct EngineLabel {
     pub engine: Arc<str>,
 }
 
+/// A DP rank of an engine.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RankLabels {
+    /// The engine's stable name.
+    pub engine: Arc<str>,
+    /// Which of its ranks.
+    pub dp_rank: u32,
+}
+
+/// An engine and what it does.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StateLabels {
+    /// The engine's stable name.
+    pub engine: Arc<str>,
+    /// `starting`, `ready`, `draining`, `silent`, `fenced` or `lost`.
+    pub state: String,
+}
+
 /// Labels of `forebay_decisions_total`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct DecisionLabels {
@@ -180,6 +201,14 @@ pub struct Metrics {
     engine_waiting: Family<EngineLabel, Gauge>,
     engine_blocks_used: Family<EngineLabel, Gauge>,
     engine_blocks: Family<EngineLabel, Gauge>,
+    engine_state: Family<StateLabels, Gauge>,
+    engine_restarts: Family<EngineLabel, Gauge>,
+    rank_running: Family<RankLabels, Gauge>,
+    rank_waiting: Family<RankLabels, Gauge>,
+    rank_blocks_used: Family<RankLabels, Gauge>,
+    rank_cached_tokens: Family<RankLabels, Gauge>,
+    rank_indexed_blocks: Family<RankLabels, Gauge>,
+    rank_load_age: Family<RankLabels, Gauge<f64, AtomicU64>>,
     registry: Registry,
 }
 
@@ -232,6 +261,14 @@ impl Metrics {
             engine_waiting: Family::default(),
             engine_blocks_used: Family::default(),
             engine_blocks: Family::default(),
+            engine_state: Family::default(),
+            engine_restarts: Family::default(),
+            rank_running: Family::default(),
+            rank_waiting: Family::default(),
+            rank_blocks_used: Family::default(),
+            rank_cached_tokens: Family::default(),
+            rank_indexed_blocks: Family::default(),
+            rank_load_age: Family::default(),
             registry: Registry::default(),
         };
         metrics.register();
@@ -306,6 +343,40 @@ impl Metrics {
             self.engine_blocks_used.clone(),
         );
         registry.register("forebay_engine_kv_blocks", "Size of the KV pool", self.engine_blocks.clone());
+        registry.register("forebay_engine_state", "1 for the state that it is in", self.engine_state.clone());
+        registry.register("forebay_engine_restarts", "Lives after the first", self.engine_restarts.clone());
+        self.register_ranks();
+    }
+
+    /// Those of DP ranks: what the engine says of itself, and how old that is.
+    fn register_ranks(&mut self) {
+        let registry = &mut self.registry;
+        registry.register(
+            "forebay_rank_running",
+            "Sequences in its running batch",
+            self.rank_running.clone(),
+        );
+        registry.register("forebay_rank_waiting", "Sequences not yet begun", self.rank_waiting.clone());
+        registry.register(
+            "forebay_rank_kv_blocks_used",
+            "KV blocks that running sequences hold",
+            self.rank_blocks_used.clone(),
+        );
+        registry.register(
+            "forebay_rank_cached_tokens",
+            "Prompt tokens served from its prefix cache in this life",
+            self.rank_cached_tokens.clone(),
+        );
+        registry.register(
+            "forebay_rank_indexed_blocks",
+            "KV blocks of it that the index knows",
+            self.rank_indexed_blocks.clone(),
+        );
+        registry.register(
+            "forebay_rank_load_age_seconds",
+            "Age of its load report",
+            self.rank_load_age.clone(),
+        );
     }
 
     /// Everything as OpenMetrics text; see [`CONTENT_TYPE`]. The gauges of engines are taken from `engines`, so they
@@ -323,9 +394,55 @@ impl Metrics {
                 gauge.get_or_create(&label).set(i64::from(value));
             }
         }
+        self.set_states(engines);
+        self.set_ranks(engines);
         let mut out = String::with_capacity(16 * 1024);
         text::encode(&mut out, &self.registry).expect("writing to a string does not fail");
         out
+    }
+}
+
+impl Metrics {
+    fn set_states(&self, engines: &[EngineStatus]) {
+        self.engine_state.clear();
+        self.engine_restarts.clear();
+        for engine in engines {
+            let name = engine.engine.0.clone();
+            let labels = StateLabels { engine: name.clone(), state: engine.state.clone() };
+            self.engine_state.get_or_create(&labels).set(1);
+            let restarts = i64::try_from(engine.restarts).unwrap_or(i64::MAX);
+            self.engine_restarts.get_or_create(&EngineLabel { engine: name }).set(restarts);
+        }
+    }
+
+    fn set_ranks(&self, engines: &[EngineStatus]) {
+        let gauges = [
+            &self.rank_running,
+            &self.rank_waiting,
+            &self.rank_blocks_used,
+            &self.rank_cached_tokens,
+            &self.rank_indexed_blocks,
+        ];
+        gauges.iter().for_each(|gauge| gauge.clear());
+        self.rank_load_age.clear();
+        for engine in engines {
+            for rank in &engine.ranks {
+                let labels = RankLabels { engine: engine.engine.0.clone(), dp_rank: rank.dp_rank.into() };
+                let load = &rank.load;
+                let used = load.blocks_total.saturating_sub(load.blocks_free);
+                let values = [
+                    u64::from(load.running),
+                    u64::from(load.waiting),
+                    u64::from(used),
+                    load.cached_tokens,
+                    rank.indexed_blocks,
+                ];
+                for (gauge, value) in gauges.iter().zip(values) {
+                    gauge.get_or_create(&labels).set(i64::try_from(value).unwrap_or(i64::MAX));
+                }
+                self.rank_load_age.get_or_create(&labels).set(rank.load_age_seconds);
+            }
+        }
     }
 }
 

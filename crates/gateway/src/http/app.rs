@@ -4,13 +4,17 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use forebay_text::{ChatTemplate, Tokenizer};
 use forebay_types::TokenId;
+use parking_lot::RwLock;
 
 use super::{
     keys::ApiKeys,
     limits::{HttpLimits, RequestLimits},
     live::LiveIds,
 };
-use crate::{metrics::Metrics, orchestrator::api::Orchestrate};
+use crate::{
+    metrics::Metrics,
+    orchestrator::api::{Orchestrate, ServedModel},
+};
 
 /// Text of one served model.
 #[derive(Debug, Clone)]
@@ -24,6 +28,19 @@ pub struct ModelText {
     /// Longest sequence, prompt and output together.
     pub context_tokens_max: u32,
     /// The model's own end-of-turn tokens, which end an answer unless the client says `ignore_eos`.
+    pub stop_tokens: Vec<TokenId>,
+}
+
+/// Text of models that attached engines serve, which become known only when they do.
+#[derive(Debug, Clone)]
+pub struct AttachedText {
+    /// The model that it is for; `None`: any that no other is for.
+    pub model: Option<Arc<str>>,
+    /// Text to tokens and back.
+    pub tokenizer: Tokenizer,
+    /// Messages to a prompt.
+    pub template: ChatTemplate,
+    /// The model's own end-of-turn tokens.
     pub stop_tokens: Vec<TokenId>,
 }
 
@@ -45,8 +62,10 @@ pub trait Seeds: Send + Sync + 'static {
 pub struct Parts {
     /// The fleet.
     pub orchestrator: Arc<dyn Orchestrate>,
-    /// Text of every model that the orchestrator serves.
+    /// Text of the models whose engines this process starts.
     pub models: Vec<ModelText>,
+    /// Text of models whose engines are attached.
+    pub attached: Vec<AttachedText>,
     /// Who may ask. `None` lets everybody in, as the tenant `anonymous`.
     pub keys: Option<ApiKeys>,
     /// Shared with the orchestrator.
@@ -67,7 +86,8 @@ pub struct Gateway(pub(crate) Arc<Shared>);
 
 pub(crate) struct Shared {
     pub(crate) orchestrator: Arc<dyn Orchestrate>,
-    pub(crate) models: BTreeMap<Arc<str>, Arc<ModelText>>,
+    models: RwLock<BTreeMap<Arc<str>, Arc<ModelText>>>,
+    attached: Vec<AttachedText>,
     pub(crate) keys: Option<ApiKeys>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) http_limits: HttpLimits,
@@ -80,11 +100,22 @@ pub(crate) struct Shared {
 impl Gateway {
     /// Puts the parts together. Does nothing until it is served.
     pub fn new(parts: Parts) -> Self {
-        let Parts { orchestrator, models, keys, metrics, http_limits, request_limits, clock, seeds } = parts;
+        let Parts {
+            orchestrator,
+            models,
+            attached,
+            keys,
+            metrics,
+            http_limits,
+            request_limits,
+            clock,
+            seeds,
+        } = parts;
         let models = models.into_iter().map(|model| (model.id.clone(), Arc::new(model))).collect();
         Self(Arc::new(Shared {
             orchestrator,
-            models,
+            models: RwLock::new(models),
+            attached,
             keys,
             metrics,
             http_limits,
@@ -101,8 +132,47 @@ impl Gateway {
     }
 }
 
+impl Shared {
+    /// Text of a model, if this process can make text of its tokens. That of an attached model is made when it is first
+    /// asked for.
+    pub(crate) fn text(&self, name: &str, served: Option<&ServedModel>) -> Option<Arc<ModelText>> {
+        let known = self.models.read().get(name).cloned();
+        let fits = |text: &Arc<ModelText>| {
+            served.is_none_or(|served| {
+                !served.takes_body || served.context_tokens_max == text.context_tokens_max
+            })
+        };
+        if let Some(text) = known.filter(fits) {
+            return Some(text);
+        }
+        let served = served?;
+        let named = |text: &&AttachedText| text.model.as_deref() == Some(name);
+        let source = self.attached.iter().find(named);
+        let source = source.or_else(|| self.attached.iter().find(|text| text.model.is_none()))?;
+        let text = Arc::new(ModelText {
+            id: served.id.clone(),
+            tokenizer: source.tokenizer.clone(),
+            template: source.template.clone(),
+            context_tokens_max: served.context_tokens_max,
+            stop_tokens: source.stop_tokens.clone(),
+        });
+        // Bounded: only models that engines serve get here.
+        self.models.write().insert(served.id.clone(), text.clone());
+        Some(text)
+    }
+
+    /// The models that can be asked for, for errors.
+    pub(crate) fn model_names(&self) -> Vec<Arc<str>> {
+        let mut names: Vec<Arc<str>> = self.models.read().keys().cloned().collect();
+        names.extend(self.orchestrator.models().into_iter().map(|model| model.id));
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+}
+
 impl std::fmt::Debug for Gateway {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Gateway").field("models", &self.0.models.keys()).finish_non_exhaustive()
+        f.debug_struct("Gateway").field("models", &self.0.model_names()).finish_non_exhaustive()
     }
 }

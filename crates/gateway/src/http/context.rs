@@ -9,6 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use forebay_types::{RequestId, TenantId};
+use sha2::{Digest as _, Sha256};
 use tracing::Instrument;
 
 use super::{app::Gateway, errors::ApiError, keys::ApiKeys, live::LiveId};
@@ -25,6 +26,8 @@ pub(crate) struct Context {
     /// Live until the last clone is gone: a streamed answer keeps one.
     live: Arc<LiveId>,
     pub(crate) tenant: TenantId,
+    /// What separates the tenant's prompts from others' in caches. Engines are told it, so it does not tell who it is.
+    pub(crate) salt: Arc<str>,
 }
 
 impl Context {
@@ -66,7 +69,8 @@ async fn surround(
     );
     let mut response = match tenant {
         Ok(tenant) => {
-            request.extensions_mut().insert(Context { live, tenant });
+            let salt = salt(&tenant);
+            request.extensions_mut().insert(Context { live, tenant, salt });
             next.run(request).instrument(span).await
         }
         Err(error) => error.into_response(),
@@ -76,6 +80,15 @@ async fn surround(
         response.headers_mut().insert(TRACEPARENT.clone(), traceparent);
     }
     response
+}
+
+/// Empty without keys: everybody is the same tenant then.
+fn salt(tenant: &TenantId) -> Arc<str> {
+    if tenant.as_str() == ANONYMOUS {
+        return "".into();
+    }
+    let digest = Sha256::digest(format!("cache salt of {tenant}"));
+    digest[..16].iter().map(|byte| format!("{byte:02x}")).collect::<String>().into()
 }
 
 fn tenant(keys: &ApiKeys, headers: &HeaderMap) -> Result<TenantId, ApiError> {

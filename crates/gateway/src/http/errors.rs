@@ -160,6 +160,21 @@ impl ApiError {
             RouteError::LostMidStream { .. } => {
                 (StatusCode::SERVICE_UNAVAILABLE, ServerError, "engine_lost_mid_stream", Some(1.0))
             }
+            RouteError::Rejected { status, .. } => (
+                StatusCode::from_u16(*status)
+                    .ok()
+                    .filter(|status| status.is_client_error())
+                    .unwrap_or(StatusCode::BAD_REQUEST),
+                InvalidRequestError,
+                "engine_rejected",
+                None,
+            ),
+            RouteError::Quarantined { retry_after_seconds, .. } => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                InvalidRequestError,
+                "request_quarantined",
+                Some(*retry_after_seconds),
+            ),
             RouteError::DeadlineExceeded { .. } => {
                 (StatusCode::GATEWAY_TIMEOUT, ServerError, "deadline_exceeded", None)
             }
@@ -224,6 +239,8 @@ mod tests {
             RouteError::TooLong { prompt_tokens: 9_000, context_tokens_max: 8_192 },
             RouteError::LostUnanswered { attempts: 3 },
             RouteError::LostMidStream { tokens_sent: 17 },
+            RouteError::Rejected { status: 413, message: "prompt too large".into() },
+            RouteError::Quarantined { deaths: 2, retry_after_seconds: 599.5 },
             RouteError::DeadlineExceeded { limit_seconds: 600.0 },
             RouteError::ShuttingDown,
             RouteError::Internal { detail: "a \"quoted\" thing".into() },

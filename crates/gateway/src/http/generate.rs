@@ -23,23 +23,34 @@ use super::{
     errors::ApiError,
     live::LiveId,
     observation::Observation,
+    passed::{self, Passed, Peek},
     request::{self, Delivery, Lengths, Spec, chat::ChatBody, completions::CompletionsBody, fields::Prompt},
 };
 use crate::{
     metrics::Endpoint,
-    orchestrator::api::{GenerateRequest, Response as Generated, RouteError},
+    orchestrator::api::{GenerateRequest, PromptUnit, Response as Generated, RouteError},
 };
 
 /// What OpenAI's `/v1/completions` generates when the request does not say.
 const COMPLETION_TOKENS_DEFAULT: u32 = 16;
 
 /// A request that is ready to be submitted.
+enum Ready {
+    /// As tokens.
+    Tokens(Job),
+    /// As it came.
+    Passed(Arc<str>, Passed),
+}
+
+/// A request as tokens.
 struct Job {
     endpoint: Endpoint,
     model: Arc<ModelText>,
     spec: Spec,
     matcher: Option<StopMatcher>,
     prompts: Vec<(Arc<[TokenId]>, Sampling)>,
+    /// See [`GenerateRequest::sampling_is_particular`].
+    sampling_is_particular: bool,
 }
 
 /// `POST /v1/chat/completions`
@@ -58,7 +69,8 @@ async fn handle(gateway: Gateway, request: Request, endpoint: Endpoint) -> Respo
     let (parts, body) = request.into_parts();
     let context = parts.extensions.get::<Context>().expect("the middleware put it there").clone();
     match prepare(app, endpoint, &parts.headers, body, &mut observation).await {
-        Ok(job) => respond(app, &context, job, observation).await,
+        Ok(Ready::Tokens(job)) => respond(app, &context, job, observation).await,
+        Ok(Ready::Passed(model, passed)) => pass_on(app, context, model, passed, endpoint, observation).await,
         Err(error) => {
             observation.conclude(error.outcome());
             tracing::debug!(code = error.code, error = %error.message, "request refused");
@@ -73,11 +85,89 @@ async fn prepare(
     headers: &HeaderMap,
     body: Body,
     observation: &mut Observation,
-) -> Result<Job, ApiError> {
+) -> Result<Ready, ApiError> {
     let body = body::read(headers, body, &app.http_limits).await?;
+    if let Some(ready) = prepare_for_attached(app, endpoint, &body, observation).await? {
+        return Ok(ready);
+    }
+    prepare_tokens(app, endpoint, &body, observation).await.map(Ready::Tokens)
+}
+
+async fn prepare_tokens(
+    app: &Shared,
+    endpoint: Endpoint,
+    body: &Bytes,
+    observation: &mut Observation,
+) -> Result<Job, ApiError> {
     match endpoint {
-        Endpoint::Chat => prepare_chat(app, &body, observation).await,
-        Endpoint::Completions => prepare_completions(app, &body, observation).await,
+        Endpoint::Chat => prepare_chat(app, body, observation).await,
+        Endpoint::Completions => prepare_completions(app, body, observation).await,
+    }
+}
+
+/// Decides whether a request for a model of attached engines goes to them as tokens or as it came; `None` if the model
+/// has no such engine. Tokens where they can say all that the request says, and every engine takes them.
+async fn prepare_for_attached(
+    app: &Shared,
+    endpoint: Endpoint,
+    body: &Bytes,
+    observation: &mut Observation,
+) -> Result<Option<Ready>, ApiError> {
+    if !app.orchestrator.takes_bodies() {
+        return Ok(None);
+    }
+    let Some(peek) = Peek::of(body) else { return Ok(None) };
+    let Some(served) = peek.model.as_deref().and_then(|name| app.orchestrator.served(name)) else {
+        return Ok(None);
+    };
+    if !served.takes_body {
+        return Ok(None);
+    }
+    let text = app.text(&served.id, Some(&served));
+    if served.takes_tokens && text.is_some() && !peek.has_tools() {
+        match prepare_tokens(app, endpoint, body, observation).await {
+            Err(error) if PASSED_ON.contains(&error.code) => {}
+            prepared => return prepared.map(|job| Some(Ready::Tokens(job))),
+        }
+    }
+    observation.names_model(served.id.clone());
+    let passed = passed::prepare(endpoint, body, &peek, text.as_deref())?;
+    Ok(Some(Ready::Passed(served.id, passed)))
+}
+
+/// What tokens cannot express and an engine may: it is passed on, and the engine judges it.
+const PASSED_ON: &[&str] = &["unsupported_parameter", "template_error", "invalid_type"];
+
+async fn pass_on(
+    app: &Shared,
+    context: Context,
+    model: Arc<str>,
+    passed: Passed,
+    endpoint: Endpoint,
+    mut observation: Observation,
+) -> Response {
+    let Passed { body, prompt, unit, choices, sampling } = passed;
+    let prompt_param = prompt_param(endpoint);
+    let submitted = app.orchestrator.submit(GenerateRequest {
+        id: context.id().clone(),
+        tenant: context.tenant.clone(),
+        salt: context.salt.clone(),
+        model,
+        prompt,
+        unit,
+        body: Some(body),
+        choices,
+        sampling,
+        sampling_is_particular: true,
+    });
+    match submitted {
+        Ok(generated) => passed::respond(generated, context, observation, prompt_param).await,
+        Err(error) => {
+            let error = ApiError::from_route(&error, prompt_param);
+            tracing::info!(code = error.code, error = %error.message, "request failed");
+            observation.conclude(error.outcome());
+            error.into_response()
+        }
     }
 }
 
@@ -129,15 +219,18 @@ async fn prepare_completions(
 }
 
 fn known_model(app: &Shared, name: Option<&str>) -> Result<Arc<ModelText>, ApiError> {
-    let known = || app.models.keys().map(|id| &**id);
+    let unknown = |name| {
+        let names = app.model_names();
+        ApiError::unknown_model(name, names.iter().map(|id| &**id))
+    };
     match name {
         None => {
-            let error = ApiError::unknown_model("", known());
+            let error = unknown("");
             let message =
                 format!("model is missing; {}", error.message.rsplit("; ").next().unwrap_or_default());
             Err(ApiError::invalid("missing_required_parameter", message).at("model"))
         }
-        Some(name) => app.models.get(name).cloned().ok_or_else(|| ApiError::unknown_model(name, known())),
+        Some(name) => app.text(name, app.orchestrator.served(name).as_ref()).ok_or_else(|| unknown(name)),
     }
 }
 
@@ -204,6 +297,8 @@ fn job(
             StopMatcher::new(strings).map_err(|error| ApiError::invalid_value("stop", error.to_string()))?,
         ),
     };
+    let sampling_is_particular =
+        (spec.seed.is_some() && spec.temperature > 0.0) || spec.choices > 1 || spec.logprobs.is_some();
     let seed = spec.seed.unwrap_or_else(|| app.seeds.draw());
     let sampled = prompts.into_iter().map(|(param, tokens)| {
         let lengths = Lengths {
@@ -216,7 +311,7 @@ fn job(
         Ok((tokens, sampling))
     });
     let prompts = sampled.collect::<Result<Vec<_>, ApiError>>()?;
-    Ok(Job { endpoint, model, spec, matcher, prompts })
+    Ok(Job { endpoint, model, spec, matcher, prompts, sampling_is_particular })
 }
 
 /// The name that errors use for the prompt when an engine refuses it.
@@ -284,10 +379,14 @@ fn submit(app: &Shared, context: &Context, job: &Job) -> Result<(SmallVec<[Gener
         responses.push(app.orchestrator.submit(GenerateRequest {
             id,
             tenant: context.tenant.clone(),
+            salt: context.salt.clone(),
             model: job.model.id.clone(),
             prompt: prompt.clone(),
+            unit: PromptUnit::Tokens,
+            body: None,
             choices: job.spec.choices,
             sampling: sampling.clone(),
+            sampling_is_particular: job.sampling_is_particular,
         })?);
     }
     Ok((responses, Ids { whole: context.clone(), parts }))

@@ -73,6 +73,16 @@ impl Observation {
         }
     }
 
+    /// The first piece of an engine's own answer arrived.
+    pub(crate) fn first_words(&mut self, now: Duration) {
+        self.first_token_at.get_or_insert(now);
+    }
+
+    /// How many tokens an engine counted in its own answer.
+    pub(crate) fn passed_on(&mut self, output_tokens: u32) {
+        self.output_tokens = output_tokens;
+    }
+
     /// Tokens so far, over all choices.
     pub(crate) fn output_tokens(&self) -> u32 {
         self.output_tokens

@@ -1,6 +1,6 @@
 //! The routes that only show something: models, health, the fleet, metrics.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, time::Duration};
 
 use axum::{
     body::Body,
@@ -19,7 +19,10 @@ use super::{
     errors::{ApiError, ErrorType, abridged},
     request,
 };
-use crate::{metrics, orchestrator::api::ServedModel};
+use crate::{
+    metrics,
+    orchestrator::api::{LogsAnswer, ServedModel},
+};
 
 /// The checked-in description of both addresses.
 pub(crate) const OPENAPI: &str = include_str!("openapi.json");
@@ -57,7 +60,7 @@ pub(crate) struct Page {
 }
 
 fn model(served: &ServedModel) -> Model<'_> {
-    let ServedModel { id, context_tokens_max, created } = served;
+    let ServedModel { id, context_tokens_max, created, takes_tokens: _, takes_body: _ } = served;
     Model { id, object: "model", created: *created, owned_by: "forebay", max_model_len: *context_tokens_max }
 }
 
@@ -145,6 +148,83 @@ pub(crate) async fn metrics(State(gateway): State<Gateway>) -> Response {
 /// `GET /fleet/v1/engines`
 pub(crate) async fn engines(State(gateway): State<Gateway>) -> Response {
     json(&List { object: "list", data: gateway.0.orchestrator.engines() })
+}
+
+/// `?engine=&lines=`
+#[derive(Debug, Deserialize)]
+pub(crate) struct WhichEngine {
+    engine: Option<String>,
+    lines: Option<usize>,
+}
+
+/// Log lines shown when the request does not say how many.
+const LOG_LINES_DEFAULT: usize = 100;
+/// Most log lines of one answer.
+const LOG_LINES_MAX: usize = 1_000;
+/// Longest that an engine's agent may take to answer for its log.
+const LOGS_WITHIN: Duration = Duration::from_secs(5);
+
+fn which_engine(query: Result<Query<WhichEngine>, QueryRejection>) -> Result<(String, usize), ApiError> {
+    let Ok(Query(WhichEngine { engine, lines })) = query else {
+        return Err(ApiError::invalid_value("lines", "lines must be a whole number"));
+    };
+    let Some(engine) = engine else {
+        return Err(ApiError::invalid("missing_required_parameter", "say which: ?engine=NAME").at("engine"));
+    };
+    let lines = lines.unwrap_or(LOG_LINES_DEFAULT);
+    if !(1..=LOG_LINES_MAX).contains(&lines) {
+        let message = format!("lines is {lines}; it must be between 1 and {LOG_LINES_MAX}");
+        return Err(ApiError::invalid_value("lines", message));
+    }
+    Ok((engine, lines))
+}
+
+fn no_such_engine(name: &str) -> ApiError {
+    let name = abridged(name);
+    not_found(format!("there is no engine called `{name}`; `/fleet/v1/engines` lists them"))
+}
+
+/// `POST /fleet/v1/drain?engine=`: it finishes what runs and is given nothing new.
+pub(crate) async fn drain(
+    State(gateway): State<Gateway>,
+    query: Result<Query<WhichEngine>, QueryRejection>,
+) -> Response {
+    match which_engine(query) {
+        Ok((engine, _)) if gateway.0.orchestrator.drain(&engine) => json(&Health { status: "draining" }),
+        Ok((engine, _)) => no_such_engine(&engine).into_response(),
+        Err(error) => error.into_response(),
+    }
+}
+
+/// `GET /fleet/v1/logs?engine=&lines=`: the engine's last words so far, oldest first.
+pub(crate) async fn logs(
+    State(gateway): State<Gateway>,
+    query: Result<Query<WhichEngine>, QueryRejection>,
+) -> Response {
+    let (engine, lines) = match which_engine(query) {
+        Ok(asked) => asked,
+        Err(error) => return error.into_response(),
+    };
+    let asked = match gateway.0.orchestrator.logs(&engine, lines) {
+        LogsAnswer::UnknownEngine => return no_such_engine(&engine).into_response(),
+        LogsAnswer::NotKept => {
+            let engine = abridged(&engine);
+            let message =
+                format!("nobody keeps the log of `{engine}`: it was not started by `forebay agent`");
+            return not_found(message).into_response();
+        }
+        LogsAnswer::Asked(asked) => asked,
+    };
+    let answered = tokio::time::timeout(LOGS_WITHIN, asked).await;
+    match answered.unwrap_or_else(|_| Err("its agent did not answer in time".to_owned())) {
+        Ok(lines) => json(&List { object: "list", data: lines }),
+        Err(why) => ApiError {
+            kind: ErrorType::ServerError,
+            retry_after_seconds: Some(1),
+            ..ApiError::invalid("agent_unavailable", why).with_status(StatusCode::SERVICE_UNAVAILABLE)
+        }
+        .into_response(),
+    }
 }
 
 /// `GET /fleet/v1/decisions?limit=`: newest first.

@@ -28,6 +28,8 @@ pub(crate) fn admin() -> Vec<Route> {
     vec![
         (&["get"], "/metrics", get(pages::metrics)),
         (&["get"], "/fleet/v1/engines", get(pages::engines)),
+        (&["post"], "/fleet/v1/drain", post(pages::drain)),
+        (&["get"], "/fleet/v1/logs", get(pages::logs)),
         (&["get"], "/fleet/v1/decisions", get(pages::decisions)),
         (&["get"], "/fleet/v1/decisions/{*id}", get(pages::decision)),
         (&["get", "put"], "/fleet/v1/policy", get(pages::policy).put(pages::set_policy)),

@@ -1,3 +1,4 @@
+use crate::orchestrator::api::RankStatus;
 use std::time::Duration;
 
 use forebay_types::{RankLoad, Role};
@@ -38,6 +39,16 @@ fn engine(name: &str) -> EngineStatus {
         prefill_share: 0.0,
         indexed_blocks: 0,
         restarts: 0,
+        detail: String::new(),
+        ranks: vec![RankStatus {
+            dp_rank: 0,
+            load: RankLoad { running: 2, blocks_total: 10, blocks_free: 4, ..RankLoad::default() },
+            load_age_seconds: 0.25,
+            reserved_sequences: 0,
+            indexed_blocks: 5,
+        }],
+        cache_sight: String::new(),
+        notes: Vec::new(),
     }
 }
 

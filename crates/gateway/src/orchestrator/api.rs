@@ -7,29 +7,50 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+use forebay_engines::{ClientBody, Reply};
 use forebay_types::{
     EngineName, FinishReason, RankLoad, RequestId, Role, SampledToken, Sampling, TenantId, TokenId,
 };
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::decisions::DecisionRecord;
 
-/// One tokenised request.
+/// One request, as tokens or to be passed on.
 #[derive(Debug, Clone)]
 pub struct GenerateRequest {
     /// Echoed on every answer, log line and decision.
     pub id: RequestId,
-    /// Salts the block hashes, so tenants never share KV.
+    /// For the record.
     pub tenant: TenantId,
+    /// Salts the block hashes and the engines' prefix caches, so that tenants never share KV. Empty for none.
+    pub salt: Arc<str>,
     /// A model that [`Orchestrate::models`] lists.
     pub model: Arc<str>,
-    /// Token ids of the whole prompt, template included. Never empty.
+    /// Token ids of the whole prompt, template included; where nobody here knows them, numbers that stand for stretches of
+    /// its text ([`PromptUnit`]). Never empty.
     pub prompt: Arc<[TokenId]>,
+    /// What the numbers in `prompt` are.
+    pub unit: PromptUnit,
+    /// Given: engines are sent this and their answer is passed on, as [`ResponseEvent::Reply`].
+    pub body: Option<Arc<ClientBody>>,
     /// `n`: how many answers to sample from one prefill. At least 1.
     pub choices: u32,
     /// How to sample.
     pub sampling: Sampling,
+    /// The client chose the seed, wants log-probabilities or several answers: only an engine that draws every token from
+    /// (seed, choice, position) can go on after another.
+    pub sampling_is_particular: bool,
+}
+
+/// What the numbers of a prompt are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PromptUnit {
+    /// Token ids of the model.
+    Tokens,
+    /// Stretches of text of about a token's length, for routing alone.
+    Text,
 }
 
 /// Counts of one finished request.
@@ -55,6 +76,8 @@ pub enum ResponseEvent {
         /// Why.
         reason: FinishReason,
     },
+    /// A piece of an engine's own answer, to be passed on.
+    Reply(Reply),
     /// Last event of a good response.
     Done(Usage),
     /// Last event of a bad one. If tokens came before, the stream ends with an SSE `error` event and no `[DONE]`.
@@ -112,6 +135,24 @@ pub enum RouteError {
         /// Tokens already delivered.
         tokens_sent: u32,
     },
+    /// An engine says that the request itself cannot be served.
+    #[error("the engine refused the request: {message}")]
+    Rejected {
+        /// Its status, 4xx.
+        status: u16,
+        /// Its sentence.
+        message: Arc<str>,
+    },
+    /// Engines died while they had this request, and it is not given to another for a while.
+    #[error(
+        "{deaths} engines died while they computed this request; it is refused for {retry_after_seconds:.0} s, change it"
+    )]
+    Quarantined {
+        /// How many.
+        deaths: u32,
+        /// Until it is tried again.
+        retry_after_seconds: f64,
+    },
     /// A deadline passed.
     #[error("the request took longer than {limit_seconds:.0} s, the limit `request_seconds_max`")]
     DeadlineExceeded {
@@ -138,6 +179,10 @@ pub struct ServedModel {
     pub context_tokens_max: u32,
     /// When it began to be served, seconds since the Unix epoch.
     pub created: u64,
+    /// Every engine of it takes tokens.
+    pub takes_tokens: bool,
+    /// At least one engine of it takes a client's own words.
+    pub takes_body: bool,
 }
 
 /// One engine as `/fleet/v1/engines` and `forebay status` show it.
@@ -145,17 +190,20 @@ pub struct ServedModel {
 pub struct EngineStatus {
     /// Stable name.
     pub engine: EngineName,
-    /// `embedded`, `sim`, later `vllm`, ...
+    /// `embedded`, `sim`, `vllm`, ...
     pub kind: String,
     /// Current life.
     pub incarnation: u64,
-    /// `starting`, `ready`, `draining`, `lost`.
+    /// `starting`, `ready`, `draining`, `silent`, `fenced`, `lost`.
     pub state: String,
+    /// What it is doing or why it is in that state, as a sentence; empty if there is nothing to say.
+    #[serde(default)]
+    pub detail: String,
     /// What it may be asked to do.
     pub role: Role,
     /// Model that it serves.
     pub model: Arc<str>,
-    /// Latest load report.
+    /// Latest load reports, added up over its ranks.
     pub load: RankLoad,
     /// Circuit breaker: `closed`, `open`, `half_open`.
     pub breaker: String,
@@ -165,6 +213,40 @@ pub struct EngineStatus {
     pub indexed_blocks: u64,
     /// Times this engine was started again after a death.
     pub restarts: u64,
+    /// Each DP rank.
+    #[serde(default)]
+    pub ranks: Vec<RankStatus>,
+    /// Whether its cache is known from its own events or guessed from what was routed there.
+    #[serde(default)]
+    pub cache_sight: String,
+    /// What an operator should know of it: what is missing, and the flag that mends it.
+    #[serde(default)]
+    pub notes: Vec<Arc<str>>,
+}
+
+/// One DP rank of an engine.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RankStatus {
+    /// Its number.
+    pub dp_rank: u16,
+    /// Latest load report.
+    pub load: RankLoad,
+    /// Its age, seconds.
+    pub load_age_seconds: f64,
+    /// Sequences that were sent there and that the report does not show yet.
+    pub reserved_sequences: u32,
+    /// Blocks of it that the index knows.
+    pub indexed_blocks: u64,
+}
+
+/// An answer to a question for an engine's log.
+pub enum LogsAnswer {
+    /// There is no such engine.
+    UnknownEngine,
+    /// Nobody keeps its log: it is in this process, or attached by URL.
+    NotKept,
+    /// Will come from its agent.
+    Asked(BoxFuture<'static, Result<Vec<String>, String>>),
 }
 
 /// What HTTP needs from below. The real one is [`super::Orchestrator`]; tests of HTTP script their own.
@@ -176,6 +258,14 @@ pub trait Orchestrate: Send + Sync + 'static {
     fn submit(&self, request: GenerateRequest) -> Result<Response, RouteError>;
     /// Models that can be asked for.
     fn models(&self) -> Vec<ServedModel>;
+    /// One of them, by its id. Asked for every request.
+    fn served(&self, model: &str) -> Option<ServedModel> {
+        self.models().into_iter().find(|served| *served.id == *model)
+    }
+    /// Whether any engine takes a client's own words. Asked for every request.
+    fn takes_bodies(&self) -> bool {
+        self.models().iter().any(|model| model.takes_body)
+    }
     /// Whether at least one engine can serve.
     fn is_ready(&self) -> bool;
     /// Every engine.
@@ -184,6 +274,10 @@ pub trait Orchestrate: Send + Sync + 'static {
     fn decisions(&self, limit: usize) -> Vec<Arc<DecisionRecord>>;
     /// One decision.
     fn decision(&self, id: &RequestId) -> Option<Arc<DecisionRecord>>;
+    /// Lets an engine finish what runs and gives it nothing new; whether there is one of that name.
+    fn drain(&self, engine: &str) -> bool;
+    /// The last lines that an engine logged, if somebody beside it keeps them.
+    fn logs(&self, engine: &str, lines: usize) -> LogsAnswer;
     /// Name of the placement policy in force.
     fn policy(&self) -> &'static str;
     /// Changes the placement policy from the next placement on: the kill switch.

@@ -1,12 +1,19 @@
 //! The cores that decide, behind one lock that is held for microseconds: at a placement, at the turns of a leg and once
 //! in some tens of tokens, never per token.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use forebay_fleet::{Event, Fleet, FleetSettings};
-use forebay_kv_index::{IndexLimits, KvIndex, Overlaps};
-use forebay_placement::{Decision, PlaceError, Policy, Request, Weights, place};
-use forebay_types::{BlockHash, RankId};
+use forebay_kv_index::{IndexLimits, KvIndex, Overlaps, RoutedCache, RoutedLimits};
+use forebay_lifecycle::{Quarantine, QuarantineLimits};
+use forebay_placement::{Decision, Form, PlaceError, Policy, Request, Weights, place};
+use forebay_types::{BlockHash, Incarnation, KvEventBatch, RankId};
+
+use super::api::PromptUnit;
 
 /// Output expected of a choice before any has ended.
 const OUTPUT_TOKENS_PRIOR: f64 = 64.0;
@@ -16,10 +23,24 @@ const OUTPUT_NEWEST_WEIGHT: f64 = 0.02;
 /// Fleet, index and what is learned of output lengths.
 pub(super) struct Core {
     pub(super) fleet: Fleet,
+    /// What ranks say that they cache.
     pub(super) index: KvIndex,
+    /// What was routed to ranks lately, as far as `index` cannot tell.
+    pub(super) routed: KvIndex,
+    routed_caches: HashMap<RankId, Routed>,
+    pub(super) quarantine: Quarantine,
+    block_size_tokens: u32,
     overlaps: Overlaps,
     /// Running mean of output tokens, by model. Bounded: only served models get here.
     output_tokens: BTreeMap<Arc<str>, f64>,
+}
+
+/// What was routed to one rank.
+struct Routed {
+    cache: RoutedCache,
+    sequence: u64,
+    /// The rank announces nothing, so token prompts are followed here too.
+    instead_of_events: bool,
 }
 
 /// What a placement is asked.
@@ -27,16 +48,22 @@ pub(super) struct Question<'a> {
     pub(super) model: &'a Arc<str>,
     pub(super) prompt_tokens: u32,
     pub(super) hashes: &'a [BlockHash],
+    pub(super) unit: PromptUnit,
+    pub(super) form: Form,
     pub(super) output_tokens_max: u32,
     pub(super) choices: u32,
     pub(super) excluded: &'a [RankId],
 }
 
 impl Core {
-    pub(super) fn new(fleet: FleetSettings, index: IndexLimits) -> Self {
+    pub(super) fn new(fleet: FleetSettings, index: IndexLimits, block_size_tokens: u32) -> Self {
         Self {
             fleet: Fleet::new(fleet),
             index: KvIndex::new(index),
+            routed: KvIndex::new(index),
+            routed_caches: HashMap::new(),
+            quarantine: Quarantine::new(QuarantineLimits::default()),
+            block_size_tokens,
             overlaps: Overlaps::default(),
             output_tokens: BTreeMap::new(),
         }
@@ -55,18 +82,71 @@ impl Core {
         weights: &Weights,
         seed: u64,
     ) -> Result<Decision, PlaceError> {
-        self.index.overlaps(question.hashes, &mut self.overlaps);
+        match question.unit {
+            PromptUnit::Text => self.routed.overlaps(question.hashes, &mut self.overlaps),
+            PromptUnit::Tokens => {
+                self.index.overlaps(question.hashes, &mut self.overlaps);
+                if !self.routed_caches.is_empty() {
+                    let mut routed = Overlaps::default();
+                    self.routed.overlaps(question.hashes, &mut routed);
+                    let caches = &self.routed_caches;
+                    let guessed =
+                        |rank: &RankId| caches.get(rank).is_some_and(|routed| routed.instead_of_events);
+                    self.overlaps.0.extend(routed.0.into_iter().filter(|(rank, _)| guessed(rank)));
+                }
+            }
+        }
         let expected = self.output_tokens.get(question.model).copied().unwrap_or(OUTPUT_TOKENS_PRIOR);
         let request = Request {
             model: question.model,
             prompt_tokens: question.prompt_tokens,
             overlaps: &self.overlaps.0,
+            overlap_block_tokens: self.block_size_tokens,
+            form: question.form,
             output_tokens_expected: expected.ceil() as u32,
             output_tokens_max: question.output_tokens_max,
             choices: question.choices,
             excluded: question.excluded,
         };
         place(&self.fleet.snapshot(now), &request, policy, weights, seed)
+    }
+
+    /// From now on the rank's cache is, or is not, guessed from what is routed there. `blocks_total` 0: unknown.
+    pub(super) fn guess_cache(&mut self, rank: RankId, blocks_total: u32, instead_of_events: bool) {
+        let limits = match blocks_total as usize {
+            0 => RoutedLimits::default(),
+            blocks_max => RoutedLimits { blocks_max, ..RoutedLimits::default() },
+        };
+        let routed = self.routed_caches.entry(rank).or_insert_with(|| Routed {
+            cache: RoutedCache::new(limits),
+            sequence: 0,
+            instead_of_events,
+        });
+        routed.instead_of_events = instead_of_events;
+        if instead_of_events {
+            self.index.remove_rank(rank);
+        }
+    }
+
+    /// A request with this chain runs on `rank`.
+    pub(super) fn note_routed(&mut self, now: Duration, rank: RankId, unit: PromptUnit, chain: &[BlockHash]) {
+        let Some(routed) = self.routed_caches.get_mut(&rank) else { return };
+        if unit == PromptUnit::Tokens && !routed.instead_of_events {
+            return;
+        }
+        let events = routed.cache.note(now, chain);
+        if !events.is_empty() {
+            let batch = KvEventBatch { rank, sequence: routed.sequence, events };
+            routed.sequence += 1;
+            let _ = self.routed.apply(&batch); // numbered here: only a full index refuses, and then it claims less
+        }
+    }
+
+    /// Forgets what was cached there.
+    pub(super) fn forget(&mut self, incarnation: Incarnation) {
+        self.index.remove_incarnation(incarnation);
+        self.routed.remove_incarnation(incarnation);
+        self.routed_caches.retain(|rank, _| rank.incarnation != incarnation);
     }
 
     /// Learns how long the answers of a model are. One that its own limit cut off says only that it would have been

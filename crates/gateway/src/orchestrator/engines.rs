@@ -1,52 +1,105 @@
-//! Keeps engines alive and passes on what they report.
+//! Keeps engines alive, or follows those that somebody else keeps alive, and passes on what they report.
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-use forebay_engines::{Driver, EngineFacts, Launch, Report};
+use forebay_engines::{CacheSight, Driver, EngineFacts, Launch, Notice, Report};
 use forebay_fleet::Event;
 use forebay_kv_index::Applied;
-use forebay_placement::{Breaker, RankState};
-use forebay_types::{Incarnation, RankLoad};
+use forebay_types::{EngineName, FirstToken, Incarnation, Role};
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Duration, Instant, sleep_until};
 
-use super::{Shared, api::EngineStatus};
+use super::Shared;
+
+/// Longest pause before an engine that lives elsewhere is looked for again: its return should be seen soon, and looking
+/// is one connection.
+const ATTACH_BACK_OFF_MAX: Duration = Duration::from_secs(2);
 
 /// One engine over all its lives.
 pub(super) struct Slot {
-    launcher: Arc<dyn Launch>,
-    restarts: AtomicU64,
-    current: Mutex<Option<EngineFacts>>,
+    pub(super) name: EngineName,
+    pub(super) role: Role,
+    pub(super) restarts: AtomicU64,
+    pub(super) current: Mutex<Option<Arc<dyn Driver>>>,
+    pub(super) said: Mutex<Said>,
+    /// Who is beside the engine, if anybody is.
+    pub(super) keeper: Mutex<Option<Arc<dyn Keeper>>>,
+    draining: AtomicBool,
 }
 
+/// Who is beside an engine that lives elsewhere, and does for it what only its own host can.
+pub trait Keeper: Send + Sync {
+    /// Its last `lines` log lines, or why there are none.
+    fn logs(&self, lines: usize) -> BoxFuture<'static, Result<Vec<String>, String>>;
+    /// Is told that the engine shall drain, so that every gateway hears of it.
+    fn drain(&self);
+}
+
+/// What an operator is told of an engine, beyond figures.
+pub(super) struct Said {
+    pub(super) kind: &'static str,
+    /// Without a life: `starting` or `lost`.
+    pub(super) state: &'static str,
+    pub(super) detail: Arc<str>,
+    pub(super) notes: Vec<Arc<str>>,
+    pub(super) cache_sight: Option<CacheSight>,
+}
+
+/// Notes kept of one engine.
+const NOTES_MAX: usize = 32;
+
 impl Slot {
-    pub(super) fn new(launcher: Arc<dyn Launch>) -> Self {
-        Self { launcher, restarts: AtomicU64::new(0), current: Mutex::new(None) }
+    pub(super) fn new(name: EngineName, kind: &'static str, role: Role) -> Self {
+        let said = Said { kind, state: "starting", detail: "".into(), notes: Vec::new(), cache_sight: None };
+        Self {
+            name,
+            role,
+            restarts: AtomicU64::new(0),
+            current: Mutex::new(None),
+            said: Mutex::new(said),
+            keeper: Mutex::new(None),
+            draining: AtomicBool::new(false),
+        }
+    }
+
+    fn say(&self, state: &'static str, detail: impl Into<Arc<str>>) {
+        let mut said = self.said.lock();
+        said.state = state;
+        said.detail = detail.into();
     }
 }
 
 /// Starts an engine, follows it until it dies, and begins again after a pause, until the process closes.
-pub(super) async fn keep_alive(shared: Arc<Shared>, slot: usize) {
+pub(super) async fn keep_alive(shared: Arc<Shared>, slot: Arc<Slot>, launcher: Arc<dyn Launch>) {
     let settings = &shared.settings;
+    let longest = match launcher.is_attached() {
+        true => ATTACH_BACK_OFF_MAX.min(settings.restart_back_off_max),
+        false => settings.restart_back_off_max,
+    };
     let mut back_off = settings.restart_back_off;
     loop {
-        let slot = &shared.slots[slot];
         let incarnation = Incarnation(shared.next_incarnation.fetch_add(1, Ordering::Relaxed));
         let began = Instant::now();
-        match slot.launcher.launch(incarnation) {
+        match launcher.launch(incarnation).await {
             Ok(driver) => {
-                join(&shared, slot, &driver);
-                let last_words = follow(&shared, &driver).await;
-                leave(&shared, slot, incarnation);
+                join(&shared, &slot, &driver);
+                let last_words = follow(&shared, &slot, &driver).await;
+                leave(&shared, &slot, incarnation, &last_words);
                 if shared.closing.load(Ordering::Acquire) {
                     return;
                 }
-                tracing::error!(engine = %slot.launcher.name(), %incarnation, reason = %last_words, "engine died");
+                tracing::error!(engine = %slot.name, %incarnation, reason = %last_words, "engine died");
             }
-            Err(error) => tracing::error!(%error, "engine did not start"),
+            Err(error) => {
+                if *slot.said.lock().detail != *error.reason {
+                    tracing::error!(%error, "engine did not start");
+                }
+                slot.say("lost", error.reason);
+            }
         }
         if began.elapsed() > settings.restart_back_off_max {
             back_off = settings.restart_back_off; // it lived long enough to count as well
@@ -55,60 +108,153 @@ pub(super) async fn keep_alive(shared: Arc<Shared>, slot: usize) {
         if shared.closing.load(Ordering::Acquire) {
             return;
         }
-        back_off = (back_off * 2).min(settings.restart_back_off_max);
+        back_off = (back_off * 2).min(longest);
         slot.restarts.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// An engine whose lives somebody else reports, such as the agent beside it. It leaves when this is dropped.
+pub struct Member {
+    shared: Arc<Shared>,
+    slot: Arc<Slot>,
+}
+
+impl Member {
+    pub(super) fn new(shared: Arc<Shared>, name: EngineName, kind: &'static str, role: Role) -> Self {
+        let slot = Arc::new(Slot::new(name, kind, role));
+        shared.slots.write().push(slot.clone());
+        Self { shared, slot }
+    }
+
+    /// It is not serving yet, and what it does instead, as a sentence.
+    pub fn starting(&self, detail: &str) {
+        self.slot.say("starting", detail);
+    }
+
+    /// Who is beside it now.
+    pub fn kept_by(&self, keeper: Option<Arc<dyn Keeper>>) {
+        *self.slot.keeper.lock() = keeper;
+    }
+
+    /// A life begins; an earlier one ends. It lasts until its [`Driver::reports`] tell of its death.
+    pub fn join(&self, driver: Arc<dyn Driver>) {
+        let (shared, slot) = (self.shared.clone(), self.slot.clone());
+        if let Some(before) = slot.current.lock().clone() {
+            leave(&shared, &slot, before.facts().incarnation, "another life began");
+            slot.restarts.fetch_add(1, Ordering::Relaxed);
+        }
+        join(&shared, &slot, &driver);
+        self.shared.runtime.spawn(async move {
+            let incarnation = driver.facts().incarnation;
+            let last_words = follow(&shared, &slot, &driver).await;
+            tracing::warn!(engine = %slot.name, %incarnation, reason = %last_words, "engine left");
+            leave(&shared, &slot, incarnation, &last_words);
+        });
+    }
+
+    /// The life ended.
+    pub fn left(&self, why: &str) {
+        let current = self.slot.current.lock().clone();
+        if let Some(driver) = current {
+            driver.stop();
+            leave(&self.shared, &self.slot, driver.facts().incarnation, why);
+        } else {
+            self.slot.say("lost", why);
+        }
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.left("its agent left");
+        self.shared.slots.write().retain(|slot| !Arc::ptr_eq(slot, &self.slot));
     }
 }
 
 fn join(shared: &Shared, slot: &Slot, driver: &Arc<dyn Driver>) {
     let facts = driver.facts();
     let now = shared.now();
-    let mut core = shared.core.lock();
-    core.note(now, Event::Joined(fleet_facts(facts)));
-    core.note(now, Event::Ready(facts.incarnation));
-    // Under the lock: whoever is told of the rank finds its driver.
-    shared.drivers.write().insert(facts.incarnation, driver.clone());
-    *slot.current.lock() = Some(facts.clone());
+    slot.draining.store(false, Ordering::Release);
+    {
+        let mut core = shared.core.lock();
+        core.note(now, Event::Joined(fleet_facts(facts, driver.is_in_process())));
+        core.note(now, Event::Ready(facts.incarnation));
+        for rank in facts.ranks() {
+            let guessed = facts.cache_sight != CacheSight::Events;
+            if guessed || facts.accepts.body {
+                core.guess_cache(rank, facts.blocks_total, guessed);
+            }
+        }
+        // Under the lock: whoever is told of the rank finds its driver.
+        shared.drivers.write().insert(facts.incarnation, driver.clone());
+        *slot.current.lock() = Some(driver.clone());
+        *slot.said.lock() = Said {
+            kind: facts.kind,
+            state: "ready",
+            detail: "".into(),
+            notes: facts.notes.clone(),
+            cache_sight: Some(facts.cache_sight.clone()),
+        };
+    }
     tracing::info!(engine = %facts.engine, incarnation = %facts.incarnation, model = %facts.model, "engine joined");
+    shared.count_models();
+    shared.joined.notify_one();
 }
 
-fn leave(shared: &Shared, slot: &Slot, incarnation: Incarnation) {
+/// Ends a life, once.
+fn leave(shared: &Shared, slot: &Slot, incarnation: Incarnation, why: &str) {
     let mut core = shared.core.lock();
-    core.note(shared.now(), Event::Lost(incarnation));
-    core.index.remove_incarnation(incarnation);
-    shared.drivers.write().remove(&incarnation);
-    *slot.current.lock() = None;
+    if shared.drivers.write().remove(&incarnation).is_none() {
+        return;
+    }
+    shared.count_models();
+    let now = shared.now();
+    core.note(now, Event::Lost(incarnation));
+    core.forget(incarnation);
+    core.quarantine.died(now, incarnation);
+    let mut current = slot.current.lock();
+    if current.as_ref().is_some_and(|driver| driver.facts().incarnation == incarnation) {
+        *current = None;
+        slot.say("lost", why);
+    }
 }
 
 /// Passes reports on until the last one; answers with the engine's last words.
-async fn follow(shared: &Shared, driver: &Arc<dyn Driver>) -> Arc<str> {
-    let rank = driver.facts().rank();
+async fn follow(shared: &Shared, slot: &Slot, driver: &Arc<dyn Driver>) -> Arc<str> {
+    let facts = driver.facts();
     loop {
-        let Report { load, steps, kv, snapshot, died } = driver.reports().next().await;
+        let Report { loads, steps, snapshots, kv, notices, died } = driver.reports().next().await;
         let now = shared.now();
-        let mut lost_events = false;
+        let mut lost_events = Vec::new();
         {
             let mut core = shared.core.lock();
-            if let Some(snapshot) = snapshot {
+            for snapshot in snapshots {
                 // Anything but `Ok` leaves the rank out of the index: it is then routed to by load alone.
                 let reset = core.index.reset(snapshot.rank, snapshot.sequence_next, snapshot.blocks);
                 if reset != Applied::Ok {
-                    tracing::warn!(%rank, ?reset, "the index cannot follow this rank");
+                    tracing::warn!(rank = %snapshot.rank, ?reset, "the index cannot follow this rank");
                 }
             }
             for batch in &kv {
-                lost_events |= matches!(core.index.apply(batch), Applied::Gap { .. });
+                if matches!(core.index.apply(batch), Applied::Gap { .. })
+                    && !lost_events.contains(&batch.rank.dp_rank)
+                {
+                    lost_events.push(batch.rank.dp_rank);
+                }
             }
-            if let Some(load) = load {
-                core.note(now, Event::Load { rank, load });
+            for (dp_rank, load) in loads {
+                core.note(now, Event::Load { rank: facts.rank(dp_rank), load });
             }
-            for step in steps {
-                core.note(now, Event::Step { rank, step });
+            for (dp_rank, step) in steps {
+                core.note(now, Event::Step { rank: facts.rank(dp_rank), step });
             }
         }
-        if lost_events {
-            tracing::warn!(engine = %driver.facts().engine, "KV events were lost; asking for a snapshot");
-            driver.request_snapshot();
+        for dp_rank in lost_events {
+            tracing::warn!(engine = %slot.name, dp_rank, "KV events were lost; asking for a snapshot");
+            driver.request_snapshot(dp_rank);
+        }
+        for notice in notices {
+            take_notice(shared, slot, facts, notice);
         }
         if let Some(reason) = died {
             return reason;
@@ -116,61 +262,84 @@ async fn follow(shared: &Shared, driver: &Arc<dyn Driver>) -> Arc<str> {
     }
 }
 
-/// Every engine, in the order in which they were given.
-pub(super) fn status(shared: &Shared) -> Vec<EngineStatus> {
-    let mut core = shared.core.lock();
-    let snapshot = core.fleet.snapshot(shared.now());
-    let status = |slot: &Slot| {
-        let current = slot.current.lock().clone();
-        let rank = current.as_ref().and_then(|facts| snapshot.rank(facts.rank()));
-        EngineStatus {
-            engine: slot.launcher.name().clone(),
-            kind: slot.launcher.kind().to_owned(),
-            incarnation: current.as_ref().map_or(0, |facts| facts.incarnation.0),
-            state: rank.map_or("lost", |rank| state_name(rank.state)).to_owned(),
-            role: current.as_ref().map_or_else(|| slot.launcher.role(), |facts| facts.role),
-            model: current.as_ref().map_or_else(|| "".into(), |facts| facts.model.clone()),
-            load: rank.map_or_else(RankLoad::default, |rank| rank.load),
-            breaker: rank.map_or("closed", |rank| breaker_name(rank.breaker)).to_owned(),
-            prefill_share: rank.map_or(0.0, |rank| rank.prefill_share),
-            indexed_blocks: rank.and_then(|rank| core.index.rank(rank.id)).map_or(0, |rank| rank.blocks),
-            restarts: slot.restarts.load(Ordering::Relaxed),
+/// An operator's wish: nothing new goes there. In-process and attached engines drain in this process's eyes alone.
+pub(super) fn drain(shared: &Shared, slot: &Slot) {
+    slot.draining.store(true, Ordering::Release);
+    slot.say("draining", "an operator drains it");
+    if let Some(driver) = slot.current.lock().clone() {
+        shared.core.lock().note(shared.now(), Event::Draining(driver.facts().incarnation));
+    }
+    if let Some(keeper) = slot.keeper.lock().clone() {
+        keeper.drain();
+    }
+}
+
+fn take_notice(shared: &Shared, slot: &Slot, facts: &EngineFacts, notice: Notice) {
+    let (now, incarnation) = (shared.now(), facts.incarnation);
+    let note = |event| shared.core.lock().note(now, event);
+    match notice {
+        Notice::Silent { why } => {
+            tracing::warn!(engine = %slot.name, %why, "engine is silent");
+            slot.say("silent", why);
+            note(Event::Silent(incarnation));
         }
-    };
-    shared.slots.iter().map(status).collect()
-}
-
-fn state_name(state: RankState) -> &'static str {
-    match state {
-        RankState::Starting => "starting",
-        RankState::Ready => "ready",
-        RankState::Draining => "draining",
-        RankState::Lost => "lost",
+        Notice::Heard => {
+            slot.say("ready", "");
+            match slot.draining.load(Ordering::Acquire) {
+                true => note(Event::Draining(incarnation)),
+                false => note(Event::Ready(incarnation)),
+            }
+        }
+        Notice::Fenced { why } => {
+            tracing::error!(engine = %slot.name, %why, "engine is fenced");
+            slot.say("fenced", why);
+            note(Event::Fenced(incarnation));
+        }
+        Notice::Draining => {
+            tracing::info!(engine = %slot.name, "engine drains");
+            slot.draining.store(true, Ordering::Release);
+            note(Event::Draining(incarnation));
+        }
+        Notice::CacheSight(sight) => {
+            let guessed = sight != CacheSight::Events;
+            slot.said.lock().cache_sight = Some(sight);
+            let mut core = shared.core.lock();
+            for rank in facts.ranks() {
+                core.guess_cache(rank, facts.blocks_total, guessed);
+            }
+        }
+        Notice::Note(text) => {
+            tracing::warn!(engine = %slot.name, note = %text, "engine");
+            let mut said = slot.said.lock();
+            if said.notes.len() == NOTES_MAX {
+                said.notes.remove(0);
+            }
+            if !said.notes.contains(&text) {
+                said.notes.push(text);
+            }
+        }
     }
 }
 
-fn breaker_name(breaker: Breaker) -> &'static str {
-    match breaker {
-        Breaker::Closed => "closed",
-        Breaker::Open => "open",
-        Breaker::HalfOpen => "half_open",
-    }
-}
-
-fn fleet_facts(facts: &EngineFacts) -> forebay_fleet::EngineFacts {
+fn fleet_facts(facts: &EngineFacts, in_process: bool) -> forebay_fleet::EngineFacts {
     let EngineFacts {
         engine,
         kind: _,
         incarnation,
         model,
         role,
+        dp_ranks,
         block_size_tokens,
         block_bytes,
         blocks_total,
         step_tokens_max,
         context_tokens_max,
         waiting_max,
-        kv_layout,
+        kv,
+        accepts,
+        continues_sampling: _,
+        cache_sight: _,
+        notes: _,
         prior,
     } = facts.clone();
     forebay_fleet::EngineFacts {
@@ -178,16 +347,20 @@ fn fleet_facts(facts: &EngineFacts) -> forebay_fleet::EngineFacts {
         incarnation,
         model,
         role,
-        dp_ranks: 1,
+        dp_ranks,
         block_size_tokens,
         block_bytes,
         blocks_total,
         step_tokens_max,
         context_tokens_max,
         waiting_max,
-        kv_layout,
-        can_export: true,
-        can_import: true,
+        kv_layout: kv.layout,
+        can_export: kv.can_export,
+        can_import: kv.can_import,
+        needs_warming: kv.needs_warming,
+        first_token: if in_process { FirstToken::Handed } else { FirstToken::OfDecode },
+        takes_tokens: accepts.tokens,
+        takes_body: accepts.body,
         step_prior: prior,
     }
 }

@@ -8,7 +8,9 @@ pub mod api;
 mod core;
 mod engines;
 mod request;
+mod status;
 mod trail;
+mod warming;
 
 use std::{
     collections::HashMap,
@@ -19,18 +21,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use forebay_engines::{Driver, Launch};
+use forebay_engines::{Driver, Launch, Prompt};
 use forebay_fleet::FleetSettings;
 use forebay_kv_hash::BlockHasher;
 use forebay_kv_index::IndexLimits;
 use forebay_lifecycle::Limits;
 use forebay_placement::{Policy, Weights};
-use forebay_types::{Incarnation, LegId, RequestId, ReservationId};
+use forebay_types::{EngineName, Incarnation, LegId, RequestId, ReservationId, Role};
 use parking_lot::{Mutex, RwLock};
 use tokio::{runtime::Handle, sync::Notify};
 
 use self::{
-    api::{EngineStatus, GenerateRequest, Orchestrate, Response, RouteError, ServedModel},
+    api::{
+        EngineStatus, GenerateRequest, LogsAnswer, Orchestrate, PromptUnit, Response, RouteError, ServedModel,
+    },
     core::Core,
     engines::Slot,
     request::RequestRun,
@@ -57,6 +61,10 @@ pub struct OrchestratorSettings {
     pub fleet: FleetSettings,
     /// Memory of the KV index.
     pub index: IndexLimits,
+    /// Shortest silence after which a response that has begun counts as stalled, where its engine is another process.
+    pub stall_min: Duration,
+    /// And in token gaps of the rank: how many times its P99.
+    pub stall_itl_factor: f64,
     /// First pause before an engine that died is started again; it doubles with each early death.
     pub restart_back_off: Duration,
     /// Longest such pause.
@@ -77,6 +85,8 @@ impl Default for OrchestratorSettings {
             policy: Policy::default(),
             fleet: FleetSettings::default(),
             index: IndexLimits::default(),
+            stall_min: Duration::from_secs(2),
+            stall_itl_factor: 20.0,
             restart_back_off: Duration::from_millis(200),
             restart_back_off_max: Duration::from_secs(30),
             seed: 0,
@@ -84,6 +94,8 @@ impl Default for OrchestratorSettings {
         }
     }
 }
+
+pub use self::engines::{Keeper, Member};
 
 /// The fleet as one value: what HTTP submits requests to.
 #[derive(Clone)]
@@ -95,7 +107,12 @@ struct Shared {
     origin: Instant,
     core: Mutex<Core>,
     drivers: RwLock<HashMap<Incarnation, Arc<dyn Driver>>>,
-    slots: Vec<Slot>,
+    slots: RwLock<Vec<Arc<Slot>>>,
+    /// The models of `drivers`, sorted.
+    serving: RwLock<Arc<[ServedModel]>>,
+    /// Told when engines join: pairs may have to be warmed.
+    joined: Notify,
+    runtime: Handle,
     policy: RwLock<Policy>,
     metrics: Arc<Metrics>,
     log: DecisionLog,
@@ -131,9 +148,12 @@ impl Orchestrator {
     ) -> Self {
         let shared = Arc::new(Shared {
             origin: Instant::now(),
-            core: Mutex::new(Core::new(settings.fleet, settings.index)),
+            core: Mutex::new(Core::new(settings.fleet, settings.index, hasher.block_size_tokens())),
             drivers: RwLock::new(HashMap::new()),
-            slots: launchers.into_iter().map(Slot::new).collect(),
+            slots: RwLock::default(),
+            serving: RwLock::new([].into()),
+            joined: Notify::new(),
+            runtime: runtime.clone(),
             policy: RwLock::new(settings.policy),
             metrics,
             log: DecisionLog::new(settings.decisions_max),
@@ -147,10 +167,22 @@ impl Orchestrator {
             settings,
             hasher,
         });
-        for slot in 0..shared.slots.len() {
-            runtime.spawn(engines::keep_alive(shared.clone(), slot));
-        }
-        Self(shared)
+        runtime.spawn(warming::keep_warm(Arc::downgrade(&shared)));
+        let orchestrator = Self(shared);
+        launchers.into_iter().for_each(|launcher| orchestrator.attach(launcher));
+        orchestrator
+    }
+
+    /// Adds an engine that this process starts or finds, and keeps it alive.
+    pub fn attach(&self, launcher: Arc<dyn Launch>) {
+        let slot = Arc::new(Slot::new(launcher.name().clone(), launcher.kind(), launcher.role()));
+        self.0.slots.write().push(slot.clone());
+        self.0.runtime.spawn(engines::keep_alive(self.0.clone(), slot, launcher));
+    }
+
+    /// Adds an engine whose lives are reported by somebody else. It leaves when the member is dropped.
+    pub fn member(&self, name: EngineName, kind: &'static str, role: Role) -> Member {
+        Member::new(self.0.clone(), name, kind, role)
     }
 
     /// Takes no more requests. What runs goes on.
@@ -183,7 +215,10 @@ impl Orchestrator {
         Leaks {
             requests: self.0.in_flight.load(Ordering::Acquire),
             reservations,
-            blocks: engines.iter().map(|e| u64::from(e.load.blocks_total - e.load.blocks_free)).sum(),
+            blocks: engines
+                .iter()
+                .map(|e| u64::from(e.load.blocks_total.saturating_sub(e.load.blocks_free)))
+                .sum(),
         }
     }
 }
@@ -206,22 +241,15 @@ impl Orchestrate for Orchestrator {
     }
 
     fn models(&self) -> Vec<ServedModel> {
-        let mut models: Vec<ServedModel> = Vec::new();
-        for driver in self.0.drivers.read().values() {
-            let facts = driver.facts();
-            match models.iter_mut().find(|model| model.id == facts.model) {
-                Some(model) => {
-                    model.context_tokens_max = model.context_tokens_max.max(facts.context_tokens_max);
-                }
-                None => models.push(ServedModel {
-                    id: facts.model.clone(),
-                    context_tokens_max: facts.context_tokens_max,
-                    created: self.0.settings.unix_ms / 1000,
-                }),
-            }
-        }
-        models.sort_by(|one, other| one.id.cmp(&other.id));
-        models
+        self.0.serving.read().to_vec()
+    }
+
+    fn served(&self, model: &str) -> Option<ServedModel> {
+        self.0.serving.read().iter().find(|served| *served.id == *model).cloned()
+    }
+
+    fn takes_bodies(&self) -> bool {
+        self.0.serving.read().iter().any(|served| served.takes_body)
     }
 
     fn is_ready(&self) -> bool {
@@ -229,7 +257,7 @@ impl Orchestrate for Orchestrator {
     }
 
     fn engines(&self) -> Vec<EngineStatus> {
-        engines::status(&self.0)
+        status::status(&self.0)
     }
 
     fn decisions(&self, limit: usize) -> Vec<Arc<DecisionRecord>> {
@@ -238,6 +266,18 @@ impl Orchestrate for Orchestrator {
 
     fn decision(&self, id: &RequestId) -> Option<Arc<DecisionRecord>> {
         self.0.log.get(id)
+    }
+
+    fn drain(&self, engine: &str) -> bool {
+        let slot = self.0.slots.read().iter().find(|slot| slot.name.as_str() == engine).cloned();
+        slot.inspect(|slot| engines::drain(&self.0, slot)).is_some()
+    }
+
+    fn logs(&self, engine: &str, lines: usize) -> LogsAnswer {
+        let slot = self.0.slots.read().iter().find(|slot| slot.name.as_str() == engine).cloned();
+        let Some(slot) = slot else { return LogsAnswer::UnknownEngine };
+        let keeper = slot.keeper.lock().clone();
+        keeper.map_or(LogsAnswer::NotKept, |keeper| LogsAnswer::Asked(keeper.logs(lines)))
     }
 
     fn policy(&self) -> &'static str {
@@ -254,6 +294,30 @@ impl Orchestrate for Orchestrator {
 }
 
 impl Shared {
+    /// Says anew which models are served: an engine came or went.
+    fn count_models(&self) {
+        let mut models: Vec<ServedModel> = Vec::new();
+        for driver in self.drivers.read().values() {
+            let facts = driver.facts();
+            match models.iter_mut().find(|model| model.id == facts.model) {
+                Some(model) => {
+                    model.context_tokens_max = model.context_tokens_max.max(facts.context_tokens_max);
+                    model.takes_tokens &= facts.accepts.tokens;
+                    model.takes_body |= facts.accepts.body;
+                }
+                None => models.push(ServedModel {
+                    id: facts.model.clone(),
+                    context_tokens_max: facts.context_tokens_max,
+                    created: self.settings.unix_ms / 1000,
+                    takes_tokens: facts.accepts.tokens,
+                    takes_body: facts.accepts.body,
+                }),
+            }
+        }
+        models.sort_by(|one, other| one.id.cmp(&other.id));
+        *self.serving.write() = models.into();
+    }
+
     /// Time since the start: what the cores are told.
     fn now(&self) -> Duration {
         self.origin.elapsed()
@@ -265,6 +329,23 @@ impl Shared {
 
     fn reservation_id(&self) -> ReservationId {
         ReservationId(self.next_reservation.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// A request's prompt with its block hashes.
+    fn prompt(&self, request: &GenerateRequest) -> Prompt {
+        let root = match request.unit {
+            PromptUnit::Tokens => self.hasher.root(&request.model, &request.salt),
+            PromptUnit::Text => self.hasher.root(&request.model, &format!("{}\0text", request.salt)),
+        };
+        let hashes = self.hasher.chain(root, &request.prompt).into();
+        Prompt { tokens: request.prompt.clone(), hashes, root, salt: request.salt.clone() }
+    }
+
+    /// When a request that began at `began` is given up.
+    fn deadline(&self, began: Duration) -> Instant {
+        let total = began.saturating_add(self.settings.limits.total_max);
+        let now = Instant::now();
+        self.origin.checked_add(total).unwrap_or(now + Duration::from_secs(86_400))
     }
 
     fn driver(&self, incarnation: Incarnation) -> Option<Arc<dyn Driver>> {

@@ -14,19 +14,19 @@ use std::{
     time::Duration,
 };
 
-use forebay_engines::{KvHandle, Leg, LegEvent, LegStream, Prompt, StartError, Work};
+use forebay_engines::{KvHandle, Leg, LegEvent, LegStream, LegUsage, Prompt, StartError, Work};
 use forebay_fleet::{Event as FleetEvent, Progress};
 use forebay_lifecycle::{
-    Action, Event, Failure, Health, LegOrder, Lifecycle, PlacementId, Purpose, Refusal, Start, Unplaced,
-    Work as WorkOrder,
+    Action, Event, Failure, Form, Health, LegOrder, Lifecycle, PlacementId, Purpose, Refusal, Start, Terms,
+    Unplaced, Work as WorkOrder,
 };
-use forebay_placement::{Decision, PlaceError, Plan};
+use forebay_placement::{Decision, Form as PlacedForm, PlaceError, Plan, Snapshot};
 use forebay_types::{FinishReason, LegId, RankId, ReservationId, Sampling};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{
     Shared,
-    api::{GenerateRequest, ResponseEvent, ResponseSource, RouteError, Usage},
+    api::{GenerateRequest, PromptUnit, ResponseEvent, ResponseSource, RouteError, Usage},
     core::Question,
     trail::Trail,
 };
@@ -40,6 +40,8 @@ pub(super) struct RequestRun {
     /// `None` once the request is over.
     live: Option<Live>,
     out: Vec<ResponseEvent>,
+    /// Legs lost so far.
+    losses: u32,
     timer: Option<(Duration, Pin<Box<Sleep>>)>,
 }
 
@@ -55,6 +57,10 @@ struct Live {
     cut_off: bool,
     /// Why the latest placement found no rank.
     unplaced: Option<PlaceError>,
+    /// What an engine said of the request itself.
+    rejected: Option<RouteError>,
+    /// An engine's own count, of an answer that is passed on.
+    usage: Option<LegUsage>,
     trail: Trail,
     scratch: Vec<LegEvent>,
 }
@@ -74,15 +80,18 @@ impl RequestRun {
     /// # Errors
     /// If it can have no place; then nothing is left of it.
     pub(super) fn start(shared: Arc<Shared>, request: GenerateRequest) -> Result<Self, RouteError> {
-        let root = shared.hasher.root(&request.model, request.tenant.as_str());
-        let hashes = shared.hasher.chain(root, &request.prompt).into();
-        let prompt = Prompt { tokens: request.prompt.clone(), hashes, root };
         let began = shared.now();
+        if let Some(error) = quarantined(&shared, began, &request) {
+            shared.request_ended();
+            return Err(error);
+        }
+        let prompt = shared.prompt(&request);
         let start = Start {
             prompt_tokens: request.prompt.len() as u32,
-            choices: request.choices,
+            choices: if request.body.is_some() { 1 } else { request.choices },
             output_tokens_max: request.sampling.output_tokens_max,
             stop_tokens: request.sampling.stop_tokens.clone(),
+            form: if request.body.is_some() { Form::Opaque } else { Form::Tokens },
         };
         let (lifecycle, actions) = Lifecycle::start(began, start, shared.settings.limits);
         let arrived_unix_ms = shared.settings.unix_ms + began.as_millis() as u64;
@@ -94,10 +103,21 @@ impl RequestRun {
             events: VecDeque::new(),
             cut_off: false,
             unplaced: None,
+            rejected: None,
+            usage: None,
             trail: Trail::new(&request, arrived_unix_ms),
             scratch: Vec::new(),
         };
-        let mut run = Self { shared, request, prompt, began, live: Some(live), out: Vec::new(), timer: None };
+        let mut run = Self {
+            shared,
+            request,
+            prompt,
+            began,
+            live: Some(live),
+            out: Vec::new(),
+            losses: 0,
+            timer: None,
+        };
         run.perform(actions);
         run.settle();
         match run.out.pop() {
@@ -174,8 +194,8 @@ impl RequestRun {
             Purpose::Continue { choice, generated_tokens } => {
                 let generated = &live.lifecycle.generated(choice)[..generated_tokens as usize];
                 let tokens: Arc<[_]> = self.prompt.tokens.iter().chain(generated).copied().collect();
-                let root = self.prompt.root;
-                Prompt { hashes: self.shared.hasher.chain(root, &tokens).into(), tokens, root }
+                let hashes = self.shared.hasher.chain(self.prompt.root, &tokens).into();
+                Prompt { hashes, tokens, ..self.prompt.clone() }
             }
         }
     }
@@ -192,6 +212,8 @@ impl RequestRun {
             model: &self.request.model,
             prompt_tokens: prompt.tokens.len() as u32,
             hashes: &prompt.hashes,
+            unit: self.request.unit,
+            form: if self.request.body.is_some() { PlacedForm::Body } else { PlacedForm::Tokens },
             output_tokens_max: self.request.sampling.output_tokens_max.saturating_sub(generated_tokens),
             choices,
             excluded,
@@ -218,6 +240,7 @@ impl RequestRun {
                     core.note(asked, FleetEvent::Reserved { id, rank, amount });
                     live.reservations.insert(leg, id);
                 }
+                let terms = terms(&shared, &self.request, &core.fleet.snapshot(asked), plan);
                 drop(core);
                 let took = shared.now().saturating_sub(asked);
                 live.trail.placed(age, took, purpose, explanation);
@@ -226,7 +249,7 @@ impl RequestRun {
                     Purpose::Prompt if live.lifecycle.placements() > 1 => shared.metrics.retries.inc(),
                     Purpose::Prompt => 0,
                 };
-                live.events.push_back(Event::Placed { placement, plan, legs });
+                live.events.push_back(Event::Placed { placement, plan, legs, terms });
             }
             Err(error) => {
                 drop(core);
@@ -275,22 +298,35 @@ impl RequestRun {
             output_tokens_max: order.output_tokens_max,
             ..self.request.sampling.clone()
         });
-        let request = self.request.id.clone();
-        let leg = Leg { id: order.leg, request, prompt, choices: order.choices, sampling, work };
+        let hashes = prompt.hashes.clone();
+        let leg = Leg {
+            id: order.leg,
+            request: self.request.id.clone(),
+            dp_rank: order.rank.dp_rank,
+            prompt,
+            choices: order.choices,
+            sampling,
+            work,
+            body: self.request.body.clone(),
+            deadline: shared.deadline(self.began),
+        };
         match driver.start(leg) {
             Ok(stream) => {
+                let now = shared.now();
+                let mut core = shared.core.lock();
                 if let Some(&id) = live.reservations.get(&order.leg) {
-                    let event = FleetEvent::Progress { id, progress: Progress::Accepted };
-                    shared.core.lock().note(shared.now(), event);
+                    core.note(now, FleetEvent::Progress { id, progress: Progress::Accepted });
                 }
+                core.note_routed(now, order.rank, self.request.unit, &hashes);
+                drop(core);
                 let (id, rank) = (order.leg, order.rank);
                 live.legs.push(LiveLeg { id, rank, stream, source, generated: 0 });
             }
             Err(error) => {
                 tracing::debug!(request = %self.request.id, leg = %order.leg, %error, "leg refused");
-                let why = refusal(&error);
                 live.trail.leg_ended(age, order.leg, 0, "refused");
                 self.release(order.leg);
+                let why = self.refused(&error);
                 self.tell(Event::LegRefused { leg: order.leg, why });
             }
         }
@@ -334,14 +370,18 @@ impl RequestRun {
     fn finish(&mut self, outcome: &str, error: Option<RouteError>) {
         let age = self.age();
         let Some(live) = self.live.take() else { return };
-        let Live { lifecycle, legs, held, reservations, cut_off, trail, .. } = live;
+        let Live { lifecycle, legs, held, reservations, cut_off, trail, usage, .. } = live;
         drop(legs);
         for (leg, kv) in held {
             if let Some(driver) = self.shared.driver(kv.from.incarnation) {
                 driver.release_kv(leg);
             }
         }
-        let sent = lifecycle.tokens_sent();
+        let usage = Usage {
+            prompt_tokens: usage.map_or(self.prompt.tokens.len() as u32, |usage| usage.prompt_tokens),
+            cached_tokens: usage.map_or(lifecycle.cached_tokens(), |usage| usage.cached_tokens),
+            output_tokens: usage.map_or(lifecycle.tokens_sent() as u32, |usage| usage.output_tokens),
+        };
         {
             let now = self.shared.now();
             let mut core = self.shared.core.lock();
@@ -349,21 +389,18 @@ impl RequestRun {
                 core.note(now, FleetEvent::Released(id));
             }
             if error.is_none() && outcome == "finished" {
-                core.learn_output(
-                    &self.request.model,
-                    sent as f64 / f64::from(self.request.choices),
-                    cut_off,
-                );
+                let tokens = f64::from(usage.output_tokens) / f64::from(self.request.choices);
+                core.learn_output(&self.request.model, tokens, cut_off);
+                if self.losses > 0 {
+                    core.quarantine.answered(fingerprint(&self.request));
+                }
             }
         }
-        self.shared.log.put(trail.finish(age, lifecycle.cached_tokens(), sent, outcome));
+        let output_tokens = u64::from(usage.output_tokens);
+        self.shared.log.put(trail.finish(age, usage.cached_tokens, output_tokens, outcome));
         self.out.push(match error {
             Some(error) => ResponseEvent::Failed(error),
-            None => ResponseEvent::Done(Usage {
-                prompt_tokens: self.prompt.tokens.len() as u32,
-                cached_tokens: lifecycle.cached_tokens(),
-                output_tokens: sent as u32,
-            }),
+            None => ResponseEvent::Done(usage),
         });
         self.timer = None;
         self.shared.request_ended();
@@ -371,7 +408,11 @@ impl RequestRun {
 
     fn route_error(&mut self, failure: &Failure) -> RouteError {
         let unplaced = self.live.as_mut().and_then(|live| live.unplaced.take());
+        let rejected = self.live.as_mut().and_then(|live| live.rejected.take());
         match failure {
+            Failure::Rejected => {
+                rejected.unwrap_or_else(|| RouteError::Internal { detail: failure.to_string() })
+            }
             Failure::NotPlaced | Failure::Refused { .. } => unplaced.map_or_else(
                 || RouteError::NoEngine { model: self.request.model.clone(), detail: failure.to_string() },
                 |error| self.unplaced_error(&error),
@@ -474,12 +515,56 @@ impl Drop for RequestRun {
     }
 }
 
-fn refusal(error: &StartError) -> Refusal {
-    match error {
-        StartError::Gone => Refusal::Gone,
-        StartError::QueueFull { .. }
-        | StartError::TooLong { .. }
-        | StartError::Malformed { .. }
-        | StartError::ForeignKv => Refusal::Unfit,
+impl RequestRun {
+    /// What the lifecycle is told of a refusal. An engine's own words are kept for the client.
+    fn refused(&mut self, error: &StartError) -> Refusal {
+        match error {
+            StartError::Gone | StartError::Failed { .. } => Refusal::Gone,
+            StartError::Rejected { status, message } => {
+                if let Some(live) = &mut self.live {
+                    live.rejected = Some(RouteError::Rejected { status: *status, message: message.clone() });
+                }
+                Refusal::Rejected
+            }
+            StartError::QueueFull { .. }
+            | StartError::TooLong { .. }
+            | StartError::Malformed { .. }
+            | StartError::WrongForm
+            | StartError::ForeignKv => Refusal::Unfit,
+        }
     }
+}
+
+/// What holds for the legs of `plan`.
+fn terms(shared: &Shared, request: &GenerateRequest, fleet: &Snapshot, plan: Plan) -> Terms {
+    let [prefill, decode] =
+        [plan.prefill_rank(), plan.decode_rank()].map(|rank| shared.driver(rank.incarnation));
+    let continues = |driver: &Option<std::sync::Arc<dyn forebay_engines::Driver>>| {
+        driver.as_ref().is_some_and(|driver| driver.facts().continues_sampling)
+    };
+    let can_stall = decode.as_ref().is_some_and(|driver| !driver.is_in_process());
+    let settings = &shared.settings;
+    let stall_after = can_stall.then(|| {
+        let p99 = fleet.rank(plan.decode_rank()).map_or(0.0, |rank| rank.itl_p99_seconds);
+        settings.stall_min.max(Duration::from_secs_f64(p99 * settings.stall_itl_factor))
+    });
+    let moves = !request.sampling_is_particular || (continues(&prefill) && continues(&decode));
+    Terms { continues: moves, stall_after }
+}
+
+fn quarantined(shared: &Shared, now: Duration, request: &GenerateRequest) -> Option<RouteError> {
+    let core = shared.core.lock();
+    if core.quarantine.is_empty() {
+        return None;
+    }
+    let (deaths, left) = core.quarantine.refusal(now, fingerprint(request))?;
+    Some(RouteError::Quarantined { deaths, retry_after_seconds: left.as_secs_f64() })
+}
+
+/// What a repeated request is recognised by: FNV-1a over its prompt.
+fn fingerprint(request: &GenerateRequest) -> u64 {
+    let unit = u32::from(request.unit == PromptUnit::Text);
+    request.prompt.iter().chain([&unit]).fold(0xcbf2_9ce4_8422_2325, |hash, &number| {
+        (hash ^ u64::from(number)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
 }

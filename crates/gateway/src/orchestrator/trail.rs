@@ -114,8 +114,11 @@ impl Trail {
         self.record.transfers.push(TransferRecord { from, to, blocks, bytes, pieces, seconds, outcome });
     }
 
-    pub(super) fn first_token(&mut self, at: Duration) {
+    /// The first token, or the first piece of an answer that is passed on; whether it was the first.
+    pub(super) fn first_token(&mut self, at: Duration) -> bool {
+        let is_first = self.record.ttft_seconds.is_none();
         self.record.ttft_seconds.get_or_insert(at.as_secs_f64());
+        is_first
     }
 
     /// The finished record; what still runs ended with the request.

@@ -11,7 +11,7 @@ use forebay_gateway::{
     metrics::Metrics,
     orchestrator::{
         Orchestrator, OrchestratorSettings,
-        api::{GenerateRequest, Orchestrate, Response, ResponseEvent, RouteError, Usage},
+        api::{GenerateRequest, Orchestrate, PromptUnit, Response, ResponseEvent, RouteError, Usage},
     },
 };
 use forebay_kv_hash::{BlockHasher, HashKey};
@@ -147,8 +147,12 @@ pub(crate) fn request(
     GenerateRequest {
         id: id.into(),
         tenant: "test".into(),
+        salt: "test".into(),
         model: MODEL.into(),
         prompt: prompt.into(),
+        unit: PromptUnit::Tokens,
+        body: None,
+        sampling_is_particular: true,
         choices,
         sampling: Sampling {
             temperature: 1.0,
@@ -199,7 +203,7 @@ impl Answer {
                     }
                     self.tokens[choice].push(token.token);
                 }
-                ResponseEvent::Finished { .. } => {}
+                ResponseEvent::Finished { .. } | ResponseEvent::Reply(_) => {}
                 ResponseEvent::Done(usage) => self.usage = Some(usage),
                 ResponseEvent::Failed(error) => self.error = Some(error.to_string()),
             }

@@ -20,8 +20,8 @@ use forebay_gateway::{
     http::{Clock, Gateway, HttpLimits, ModelText, Parts, RequestLimits, Seeds},
     metrics::Metrics,
     orchestrator::api::{
-        EngineStatus, Feedback, GenerateRequest, Orchestrate, Response, ResponseEvent, ResponseSender,
-        RouteError, ServedModel, Usage, response,
+        EngineStatus, Feedback, GenerateRequest, LogsAnswer, Orchestrate, Response, ResponseEvent,
+        ResponseSender, RouteError, ServedModel, Usage, response,
     },
 };
 use forebay_text::{ChatTemplate, Tokenizer};
@@ -93,7 +93,13 @@ impl Orchestrate for Fake {
     }
     fn models(&self) -> Vec<ServedModel> {
         ["org/other", MODEL]
-            .map(|id| ServedModel { id: id.into(), context_tokens_max: CONTEXT, created: 7 })
+            .map(|id| ServedModel {
+                id: id.into(),
+                context_tokens_max: CONTEXT,
+                created: 7,
+                takes_tokens: true,
+                takes_body: false,
+            })
             .into()
     }
     fn is_ready(&self) -> bool {
@@ -105,6 +111,7 @@ impl Orchestrate for Fake {
             kind: "embedded".into(),
             incarnation: 3,
             state: "ready".into(),
+            detail: String::new(),
             role: Role::Both,
             model: MODEL.into(),
             load: RankLoad { running: 2, blocks_total: 64, blocks_free: 60, ..RankLoad::default() },
@@ -112,10 +119,23 @@ impl Orchestrate for Fake {
             prefill_share: 0.25,
             indexed_blocks: 9,
             restarts: 1,
+            ranks: Vec::new(),
+            cache_sight: "events".into(),
+            notes: Vec::new(),
         }]
     }
     fn decisions(&self, limit: usize) -> Vec<Arc<DecisionRecord>> {
         self.decisions.newest(limit)
+    }
+    fn drain(&self, engine: &str) -> bool {
+        engine == "embedded-0"
+    }
+    fn logs(&self, engine: &str, lines: usize) -> LogsAnswer {
+        match engine {
+            "embedded-0" => LogsAnswer::NotKept,
+            "kept" => LogsAnswer::Asked(Box::pin(async move { Ok(vec!["a line".to_owned(); lines]) })),
+            _ => LogsAnswer::UnknownEngine,
+        }
     }
     fn decision(&self, id: &RequestId) -> Option<Arc<DecisionRecord>> {
         self.decisions.get(id)
@@ -189,6 +209,7 @@ impl Setup {
         let gateway = Gateway::new(Parts {
             orchestrator: fake.clone(),
             models: vec![text(MODEL), text("org/other")],
+            attached: Vec::new(),
             keys: self.keys.map(|keys| forebay_gateway::http::ApiKeys::parse(keys).unwrap()),
             metrics: metrics.clone(),
             http_limits: self.http_limits,

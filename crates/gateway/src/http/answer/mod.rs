@@ -19,7 +19,7 @@ use std::{future::poll_fn, sync::Arc, time::Duration};
 use forebay_text::{StopMatcher, Tokenizer};
 use forebay_types::{FinishReason, SampledToken, TokenId};
 
-pub(crate) use frames::{Frames, Identity};
+pub(crate) use frames::{Frames, Identity, push_error};
 pub(crate) use stream::AnswerBody;
 pub(crate) use whole::collect;
 
@@ -142,6 +142,8 @@ impl Answer {
                 Ok(index) => self.finish(index, reason),
                 Err(error) => Step::Failed(error),
             },
+            // Only what is asked for as a body is answered so.
+            ResponseEvent::Reply(_) => Step::Quiet,
             ResponseEvent::Done(usage) => self.source_done(source, usage),
             ResponseEvent::Failed(error) => Step::Failed(error),
         }

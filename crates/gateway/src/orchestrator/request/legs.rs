@@ -5,12 +5,12 @@ use std::{
     time::Duration,
 };
 
-use forebay_engines::{LegEvent, TransferOutcome, TransferReport};
+use forebay_engines::{LegEvent, Reply, TransferOutcome, TransferReport};
 use forebay_fleet::{Event as FleetEvent, Progress};
-use forebay_lifecycle::{Accepted, Event};
+use forebay_lifecycle::{Accepted, Event, Refusal};
 use forebay_types::{LegId, RankId};
 
-use super::{RequestRun, refusal};
+use super::{RequestRun, fingerprint};
 use crate::{
     metrics::{ModelLabel, TransferLabels, TransferOutcome as Transferred},
     orchestrator::{api::ResponseEvent, trail::engine_name},
@@ -30,6 +30,9 @@ impl RequestRun {
             Poll::Pending => None,
             Poll::Ready(more) => Some(more),
         };
+        if !events.is_empty() {
+            live.lifecycle.heard(self.shared.now(), id);
+        }
         for event in events.drain(..) {
             self.take_leg_event(id, event);
         }
@@ -63,8 +66,15 @@ impl RequestRun {
             }
             LegEvent::Finished { choice, reason } => self.tell(Event::ChoiceFinished { leg, choice, reason }),
             LegEvent::Prefilled(kv) => {
+                let first = kv.first;
                 live.held.insert(leg, kv);
-                self.tell(Event::Prefilled { leg });
+                self.tell(Event::Prefilled { leg, first });
+            }
+            LegEvent::Reply(reply) => self.pass_on(leg, reply),
+            LegEvent::Usage(usage) => {
+                if self.request.body.is_some() {
+                    live.usage = Some(usage);
+                }
             }
             LegEvent::KvArrived(report) => self.transferred(leg, report),
             LegEvent::KvFailed { outcome } => self.transfer_failed(leg, &outcome),
@@ -74,11 +84,16 @@ impl RequestRun {
             }
             LegEvent::Refused(error) => {
                 tracing::debug!(request = %self.request.id, %leg, %error, "leg refused");
+                let why = self.refused(&error);
+                if why != Refusal::Rejected {
+                    self.pair_failed(leg);
+                }
                 self.drop_leg(leg, "refused");
-                self.tell(Event::LegRefused { leg, why: refusal(&error) });
+                self.tell(Event::LegRefused { leg, why });
             }
             LegEvent::Lost { reason } => {
                 tracing::warn!(request = %self.request.id, %leg, %reason, "leg lost");
+                self.note_loss(leg);
                 self.drop_leg(leg, "lost");
                 self.tell(Event::LegLost { leg });
             }
@@ -92,7 +107,10 @@ impl RequestRun {
             let [source, target] = [from, to].map(|(leg, rank)| engine_name(live.trail.engine_of(leg), rank));
             live.trail.transferred(source, target, report);
             let (from, to, bytes, seconds) = (from.1, to.1, report.bytes, report.seconds);
-            self.note(FleetEvent::Transferred { from, to, bytes, seconds });
+            // A document comes whole: the time to its first byte is that of the answer, and says nothing of the pair.
+            if self.request.body.as_ref().is_none_or(|body| body.streams) {
+                self.note(FleetEvent::Transferred { from, to, bytes, seconds });
+            }
         }
         let metrics = &self.shared.metrics;
         metrics.transfers.get_or_create(&TransferLabels { outcome: Transferred::Done }).inc();
@@ -116,7 +134,42 @@ impl RequestRun {
             TransferOutcome::Cancelled => Transferred::Cancelled,
         };
         self.shared.metrics.transfers.get_or_create(&TransferLabels { outcome: label }).inc();
+        if !matches!(outcome, TransferOutcome::Cancelled) {
+            self.pair_failed(leg);
+        }
         self.tell(Event::KvFailed { leg });
+    }
+
+    /// A decode leg came to nothing before its KV was there: its pair rests.
+    fn pair_failed(&mut self, leg: LegId) {
+        if let Some(((_, from), (_, to))) = self.ends_of_transfer(leg) {
+            self.note(FleetEvent::TransferFailed { from, to });
+        }
+    }
+
+    /// Remembers who lost an engine before its first token, in case the engine turns out to be dead.
+    fn note_loss(&mut self, leg: LegId) {
+        let Some(live) = &self.live else { return };
+        let lost = live.legs.iter().find(|live| live.id == leg).map(|live| live.rank.incarnation);
+        if let Some(engine) = lost.filter(|_| live.lifecycle.tokens_sent() == 0) {
+            self.losses += 1;
+            let now = self.shared.now();
+            self.shared.core.lock().quarantine.lost(now, fingerprint(&self.request), engine);
+        }
+    }
+
+    /// A piece of an engine's own answer.
+    fn pass_on(&mut self, leg: LegId, reply: Reply) {
+        let age = self.age();
+        let Some(live) = &mut self.live else { return };
+        if live.lifecycle.passed(leg) == Accepted::No {
+            return;
+        }
+        let is_first_data = matches!(reply, Reply::Data(_)) && live.trail.first_token(age);
+        self.out.push(ResponseEvent::Reply(reply));
+        if is_first_data {
+            self.progress(leg, Progress::Decoding);
+        }
     }
 
     /// Both ends of a decode leg's transfer: leg and rank that held the KV, leg and rank that took it in.

@@ -1,0 +1,106 @@
+//! From what an agent says of its engine to a driver that sends legs there.
+
+use std::sync::Arc;
+
+use forebay_engines::{
+    Accepts, CacheSight, EngineFacts, KvAbilities, Reports,
+    remote::{
+        HeldKv, RemoteEngine, RemoteLimits, RemoteParts,
+        client::{Endpoint, HttpClient, Secret},
+    },
+};
+use forebay_proto::{self as proto, Hello, Ready};
+use tokio::{runtime::Handle, sync::Notify};
+
+use super::keeper::Asker;
+
+/// What speaks to engines: one for all of a process.
+#[derive(Clone)]
+pub struct Outbound {
+    /// Connections.
+    pub http: Arc<HttpClient>,
+    /// KV that legs hold.
+    pub held: Arc<HeldKv>,
+    /// Unpredictable numbers, for meeting points and request ids.
+    pub draw: Arc<dyn Fn() -> u64 + Send + Sync>,
+}
+
+/// The driver of a life that serves.
+///
+/// # Errors
+/// A sentence: where it is cannot be an address.
+pub(super) fn driver(
+    hello: &Hello,
+    ready: Ready,
+    shared: &Outbound,
+    reports: Arc<Reports>,
+    asker: Arc<Asker>,
+) -> Result<Arc<RemoteEngine>, String> {
+    let key = hello.data_plane.api_key.as_ref().map(|key| Secret::new(key.expose()));
+    let endpoint = Endpoint::new(&hello.data_plane.url, shared.http.clone(), key.as_ref())
+        .map_err(|error| error.to_string())?;
+    let speech = ready.facts.dialect.speech.clone();
+    let facts = facts(hello, ready, speech.dialect.name());
+    Ok(RemoteEngine::new(RemoteParts {
+        facts,
+        speech,
+        endpoint,
+        reports,
+        limits: RemoteLimits::default(),
+        runtime: Handle::current(),
+        snapshots: Arc::new(move |dp_rank| asker.request_snapshot(dp_rank)),
+        // The agent looks for itself.
+        on_trouble: Arc::new(Notify::new()),
+        rooms: shared.draw.clone(),
+        held: shared.held.clone(),
+    }))
+}
+
+fn facts(hello: &Hello, ready: Ready, kind: &'static str) -> EngineFacts {
+    let Ready { facts, cache_sight } = ready;
+    let proto::EngineFacts {
+        model,
+        served_aliases: _,
+        dp_ranks,
+        block_size_tokens,
+        block_bytes,
+        blocks_total,
+        step_tokens_max,
+        context_tokens_max,
+        waiting_max,
+        kv: proto::KvAbilities { layout, can_export, can_import, needs_warming },
+        accepts: proto::Accepts { tokens, body },
+        continues_sampling,
+        dialect: _,
+        step_prior,
+        notes,
+    } = facts;
+    EngineFacts {
+        engine: hello.engine.clone(),
+        kind,
+        incarnation: hello.incarnation,
+        model: model.into(),
+        role: hello.role,
+        dp_ranks,
+        block_size_tokens,
+        block_bytes,
+        blocks_total,
+        step_tokens_max,
+        context_tokens_max,
+        waiting_max,
+        kv: KvAbilities { layout, can_export, can_import, needs_warming },
+        accepts: Accepts { tokens, body },
+        continues_sampling,
+        cache_sight: sight(cache_sight),
+        notes: notes.into_iter().map(Into::into).collect(),
+        prior: step_prior,
+    }
+}
+
+/// How much is known of its cache, in the engines' words.
+pub(super) fn sight(sight: proto::CacheSight) -> CacheSight {
+    match sight {
+        proto::CacheSight::Events => CacheSight::Events,
+        proto::CacheSight::Approximate { why } => CacheSight::Approximate { why: why.into() },
+    }
+}

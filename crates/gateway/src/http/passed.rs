@@ -1,0 +1,363 @@
+//! Requests that are passed on as they came: to engines that take text, and what tokens cannot express (tools that the
+//! engine parses, structured output, media).
+//!
+//! In: a body. Out: the same body without the fields that could harm an engine, what is needed to route it, and later the
+//! engine's own answer, unchanged. Start at [`Peek`] and [`prepare`]; the answer's way out is [`PassedBody`].
+//!
+//! Invariants: contents are never parsed into a tree and never changed; a field that names KV, a rank or a cache of
+//! another tenant never reaches an engine.
+
+use std::{
+    borrow::Cow,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use axum::{body::Body, http::StatusCode, response::Response};
+use bytes::Bytes;
+use forebay_engine_wire::fields::Fields;
+use forebay_engines::{ClientBody, ClientRoute, Reply};
+use forebay_text::Conversation;
+use forebay_types::{Sampling, TokenId};
+use http_body::Frame;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tracing::Span;
+
+use super::{
+    answer::push_error,
+    app::ModelText,
+    context::Context as Surroundings,
+    errors::ApiError,
+    observation::Observation,
+    request::{self, chat::ChatBody},
+};
+use crate::{
+    metrics::Endpoint,
+    orchestrator::api::{PromptUnit, Response as Generated, ResponseEvent, RouteError, Usage},
+};
+
+/// Fields that steer an engine's insides. A client that sends one is told so: with the wrong value it would kill the engine
+/// or read another's cache.
+const FORBIDDEN: &[&str] = &[
+    "kv_transfer_params",
+    "ec_transfer_params",
+    "bootstrap_host",
+    "bootstrap_port",
+    "bootstrap_room",
+    "bootstrap_pair_key",
+    "disagg_prefill_dp_rank",
+];
+/// Fields that are the gateway's to set: taken out, for they change nothing that a client may decide.
+const STRIPPED: &[&str] = &[
+    "cache_salt",
+    "priority",
+    "rid",
+    "request_id",
+    "routed_dp_rank",
+    "data_parallel_rank",
+    "extra_key",
+    "session_id",
+];
+/// Bytes of text that stand for a token where nobody here knows the tokens: English has about four.
+const TEXT_UNIT_BYTES: usize = 4;
+/// Answer assumed where the request does not limit it, for load accounting alone.
+const OUTPUT_TOKENS_GUESSED: u32 = 1024;
+
+/// What a body says about its route, leniently: what is wrong with the rest is the engine's to say.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Peek<'a> {
+    #[serde(borrow, default)]
+    pub(crate) model: Option<Cow<'a, str>>,
+    #[serde(default)]
+    stream: Option<bool>,
+    #[serde(borrow, default)]
+    messages: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    prompt: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    pub(crate) tools: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    max_tokens: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    max_completion_tokens: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    n: Option<&'a RawValue>,
+}
+
+impl<'a> Peek<'a> {
+    /// `None` if the body is no JSON object or its `model` and `stream` are not what they should be.
+    pub(crate) fn of(body: &'a [u8]) -> Option<Self> {
+        serde_json::from_slice(body).ok()
+    }
+
+    /// Whether the request brings tools that its engine should parse.
+    pub(crate) fn has_tools(&self) -> bool {
+        self.tools.is_some_and(|tools| !matches!(tools.get(), "null" | "[]"))
+    }
+
+    fn prompt_text(&self, endpoint: Endpoint) -> &str {
+        let raw = match endpoint {
+            Endpoint::Chat => self.messages,
+            Endpoint::Completions => self.prompt,
+        };
+        // Without its closing bracket: the next turn's text then begins with this one's.
+        raw.map_or("", |raw| raw.get().trim_end_matches([']', '"']))
+    }
+
+    fn number(raw: Option<&RawValue>) -> Option<u32> {
+        raw.and_then(|raw| raw.get().parse().ok())
+    }
+}
+
+/// A request to pass on.
+pub(crate) struct Passed {
+    pub(crate) body: Arc<ClientBody>,
+    pub(crate) prompt: Arc<[TokenId]>,
+    pub(crate) unit: PromptUnit,
+    /// For load accounting.
+    pub(crate) choices: u32,
+    pub(crate) sampling: Sampling,
+}
+
+/// Makes a body fit to be passed on.
+///
+/// # Errors
+/// 400 if it is no JSON object or holds a field that no client may send.
+pub(crate) fn prepare(
+    endpoint: Endpoint,
+    body: &Bytes,
+    peek: &Peek<'_>,
+    text: Option<&ModelText>,
+) -> Result<Passed, ApiError> {
+    let mut fields = Fields::parse(body)
+        .map_err(|error| ApiError::invalid("invalid_json", format!("the body is no JSON object: {error}")))?;
+    if let Some(field) = FORBIDDEN.iter().find(|field| fields.get(field).is_some()) {
+        return Err(forbidden(field));
+    }
+    let strips = STRIPPED.iter().filter(|field| fields.remove(field)).count();
+    let json = if strips == 0 { body.clone() } else { Bytes::from(fields.to_bytes()) };
+    let (prompt, unit) = match text.and_then(|text| known_tokens(endpoint, body, text)) {
+        Some(tokens) => (tokens, PromptUnit::Tokens),
+        None => (text_units(peek.prompt_text(endpoint)), PromptUnit::Text),
+    };
+    let asked = Peek::number(peek.max_completion_tokens).or_else(|| Peek::number(peek.max_tokens));
+    Ok(Passed {
+        body: Arc::new(ClientBody {
+            route: match endpoint {
+                Endpoint::Chat => ClientRoute::Chat,
+                Endpoint::Completions => ClientRoute::Completions,
+            },
+            json,
+            streams: peek.stream.unwrap_or(false),
+        }),
+        prompt,
+        unit,
+        choices: Peek::number(peek.n).unwrap_or(1).clamp(1, 128),
+        sampling: Sampling {
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            seed: 0,
+            output_tokens_max: asked.unwrap_or(OUTPUT_TOKENS_GUESSED).max(1),
+            stop_tokens: [].into(),
+            logprobs: None,
+        },
+    })
+}
+
+/// The error for a field that no client may send.
+pub(crate) fn forbidden(field: &'static str) -> ApiError {
+    let message = format!("{field} is set by the server alone; leave it out");
+    ApiError::invalid("forbidden_parameter", message).at(field)
+}
+
+/// The prompt's tokens, if this process can tell them: for routing, so any difficulty just means that it cannot.
+fn known_tokens(endpoint: Endpoint, body: &[u8], text: &ModelText) -> Option<Arc<[TokenId]>> {
+    let mut tokens = Vec::new();
+    match endpoint {
+        Endpoint::Chat => {
+            let chat: ChatBody<'_> = request::parse(body).ok()?;
+            let conversation = Conversation {
+                messages: chat.messages.as_deref()?,
+                tools: chat.tools,
+                add_generation_prompt: true,
+                extra: chat.chat_template_kwargs,
+                now: None,
+            };
+            let rendered = text.template.render(&conversation).ok()?;
+            text.tokenizer.encode(&rendered, &mut tokens).ok()?;
+        }
+        Endpoint::Completions => {
+            #[derive(Deserialize)]
+            #[serde(untagged)]
+            enum Prompt {
+                Text(String),
+                Tokens(Vec<TokenId>),
+            }
+            #[derive(Deserialize)]
+            struct Prompted {
+                prompt: Prompt,
+            }
+            match serde_json::from_slice::<Prompted>(body).ok()?.prompt {
+                Prompt::Text(prompt) => text.tokenizer.encode_completion(&prompt, &mut tokens).ok()?,
+                Prompt::Tokens(ids) => tokens = ids,
+            }
+        }
+    }
+    (!tokens.is_empty()).then(|| tokens.into())
+}
+
+/// Numbers that stand for stretches of text, equal for equal stretches. Never empty.
+fn text_units(text: &str) -> Arc<[TokenId]> {
+    let units = text.as_bytes().chunks(TEXT_UNIT_BYTES).map(|chunk| {
+        let mut bytes = [0; TEXT_UNIT_BYTES];
+        bytes[..chunk.len()].copy_from_slice(chunk);
+        TokenId::from_le_bytes(bytes)
+    });
+    if text.is_empty() { [0].into() } else { units.collect() }
+}
+
+/// Waits for the engine's first words and answers with them.
+pub(crate) async fn respond(
+    mut generated: Generated,
+    surroundings: Surroundings,
+    mut observation: Observation,
+    prompt_param: &'static str,
+) -> Response {
+    let mut batch = Vec::new();
+    let refuse = |observation: &mut Observation, error: &RouteError| {
+        let error = ApiError::from_route(error, prompt_param);
+        tracing::info!(code = error.code, error = %error.message, "request failed");
+        observation.conclude(error.outcome());
+        axum::response::IntoResponse::into_response(error)
+    };
+    let (status, content_type) = loop {
+        if !generated.next_batch(&mut batch).await && batch.is_empty() {
+            let detail = "the response ended without a result".to_owned();
+            return refuse(&mut observation, &RouteError::Internal { detail });
+        }
+        match batch.first() {
+            Some(ResponseEvent::Reply(Reply::Head { status, content_type })) => {
+                break (*status, content_type.clone());
+            }
+            Some(ResponseEvent::Failed(error)) => return refuse(&mut observation, &error.clone()),
+            Some(_) => {
+                batch.remove(0);
+            }
+            None => {}
+        }
+    };
+    batch.remove(0);
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
+    let streams = content_type.starts_with("text/event-stream");
+    let body = PassedBody {
+        generated,
+        observation,
+        _surroundings: surroundings,
+        prompt_param,
+        span: Span::current(),
+        batch: batch.into(),
+        scratch: Vec::new(),
+        streams,
+        status,
+        ended: false,
+    };
+    let mut response = Response::new(Body::new(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    if let Ok(value) = content_type.parse() {
+        headers.insert(axum::http::header::CONTENT_TYPE, value);
+    }
+    if streams {
+        headers.insert(axum::http::header::CACHE_CONTROL, axum::http::HeaderValue::from_static("no-cache"));
+        headers.insert("x-accel-buffering", axum::http::HeaderValue::from_static("no"));
+    }
+    response
+}
+
+/// An engine's answer on its way out. Dropping it, as hyper does when the client has gone, cancels the request.
+struct PassedBody {
+    generated: Generated,
+    observation: Observation,
+    /// Keeps the request's id taken.
+    _surroundings: Surroundings,
+    prompt_param: &'static str,
+    span: Span,
+    batch: std::collections::VecDeque<ResponseEvent>,
+    scratch: Vec<ResponseEvent>,
+    streams: bool,
+    status: StatusCode,
+    ended: bool,
+}
+
+impl PassedBody {
+    fn done(&mut self, usage: Usage) {
+        self.ended = true;
+        if self.status.is_success() {
+            self.observation.passed_on(usage.output_tokens);
+            self.observation.succeed(usage);
+        } else {
+            self.observation.conclude(crate::metrics::Outcome::ClientError);
+        }
+    }
+
+    /// The last bytes of an answer that broke off. A document cannot say so: its connection is broken off as well.
+    fn failed(&mut self, error: &RouteError) -> Result<Bytes, io::Error> {
+        self.ended = true;
+        let error = ApiError::from_route(error, self.prompt_param);
+        self.span.in_scope(|| tracing::warn!(code = error.code, error = %error.message, "answer broke off"));
+        self.observation.conclude(error.outcome());
+        if self.streams {
+            let mut bytes = bytes::BytesMut::new();
+            push_error(&mut bytes, &error);
+            return Ok(bytes.freeze());
+        }
+        Err(io::Error::other(error.message))
+    }
+}
+
+impl http_body::Body for PassedBody {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let this = self.get_mut();
+        loop {
+            if this.ended {
+                return Poll::Ready(None);
+            }
+            match this.batch.pop_front() {
+                Some(ResponseEvent::Reply(Reply::Data(data))) => {
+                    let now = this.observation.now();
+                    this.observation.first_words(now);
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                Some(ResponseEvent::Done(usage)) => this.done(usage),
+                Some(ResponseEvent::Failed(error)) => {
+                    return Poll::Ready(Some(this.failed(&error).map(Frame::data)));
+                }
+                Some(_) => {}
+                None => match this.generated.poll_batch(cx, &mut this.scratch) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(more) => {
+                        if !more && this.scratch.is_empty() {
+                            let detail = "the response ended without a result".to_owned();
+                            this.scratch.push(ResponseEvent::Failed(RouteError::Internal { detail }));
+                        }
+                        this.batch.extend(this.scratch.drain(..));
+                    }
+                },
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended
+    }
+}
