@@ -1,5 +1,9 @@
 //! The command line: names, help texts and examples. What the commands do is in modules of their names.
 
+mod engines;
+
+pub(crate) use engines::{AgentArgs, DoctorArgs, EngineArgs, EngineKindArg, RoleArg};
+
 use clap::{Args, Parser, Subcommand, builder::styling, error::ErrorKind};
 use std::{ffi::OsString, time::Duration};
 
@@ -54,6 +58,39 @@ settings, `--help` all of them.")]
         #[command(flatten)]
         settings: SettingFlags,
     },
+    /// Run one engine of this program as a server of its own, in the words of vLLM: a whole fleet without GPUs.
+    #[command(after_help = "Examples:
+  forebay engine embedded --port 8000
+  forebay engine sim --port 8001 --sim-speed 10 --role prefill
+  forebay serve --engine vllm=http://127.0.0.1:8000 --engine vllm=http://127.0.0.1:8001
+
+Prints its addresses as one line of JSON once it serves. FOREBAY_ENGINE_API_KEY holds the key that its
+clients must send.")]
+    Engine(EngineArgs),
+    /// Start an engine, follow it, and speak for it to gateways.
+    #[command(after_help = "Examples:
+  forebay agent --join gateways.example:8082 -- vllm serve Qwen/Qwen3-8B --port 8000
+  forebay agent --registry etcd://10.0.0.5:2379/prod --role prefill --advertise 10.0.0.7 -- vllm serve ...
+  forebay agent --stop-engine --name host-8000
+
+SIGTERM ends the agent alone: the engine serves on, and the next agent with the same name finds it (with
+--stop-engine it ends both, after a drain, as Ctrl-C always does). Other signals go to the engine.")]
+    Agent(AgentArgs),
+    /// Examine attached engines: what was found, what is missing, and the flag that mends it.
+    #[command(after_help = "Examples:
+  forebay doctor --engine http://10.0.0.7:8000
+  forebay doctor --config forebay.toml
+  forebay doctor --config forebay.toml --json | jq '.[] | select(.usable | not)'
+
+Exit code 1 if an engine cannot be used.")]
+    Doctor {
+        /// How to print.
+        #[command(flatten)]
+        args: DoctorArgs,
+        /// Settings, as `forebay serve` takes them.
+        #[command(flatten)]
+        settings: SettingFlags,
+    },
     /// Chat in the terminal with Forebay or any OpenAI-compatible server.
     #[command(after_help = "Examples:
   forebay chat
@@ -84,6 +121,16 @@ The id of a request is in the header x-request-id of its answer.")]
   forebay policy set round-robin    takes effect with the next request: the kill switch
   forebay policy set cost")]
     Policy(PolicyCommand),
+    /// Let an engine finish what runs and give it nothing new.
+    #[command(after_help = "Examples:
+  forebay drain vllm-3
+  forebay drain host:8000 && forebay status --watch")]
+    Drain(DrainArgs),
+    /// Print the last lines that an engine logged; its agent keeps them.
+    #[command(after_help = "Examples:
+  forebay logs vllm-3
+  forebay logs vllm-3 --lines 1000 | grep -i error")]
+    Logs(LogsArgs),
     /// Show, check and document settings.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -197,6 +244,29 @@ pub(crate) struct AdminDoor {
     /// Admin address of the server.
     #[arg(long, value_name = "URL", env = "FOREBAY_ADMIN_URL", hide_env_values = true, default_value = ADMIN_URL)]
     pub(crate) admin_url: String,
+}
+
+/// Flags of `drain`.
+#[derive(Debug, Args)]
+pub(crate) struct DrainArgs {
+    /// Name of the engine, as `forebay status` shows it.
+    pub(crate) engine: String,
+    /// Where.
+    #[command(flatten)]
+    pub(crate) door: AdminDoor,
+}
+
+/// Flags of `logs`.
+#[derive(Debug, Args)]
+pub(crate) struct LogsArgs {
+    /// Name of the engine, as `forebay status` shows it.
+    pub(crate) engine: String,
+    /// How many lines.
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) lines: u32,
+    /// Where.
+    #[command(flatten)]
+    pub(crate) door: AdminDoor,
 }
 
 /// What to do with settings.

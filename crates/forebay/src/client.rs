@@ -199,6 +199,20 @@ impl Client {
         serde_json::from_slice(&body).map_err(|cause| self.strange(cause))
     }
 
+    /// The answer to a POST without a body, read as JSON.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub(crate) async fn post_json<T: serde::de::DeserializeOwned>(
+        &self,
+        path: &str,
+    ) -> Result<T, ClientError> {
+        let request = self.request(Method::POST, path).body(Full::default());
+        let (response, _connection) = self.send(request, ANSWER_TIME_MAX).await?;
+        let body = self.body(response).await?;
+        serde_json::from_slice(&body).map_err(|cause| self.strange(cause))
+    }
+
     /// The answer to a PUT of JSON, read as JSON.
     ///
     /// # Errors

@@ -4,13 +4,17 @@
 //! Start at [`main`]: it alone touches arguments, environment and exit code.
 #![doc = include_str!("../README.md")]
 
+mod agent;
 mod chat;
 mod cli;
 mod client;
 mod config;
+mod doctor;
+mod engine;
 mod exit;
 mod explain;
 mod figures;
+mod fleet_commands;
 mod keys;
 mod policy;
 mod serve;
@@ -26,7 +30,7 @@ use std::{collections::BTreeMap, ffi::OsString, process::ExitCode};
 use clap::CommandFactory as _;
 use cli::{Cli, Command};
 use exit::Exit;
-use settings::Settings;
+use settings::{SettingFlags, Settings};
 use terminal::Terminal;
 
 fn main() -> ExitCode {
@@ -67,10 +71,28 @@ fn run(
             server_runtime(&settings)?.block_on(serve::run(&settings, environment))?;
             Ok(Exit::Ok)
         }
+        Command::Engine(args) => {
+            telemetry::init(&Settings::load(&SettingFlags::default(), environment)?.process, terminal);
+            tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(engine::run(
+                args,
+                environment,
+                terminal,
+            ))
+        }
+        Command::Agent(args) => {
+            telemetry::init(&Settings::load(&SettingFlags::default(), environment)?.process, terminal);
+            client_runtime()?.block_on(agent::run(args, environment))
+        }
+        Command::Doctor { args, settings } => {
+            let settings = Settings::load(settings, environment)?;
+            client_runtime()?.block_on(doctor::run(&settings, environment, args.json, terminal))
+        }
         Command::Chat(args) => client_runtime()?.block_on(chat::run(args, environment, terminal)),
         Command::Status(args) => client_runtime()?.block_on(status::run(args, terminal)),
         Command::Explain(args) => client_runtime()?.block_on(explain::run(args, terminal)),
         Command::Policy(command) => client_runtime()?.block_on(policy::run(command, terminal)),
+        Command::Drain(args) => client_runtime()?.block_on(fleet_commands::drain(args, terminal)),
+        Command::Logs(args) => client_runtime()?.block_on(fleet_commands::logs(args, terminal)),
         Command::Config(command) => config::run(command, environment, terminal),
         Command::Keys(cli::KeysCommand::Add { tenant }) => keys::add(tenant, terminal),
         Command::Completions { shell } => {

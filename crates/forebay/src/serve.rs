@@ -1,5 +1,7 @@
 //! `forebay serve`: puts engines, orchestrator and HTTP together, and takes them apart again.
 
+mod attached;
+mod cluster;
 mod fleet;
 mod outside;
 mod texts;
@@ -21,6 +23,9 @@ use tokio::{
     time::timeout,
 };
 
+pub(crate) use fleet::examiners as attached_launchers;
+pub(crate) use outside::entropy;
+
 use crate::settings::Settings;
 
 /// Serves until a signal to stop, then finishes what runs within `shutdown_seconds_max`.
@@ -28,6 +33,7 @@ pub(crate) async fn run(settings: &Settings, environment: &BTreeMap<String, Stri
     // The doors first: a busy port is known before a model is loaded.
     let listener = bind(settings.doors.listen, "listen").await?;
     let admin_listener = bind(settings.doors.admin_listen, "admin_listen").await?;
+    let door = cluster::Door::prepare(settings).await?;
     let keys = api_keys(settings)?;
     let mut stop = Stop::new()?;
 
@@ -43,6 +49,7 @@ pub(crate) async fn run(settings: &Settings, environment: &BTreeMap<String, Stri
     let gateway = Gateway::new(Parts {
         orchestrator: Arc::new(orchestrator.clone()),
         models: fleet.models,
+        attached: fleet.attached,
         keys,
         metrics,
         http_limits: settings.http.http_limits(),
@@ -50,6 +57,13 @@ pub(crate) async fn run(settings: &Settings, environment: &BTreeMap<String, Stri
         clock: Arc::new(outside::SystemClock::new()),
         seeds: Arc::new(outside::EntropySeeds::new()),
     });
+    let _door = match door {
+        None => None,
+        Some(door) => {
+            tracing::info!(agents = %door.address(), "listening to agents");
+            Some(door.open(settings, fleet.hash_key, orchestrator.clone(), fleet.outbound)?)
+        }
+    };
     let (public_address, admin_address) = (listener.local_addr()?, admin_listener.local_addr()?);
     tracing::info!(public = %public_address, admin = %admin_address, "serving");
 
@@ -101,6 +115,8 @@ fn orchestrator_settings(settings: &Settings) -> OrchestratorSettings {
             total_max,
             ..Limits::default()
         },
+        stall_min: settings.cluster.stall_seconds_min,
+        stall_itl_factor: settings.cluster.stall_itl_factor,
         weights: settings.routing.weights(),
         policy: settings.routing.policy,
         seed: outside::entropy(),

@@ -6,6 +6,7 @@
 //! Invariants: an unknown key is an error, in a file and in the environment; a value is read by one function, whatever
 //! layer it came from; nothing below this module reads the environment.
 
+pub(crate) mod attach_spec;
 pub(crate) mod choices;
 mod declare;
 pub(crate) mod engine_spec;
@@ -16,6 +17,7 @@ mod layers;
 mod nearest;
 pub(crate) mod problem;
 mod reference;
+pub(crate) mod tokenizer_spec;
 mod units;
 mod value;
 
@@ -34,8 +36,8 @@ pub(crate) use nearest::nearest;
 pub(crate) use reference::page as reference_page;
 pub(crate) use units::parse_duration;
 
-use engine_spec::EngineKind;
-use groups::{Doors, Engines, Http, Kv, Limits, Process, Routing};
+use engine_spec::{EngineKind, EngineSpec};
+use groups::{Cluster, Doors, Engines, Http, Kv, Limits, Process, Routing};
 
 /// Every setting of `forebay serve`.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,6 +48,8 @@ pub(crate) struct Settings {
     pub(crate) engines: Engines,
     /// Placement of requests.
     pub(crate) routing: Routing,
+    /// Engines on other hosts.
+    pub(crate) cluster: Cluster,
     /// KV blocks.
     pub(crate) kv: Kv,
     /// Bounds.
@@ -61,8 +65,16 @@ pub(crate) struct Settings {
 }
 
 /// The groups, in the order of the reference page.
-pub(crate) const GROUPS: &[Group] =
-    &[Doors::GROUP, Engines::GROUP, Routing::GROUP, Kv::GROUP, Limits::GROUP, Http::GROUP, Process::GROUP];
+pub(crate) const GROUPS: &[Group] = &[
+    Doors::GROUP,
+    Engines::GROUP,
+    Routing::GROUP,
+    Cluster::GROUP,
+    Kv::GROUP,
+    Limits::GROUP,
+    Http::GROUP,
+    Process::GROUP,
+];
 
 /// Every declaration, `config` first.
 pub(crate) fn known_settings() -> impl Iterator<Item = &'static Setting> {
@@ -96,6 +108,7 @@ impl Settings {
             doors: Doors::resolve(&layers, &mut origins, &mut problems),
             engines: Engines::resolve(&layers, &mut origins, &mut problems),
             routing: Routing::resolve(&layers, &mut origins, &mut problems),
+            cluster: Cluster::resolve(&layers, &mut origins, &mut problems),
             kv: Kv::resolve(&layers, &mut origins, &mut problems),
             limits: Limits::resolve(&layers, &mut origins, &mut problems),
             http: Http::resolve(&layers, &mut origins, &mut problems),
@@ -124,6 +137,7 @@ impl Settings {
             self.doors.texts(),
             self.engines.texts(),
             self.routing.texts(),
+            self.cluster.texts(),
             self.kv.texts(),
             self.limits.texts(),
             self.http.texts(),
@@ -171,10 +185,34 @@ impl Settings {
         if listen == admin_listen && listen.port() != 0 {
             refuse(format!("`listen` and `admin_listen` are both {listen}; they need an address each"));
         }
+        let Cluster { cluster_listen, cluster_cert, cluster_key, cluster_ca, .. } = &self.cluster;
+        let files = [cluster_cert, cluster_key, cluster_ca].iter().filter(|file| file.is_some()).count();
+        if files != 0 && files != 3 {
+            refuse(
+                "`cluster_cert`, `cluster_key` and `cluster_ca` go together: agents and gateways show each other \
+                 certificates; give all three or none"
+                    .to_owned(),
+            );
+        }
+        if let Some(address) =
+            cluster_listen.filter(|address| is_exposed(*address) && files == 0 && !insecure)
+        {
+            refuse(format!(
+                "`cluster_listen` is {address}, which other machines can reach, and keys of engines would travel in the \
+                 clear: give `cluster_cert`, `cluster_key` and `cluster_ca`, or set `insecure` if that is meant"
+            ));
+        }
+        if self.cluster.registry.is_some() && cluster_listen.is_none() {
+            refuse("`registry` is set and `cluster_listen` is not: there is nothing to announce".to_owned());
+        }
+        if self.cluster.lease_seconds <= self.cluster.silence_seconds_max {
+            refuse("`lease_seconds` must be more than `silence_seconds_max`".to_owned());
+        }
         let Engines { step_tokens_max, sequences_max, block_size_tokens, engine, .. } = &self.engines;
         if !block_size_tokens.is_power_of_two() {
             refuse(format!("`block_size_tokens` is {block_size_tokens}; give a power of two, such as 16"));
-        } else if block_size_tokens.get() < 16 && engine.iter().any(|spec| spec.kind == EngineKind::Embedded)
+        } else if block_size_tokens.get() < 16
+            && engine.iter().filter_map(EngineSpec::local).any(|spec| spec.kind == EngineKind::Embedded)
         {
             refuse(format!("`block_size_tokens` is {block_size_tokens}; embedded engines need 16 or more"));
         }

@@ -6,18 +6,25 @@ use anyhow::Context as _;
 use forebay_engines::{
     EngineLimits, Launch,
     embedded::{EmbeddedFleet, EmbeddedLauncher, probe},
+    remote::{
+        HeldKv, RemoteLauncher,
+        client::{ClientSettings, HttpClient},
+    },
     simulated::{SimulatedFleet, SimulatedLauncher, StepCoefficients},
 };
-use forebay_gateway::http::ModelText;
+use forebay_gateway::{
+    cluster::Outbound,
+    http::{AttachedText, ModelText},
+};
 use forebay_kv_hash::{BlockHasher, HashKey};
 use forebay_kv_move::{Mover, SharedMemoryMover, SharedMemorySettings};
 use forebay_types::EngineName;
 use tokio::runtime::Handle;
 
-use super::texts;
+use super::{attached, outside, texts};
 use crate::settings::{
     Settings,
-    engine_spec::{EngineKind, EngineSpec},
+    engine_spec::{EngineKind, EngineSpec, LocalSpec},
 };
 
 /// Model id of simulated engines.
@@ -29,7 +36,13 @@ const SIMULATED_CONTEXT_TOKENS: u32 = 131_072;
 pub(super) struct Fleet {
     pub(super) launchers: Vec<Arc<dyn Launch>>,
     pub(super) models: Vec<ModelText>,
+    /// Text of models that attached engines may serve.
+    pub(super) attached: Vec<AttachedText>,
     pub(super) hasher: BlockHasher,
+    /// What agents hash with.
+    pub(super) hash_key: forebay_proto::HashKey,
+    /// What speaks to attached engines.
+    pub(super) outbound: Outbound,
 }
 
 /// Loads what the engines share and prepares each of them; nothing runs yet.
@@ -39,26 +52,18 @@ pub(super) fn build(
     runtime: &Handle,
 ) -> anyhow::Result<Fleet> {
     let engines = &settings.engines;
-    let key = match settings.kv.hash_key {
-        Some(key) => key,
-        None => {
-            let mut key = [0; 16];
-            getrandom::fill(&mut key)
-                .context("the system gives no entropy for the hash key; set `hash_key`")?;
-            HashKey(key)
-        }
+    let mut fleet = empty(settings)?;
+    let hasher = fleet.hasher;
+    let of_kind = |kind: EngineKind| {
+        engines.engine.iter().filter_map(EngineSpec::local).filter(move |spec| spec.kind == kind)
     };
-    let hasher = BlockHasher::new(key, engines.block_size_tokens.get());
     let mover: Arc<dyn Mover> = Arc::new(
         SharedMemoryMover::new(SharedMemorySettings::default())
             .context("the KV mover cannot start its threads")?,
     );
-    let of_kind = |kind: EngineKind| engines.engine.iter().filter(move |spec| spec.kind == kind);
-    let mut fleet = Fleet { launchers: Vec::new(), models: Vec::new(), hasher };
-
     if of_kind(EngineKind::Embedded).next().is_some() {
         let model = texts::load_model(settings, environment)?;
-        let text = texts::text_of_model(&model, engines.tokenizer.as_deref())?;
+        let text = texts::text_of_model(&model, &engines.tokenizer)?;
         let limits = limits(settings, engines.engine_blocks.get(), engines.step_tokens_max.get());
         let context_tokens_max = text.context_tokens_max.min(limits.blocks_total * limits.block_size_tokens);
         let shared = EmbeddedFleet {
@@ -80,7 +85,7 @@ pub(super) fn build(
         let context_tokens_max =
             SIMULATED_CONTEXT_TOKENS.min(limits.blocks_total.saturating_mul(limits.block_size_tokens));
         let id: Arc<str> = SIMULATED_MODEL.into();
-        let text = texts::text_of_simulation(id.clone(), engines.tokenizer.as_deref(), context_tokens_max)?;
+        let text = texts::text_of_simulation(id.clone(), &engines.tokenizer, context_tokens_max)?;
         let shared = SimulatedFleet {
             model: id,
             context_tokens_max,
@@ -97,7 +102,60 @@ pub(super) fn build(
         }
         fleet.models.push(text);
     }
+    fleet.attached = texts::texts_of_attached(&engines.tokenizer)?;
+    for launcher in attached_launchers(settings, environment, &fleet, runtime)? {
+        fleet.launchers.push(Arc::new(launcher));
+    }
     Ok(fleet)
+}
+
+/// The launchers of attached engines, in the order of their specifications.
+fn attached_launchers(
+    settings: &Settings,
+    environment: &BTreeMap<String, String>,
+    fleet: &Fleet,
+    runtime: &Handle,
+) -> anyhow::Result<Vec<RemoteLauncher>> {
+    let context = attached::context(settings, fleet.hasher, &fleet.outbound, runtime);
+    let specs = settings.engines.engine.iter().filter_map(EngineSpec::attached);
+    specs.map(|spec| attached::launcher(spec, &fleet.attached, environment, &context)).collect()
+}
+
+/// The launchers of attached engines alone, for looking at them.
+///
+/// # Errors
+/// As [`build`].
+pub(crate) fn examiners(
+    settings: &Settings,
+    environment: &BTreeMap<String, String>,
+    runtime: &Handle,
+) -> anyhow::Result<Vec<RemoteLauncher>> {
+    let mut fleet = empty(settings)?;
+    fleet.attached = texts::texts_of_attached(&settings.engines.tokenizer)?;
+    attached_launchers(settings, environment, &fleet, runtime)
+}
+
+/// A fleet without engines: identity of blocks, and what speaks to engines elsewhere.
+fn empty(settings: &Settings) -> anyhow::Result<Fleet> {
+    let engines = &settings.engines;
+    let key = match settings.kv.hash_key {
+        Some(key) => key,
+        None => {
+            let mut key = [0; 16];
+            getrandom::fill(&mut key)
+                .context("the system gives no entropy for the hash key; set `hash_key`")?;
+            HashKey(key)
+        }
+    };
+    let block_size_tokens = engines.block_size_tokens.get();
+    let hasher = BlockHasher::new(key, block_size_tokens);
+    let hash_key = forebay_proto::HashKey { key: key.0, block_size_tokens };
+    let outbound = Outbound {
+        http: HttpClient::new(&ClientSettings::default()).context("the HTTP client for engines")?,
+        held: HeldKv::new(),
+        draw: Arc::new(outside::entropy),
+    };
+    Ok(Fleet { launchers: Vec::new(), models: Vec::new(), attached: Vec::new(), hasher, hash_key, outbound })
 }
 
 fn limits(settings: &Settings, blocks_total: u32, step_tokens_max: u32) -> EngineLimits {
@@ -114,10 +172,10 @@ fn limits(settings: &Settings, blocks_total: u32, step_tokens_max: u32) -> Engin
 }
 
 /// Every engine of the specs, numbered through: `embedded-0`, `embedded-1`, ...
-fn named<'a>(
-    specs: impl Iterator<Item = &'a EngineSpec>,
+fn named(
+    specs: impl Iterator<Item = LocalSpec>,
     kind: &str,
-) -> impl Iterator<Item = (EngineName, &'a EngineSpec)> {
+) -> impl Iterator<Item = (EngineName, LocalSpec)> {
     let each = specs.flat_map(|spec| std::iter::repeat_n(spec, spec.count.get() as usize));
     each.enumerate().map(move |(number, spec)| (EngineName::from(format!("{kind}-{number}")), spec))
 }

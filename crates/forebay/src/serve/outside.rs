@@ -13,7 +13,7 @@ pub(super) fn unix_ms() -> u64 {
 }
 
 /// A number that nobody can guess; the time where the system gives none.
-pub(super) fn entropy() -> u64 {
+pub(crate) fn entropy() -> u64 {
     getrandom::u64().unwrap_or_else(|_| unix_ms())
 }
 

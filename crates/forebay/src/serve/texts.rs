@@ -4,10 +4,10 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use anyhow::{Context as _, anyhow, bail};
 use forebay_engines::embedded::{GgufMetadata, GgufTokenizer, Weights};
-use forebay_gateway::http::ModelText;
+use forebay_gateway::http::{AttachedText, ModelText};
 use forebay_text::{ChatTemplate, GgufVocabulary, Tokenizer};
 
-use crate::settings::{Settings, choices::ModelChoice};
+use crate::settings::{Settings, choices::ModelChoice, tokenizer_spec::TokenizerSpec};
 
 /// File of the default model in the model folder.
 const SMOLLM2_FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
@@ -59,9 +59,9 @@ pub(super) fn load_model(
 }
 
 /// The text side of an embedded model: the given tokenizer, or the one in its weights.
-pub(super) fn text_of_model(model: &LoadedModel, tokenizer: Option<&Path>) -> anyhow::Result<ModelText> {
+pub(super) fn text_of_model(model: &LoadedModel, tokenizers: &[TokenizerSpec]) -> anyhow::Result<ModelText> {
     let vocabulary = model.weights.tokenizer();
-    let tokenizer = match tokenizer {
+    let tokenizer = match path_for(&model.id, tokenizers) {
         Some(path) => load_tokenizer(path)?,
         None if vocabulary.merges.is_empty() => Tokenizer::bytes(),
         None => from_gguf(vocabulary)?,
@@ -79,10 +79,10 @@ pub(super) fn text_of_model(model: &LoadedModel, tokenizer: Option<&Path>) -> an
 /// The text side of simulated engines: the given tokenizer, or bytes.
 pub(super) fn text_of_simulation(
     id: Arc<str>,
-    tokenizer: Option<&Path>,
+    tokenizers: &[TokenizerSpec],
     context_tokens_max: u32,
 ) -> anyhow::Result<ModelText> {
-    let tokenizer = tokenizer.map_or_else(|| Ok(Tokenizer::bytes()), load_tokenizer)?;
+    let tokenizer = path_for(&id, tokenizers).map_or_else(|| Ok(Tokenizer::bytes()), load_tokenizer)?;
     text(id, tokenizer, context_tokens_max)
 }
 
@@ -93,7 +93,26 @@ fn text(id: Arc<str>, tokenizer: Tokenizer, context_tokens_max: u32) -> anyhow::
     Ok(ModelText { id, tokenizer, template, context_tokens_max, stop_tokens })
 }
 
+/// The tokenizer that is for `model`, or for any.
+fn path_for<'a>(model: &str, tokenizers: &'a [TokenizerSpec]) -> Option<&'a Path> {
+    let named = tokenizers.iter().find(|spec| spec.model.as_deref() == Some(model));
+    let spec = named.or_else(|| tokenizers.iter().find(|spec| spec.model.is_none()))?;
+    Some(&spec.path)
+}
+
+/// The text sides of models that attached engines may serve.
+pub(super) fn texts_of_attached(tokenizers: &[TokenizerSpec]) -> anyhow::Result<Vec<AttachedText>> {
+    let one = |spec: &TokenizerSpec| {
+        let tokenizer = load_tokenizer(&spec.path)?;
+        let text = text("".into(), tokenizer, 0)?;
+        let ModelText { tokenizer, template, stop_tokens, .. } = text;
+        Ok(AttachedText { model: spec.model.as_deref().map(Arc::from), tokenizer, template, stop_tokens })
+    };
+    tokenizers.iter().map(one).collect()
+}
+
 fn load_tokenizer(path: &Path) -> anyhow::Result<Tokenizer> {
+    let path = &if path.is_dir() { path.join("tokenizer.json") } else { path.to_owned() };
     if path.extension().is_some_and(|extension| extension == "gguf") {
         let metadata = GgufMetadata::read(path)?;
         return from_gguf(&metadata.tokenizer()?);

@@ -4,6 +4,8 @@ use std::{fmt, path::PathBuf};
 
 use forebay_kv_hash::HashKey;
 use forebay_placement::Policy;
+use forebay_registry::EtcdLocation;
+pub(crate) use forebay_registry::HostPort;
 use tracing_subscriber::EnvFilter;
 
 use super::{
@@ -74,6 +76,47 @@ impl Value for Policy {
 
     fn show(&self) -> String {
         self.to_string()
+    }
+}
+
+impl Value for HostPort {
+    const FORM: Form = Form::Text;
+    const EXPECTED: &'static str = "a host and a port such as gateway-0.example:8082";
+    const PLACEHOLDER: &'static str = "HOST:PORT";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|error: forebay_registry::RecordError| error.to_string())
+    }
+
+    fn show(&self) -> String {
+        self.to_string()
+    }
+}
+
+/// Where gateways announce themselves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RegistryUrl {
+    /// As written, without a password.
+    shown: String,
+    pub(crate) location: EtcdLocation,
+}
+
+impl Value for RegistryUrl {
+    const FORM: Form = Form::Text;
+    const EXPECTED: &'static str = "the URL of a registry such as etcd://10.0.0.5:2379,10.0.0.6:2379/fleet-a";
+    const PLACEHOLDER: &'static str = "URL";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let location = EtcdLocation::parse(text).map_err(|error| error.to_string())?;
+        let shown = match (text.rsplit_once('@'), &location.password) {
+            (Some((_, rest)), Some(_)) => format!("etcd://***@{rest}"),
+            _ => text.to_owned(),
+        };
+        Ok(Self { shown, location })
+    }
+
+    fn show(&self) -> String {
+        self.shown.clone()
     }
 }
 

@@ -1,17 +1,28 @@
-//! `--engine KIND[:N][,role=prefill|decode|both]`.
+//! `--engine`: engines that `serve` starts (`embedded:4,role=prefill`) and engines that it attaches by URL
+//! (`vllm=http://host:8000,role=decode`).
 
 use std::{fmt, num::NonZeroU32};
 
 use forebay_types::Role;
 
 use super::{
+    attach_spec::AttachSpec,
     nearest::nearest,
     value::{Form, Value},
 };
 
+/// One `--engine`.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum EngineSpec {
+    /// Engines of one kind that `serve` starts in its own process.
+    Local(LocalSpec),
+    /// An engine elsewhere.
+    Attached(AttachSpec),
+}
+
 /// Engines of one kind that `serve` starts in its own process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct EngineSpec {
+pub(crate) struct LocalSpec {
     /// What computes.
     pub(crate) kind: EngineKind,
     /// How many of them.
@@ -45,17 +56,39 @@ impl EngineKind {
 pub(crate) const ENGINES_MAX: u32 = 4_096;
 
 impl EngineSpec {
+    /// The engines to start, if that is what it says.
+    pub(crate) fn local(&self) -> Option<LocalSpec> {
+        match self {
+            EngineSpec::Local(local) => Some(*local),
+            EngineSpec::Attached(_) => None,
+        }
+    }
+
+    /// The engine to attach, if that is what it says.
+    pub(crate) fn attached(&self) -> Option<&AttachSpec> {
+        match self {
+            EngineSpec::Local(_) => None,
+            EngineSpec::Attached(attached) => Some(attached),
+        }
+    }
+
     /// Reads one specification.
     ///
     /// # Errors
     /// A sentence that says which part is wrong and what would be right.
     pub(crate) fn from_text(text: &str) -> Result<Self, String> {
-        if let Some(error) = by_url(text) {
-            return Err(error);
+        match AttachSpec::from_text(text) {
+            Some(attached) => attached.map(Self::Attached),
+            None => LocalSpec::from_text(text).map(Self::Local),
         }
+    }
+}
+
+impl LocalSpec {
+    fn from_text(text: &str) -> Result<Self, String> {
         let (head, options) = text.split_once(',').map_or((text, None), |(head, rest)| (head, Some(rest)));
         let (kind, count) = head.split_once(':').map_or((head, None), |(kind, count)| (kind, Some(count)));
-        let mut spec = EngineSpec {
+        let mut spec = LocalSpec {
             kind: parse_kind(kind)?,
             count: count.map_or(Ok(NonZeroU32::MIN), parse_count)?,
             role: Role::Both,
@@ -79,11 +112,15 @@ impl EngineSpec {
 
 impl fmt::Display for EngineSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.kind.name(), self.count)?;
-        match self.role {
-            Role::Both => Ok(()),
-            Role::Prefill => f.write_str(",role=prefill"),
-            Role::Decode => f.write_str(",role=decode"),
+        match self {
+            EngineSpec::Local(LocalSpec { kind, count, role }) => {
+                write!(f, "{}:{count}", kind.name())?;
+                match role {
+                    Role::Both => Ok(()),
+                    role => write!(f, ",role={}", role_name(*role)),
+                }
+            }
+            EngineSpec::Attached(attached) => attached.fmt(f),
         }
     }
 }
@@ -94,7 +131,9 @@ fn parse_kind(kind: &str) -> Result<EngineKind, String> {
     }
     let near = nearest(kind, EngineKind::ALL.map(EngineKind::name));
     let hint = near.map_or(String::new(), |near| format!("; did you mean `{near}`?"));
-    Err(format!("unknown engine kind `{kind}`, known are embedded and sim{hint}"))
+    Err(format!(
+        "unknown engine kind `{kind}`, known are embedded, sim and the URL of a server such as http://host:8000{hint}"
+    ))
 }
 
 fn parse_count(count: &str) -> Result<NonZeroU32, String> {
@@ -105,7 +144,8 @@ fn parse_count(count: &str) -> Result<NonZeroU32, String> {
         .ok_or_else(|| format!("`{count}` is no number of engines; it must be 1 to {ENGINES_MAX}"))
 }
 
-fn parse_role(role: &str) -> Result<Role, String> {
+/// Reads `prefill`, `decode` or `both`.
+pub(super) fn parse_role(role: &str) -> Result<Role, String> {
     match role {
         "prefill" => Ok(Role::Prefill),
         "decode" => Ok(Role::Decode),
@@ -118,32 +158,36 @@ fn parse_role(role: &str) -> Result<Role, String> {
     }
 }
 
-/// The message for an engine given by its address, which is understood and refused.
-fn by_url(text: &str) -> Option<String> {
-    let url =
-        text.split_once('=').filter(|(kind, _)| !kind.contains([',', ':'])).map_or(text, |(_, url)| url);
-    let is_url = url.starts_with("http://") || url.starts_with("https://");
-    let names_server = ["vllm", "sglang", "trtllm", "openai"].iter().any(|kind| {
-        text.strip_prefix(kind).is_some_and(|rest| rest.is_empty() || rest.starts_with(['=', ':', ',']))
-    });
-    (is_url || names_server).then(|| {
-        "attaching engines by URL is not available in this version; the engines that it starts itself are \
-         `embedded:N` and `sim:N`"
-            .to_owned()
-    })
+/// `prefill`, `decode` or `both`.
+pub(super) fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Prefill => "prefill",
+        Role::Decode => "decode",
+        Role::Both => "both",
+    }
 }
 
-/// At least one engine. In an environment variable, specifications are separated by spaces.
+/// Any number of engines. In an environment variable, specifications are separated by spaces.
 impl Value for Vec<EngineSpec> {
-    const FORM: Form = Form::List;
-    const EXPECTED: &'static str =
-        "KIND[:N][,role=prefill|decode|both] such as embedded:4 or sim:64,role=decode";
-    const PLACEHOLDER: &'static str = "KIND[:N][,role=ROLE]";
+    const FORM: Form = Form::Engines;
+    const EXPECTED: &'static str = "KIND[:N][,role=prefill|decode|both] such as embedded:4, or [KIND=]URL[,OPTION=VALUE...] such as \
+         vllm=http://host:8000,role=decode";
+    const PLACEHOLDER: &'static str = "KIND[:N]|[KIND=]URL[,role=ROLE]";
 
     fn parse(text: &str) -> Result<Self, String> {
-        let specs: Vec<EngineSpec> =
-            text.split_whitespace().map(EngineSpec::from_text).collect::<Result<_, _>>()?;
-        if specs.is_empty() { Err("at least one engine is needed".to_owned()) } else { Ok(specs) }
+        let specs: Vec<EngineSpec> = match text.trim() {
+            "none" => return Ok(Vec::new()),
+            text => text.split_whitespace().map(EngineSpec::from_text).collect::<Result<_, _>>()?,
+        };
+        if specs.is_empty() {
+            return Err("at least one engine is needed; `none` where agents bring them all".to_owned());
+        }
+        let mut names: Vec<&str> = specs.iter().filter_map(|spec| spec.attached()?.name.as_deref()).collect();
+        names.sort_unstable();
+        match names.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => Err(format!("two engines are called `{}`", pair[0])),
+            None => Ok(specs),
+        }
     }
 
     fn parse_all(texts: &[String]) -> Result<Self, String> {
@@ -151,7 +195,10 @@ impl Value for Vec<EngineSpec> {
     }
 
     fn show(&self) -> String {
-        self.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+        match self.as_slice() {
+            [] => "none".to_owned(),
+            specs => specs.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+        }
     }
 }
 
@@ -160,7 +207,8 @@ mod tests {
     use super::*;
 
     fn spec(kind: EngineKind, count: u32, role: Role) -> Result<EngineSpec, String> {
-        Ok(EngineSpec { kind, count: NonZeroU32::new(count).expect("a test's count"), role })
+        let count = NonZeroU32::new(count).expect("a test's count");
+        Ok(EngineSpec::Local(LocalSpec { kind, count, role }))
     }
 
     #[test]
@@ -184,7 +232,7 @@ mod tests {
         };
         check("embeded:4", "did you mean `embedded`?");
         check("", "unknown engine kind ``");
-        check("gpu:4", "known are embedded and sim");
+        check("gpu:4", "known are embedded, sim and the URL of a server");
         check("embedded:0", "`0` is no number of engines; it must be 1 to 4096");
         check("sim:4097", "must be 1 to 4096");
         check("sim:-1", "`-1` is no number of engines");
@@ -194,25 +242,17 @@ mod tests {
         check("sim:2,rank=3", "unknown option `rank=3`");
         check("sim:2,", "unknown option ``");
         check("sim,role=both,role=decode", "role is given twice");
-        for url in [
-            "http://h:8000",
-            "https://h",
-            "vllm=http://h:8000",
-            "sglang=http://h",
-            "vllm",
-            "vllm:2",
-            "trtllm=h",
-        ] {
-            check(url, "attaching engines by URL is not available in this version");
-        }
     }
 
     #[test]
     fn a_list_joins_what_every_flag_said_and_shows_itself() {
-        let texts = ["embedded:2,role=prefill".to_owned(), "embedded:3 sim".to_owned()];
+        let texts = ["embedded:2,role=prefill".to_owned(), "vllm=http://h:1 sim".to_owned()];
         let specs = Vec::<EngineSpec>::parse_all(&texts).expect("three good specifications");
-        assert_eq!(specs.show(), "embedded:2,role=prefill embedded:3 sim:1");
+        assert_eq!(specs.show(), "embedded:2,role=prefill vllm=http://h:1 sim:1");
         assert_eq!(Vec::<EngineSpec>::parse(&specs.show()), Ok(specs));
-        assert_eq!(Vec::<EngineSpec>::parse(" "), Err("at least one engine is needed".to_owned()));
+        assert!(Vec::<EngineSpec>::parse(" ").is_err());
+        assert_eq!(Vec::<EngineSpec>::parse("none"), Ok(Vec::new()));
+        let twice = Vec::<EngineSpec>::parse("http://h:1,name=a http://h:2,name=a");
+        assert_eq!(twice, Err("two engines are called `a`".to_owned()));
     }
 }

@@ -103,9 +103,48 @@ fn texts(value: &DeValue<'_>, form: Form) -> Option<Vec<String>> {
         (Form::List, DeValue::Array(items)) => {
             items.iter().map(|item| item.get_ref().as_str().map(ToOwned::to_owned)).collect()
         }
-        (Form::List, DeValue::String(text)) => Some(vec![text.to_string()]),
+        (Form::Engines, DeValue::Array(items)) => {
+            items.iter().map(|item| engine_text(item.get_ref())).collect()
+        }
+        (Form::List | Form::Engines, DeValue::String(text)) => Some(vec![text.to_string()]),
         _ => None,
     }
+}
+
+/// One engine of a file: its text, or a table of the same options.
+fn engine_text(value: &DeValue<'_>) -> Option<String> {
+    let table = match value {
+        DeValue::String(text) => return Some(text.to_string()),
+        DeValue::Table(table) => table,
+        _ => return None,
+    };
+    let scalar = |value: &DeValue<'_>| match value {
+        DeValue::String(text) => Some(text.to_string()),
+        DeValue::Integer(number) => Some(number.as_str().to_owned()),
+        DeValue::Float(number) => Some(number.as_str().to_owned()),
+        _ => None,
+    };
+    let field =
+        |name: &str| table.iter().find(|(key, _)| *key.get_ref() == name).map(|(_, value)| value.get_ref());
+    let url = scalar(field("url")?)?;
+    let mut text = match field("kind") {
+        Some(kind) => format!("{}={url}", scalar(kind)?),
+        None => url,
+    };
+    for (key, value) in table.iter() {
+        let key: &str = key.get_ref();
+        match value.get_ref() {
+            _ if matches!(key, "url" | "kind") => {}
+            DeValue::Table(labels) if key == "labels" => {
+                for (label, value) in labels.iter() {
+                    text += &format!(",label={}:{}", label.get_ref(), scalar(value.get_ref())?);
+                }
+            }
+            value => text += &format!(",{}={}", key.replace('_', "-"), scalar(value)?),
+        }
+    }
+    // Specifications are separated by spaces where they come as one text.
+    (!text.contains(char::is_whitespace)).then_some(text)
 }
 
 /// How a form is written in TOML.
@@ -117,5 +156,6 @@ fn written(form: Form) -> &'static str {
         Form::Switch => "that is true or false without quotes",
         Form::Quantity => "that is a string in quotes or a number",
         Form::List => "that is an array of strings",
+        Form::Engines => "that is an array of strings, or tables [[engine]] with `url` and options",
     }
 }

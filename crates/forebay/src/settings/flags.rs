@@ -80,7 +80,7 @@ fn argument(setting: &'static Setting) -> Arg {
         Audience::Advanced => arg.help_heading("Advanced").hide_short_help(true),
     };
     let arg = match setting.form {
-        Form::List => arg.action(ArgAction::Append),
+        Form::List | Form::Engines => arg.action(ArgAction::Append),
         Form::Switch => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
         _ => arg.action(ArgAction::Set),
     };

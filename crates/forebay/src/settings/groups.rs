@@ -16,9 +16,10 @@ use forebay_placement::{Policy, Weights};
 use forebay_types::Role;
 
 use super::{
-    choices::{LogFilter, LogFormat, ModelChoice},
+    choices::{HostPort, LogFilter, LogFormat, ModelChoice, RegistryUrl},
     declare::settings,
-    engine_spec::{EngineKind, EngineSpec},
+    engine_spec::{EngineKind, EngineSpec, LocalSpec},
+    tokenizer_spec::TokenizerSpec,
     value::ByteCount,
 };
 
@@ -42,19 +43,26 @@ settings! {
 settings! {
     /// What computes, and what it computes.
     pub(crate) struct Engines from "Engines and model" {
-        /// Engines to start: KIND[:N][,role=prefill|decode|both], where KIND is `embedded` (real, small, on the CPU) or
-        /// `sim` (simulated). Repeat the flag for several kinds or roles; separate with spaces in the environment.
-        engine: Vec<EngineSpec> =
-            vec![EngineSpec { kind: EngineKind::Embedded, count: at_least_one(4), role: Role::Both }] => common;
+        /// Engines: to start, KIND[:N][,role=prefill|decode|both] with KIND `embedded` (real, small, on the CPU) or `sim`
+        /// (simulated); to attach, [KIND=]URL[,OPTION=VALUE...] with KIND `vllm`, `sglang`, `trtllm` or `openai` (found out
+        /// if left out) and options `role=`, `name=`, `key-env=` or `key-file=` (its API key), `ca-file=`, `events=` and
+        /// `replay=` (where it publishes KV events), `weight=` and `label=KEY:VALUE`. `none` where agents bring them all.
+        /// Repeat the flag; separate with spaces in the environment; in a file also tables `[[engine]]`.
+        engine: Vec<EngineSpec> = vec![EngineSpec::Local(LocalSpec {
+            kind: EngineKind::Embedded,
+            count: at_least_one(4),
+            role: Role::Both,
+        })] => common;
         /// Model to serve: `smollm2-135m`, `random-tiny` (seeded random weights, nothing to download) or the path of a
         /// GGUF file.
         model: ModelChoice = ModelChoice::Smollm2 => common;
         /// Folder in which models are looked up by name. The default is `forebay/models` in the user's cache folder
         /// (`$XDG_CACHE_HOME` or `~/.cache`).
         model_folder: Option<PathBuf> = None => advanced;
-        /// Tokenizer file (`tokenizer.json`). By default the model's own; simulated engines alone use a built-in byte
-        /// tokenizer.
-        tokenizer: Option<PathBuf> = None => common;
+        /// Tokenizer: [MODEL=]PATH of a `tokenizer.json`, of the folder it is in, or of a GGUF file. For the engines that this
+        /// process starts the default is the model's own, or a byte tokenizer for simulated ones. Attached engines have none
+        /// without it: their requests are then passed on as text. Repeat the flag for several models.
+        tokenizer: Vec<TokenizerSpec> = Vec::new() => common;
         /// Pace of simulated engines: 1 is real time, 2 twice as fast, 0 does not wait at all.
         sim_speed: f64 = 1.0 => common;
         /// KV blocks of each simulated engine.
@@ -130,6 +138,35 @@ settings! {
         kv_lease_seconds: Duration = Duration::from_secs(30) => advanced;
         /// Longest time that one transfer of KV may take. After it, the decode engine computes the prompt again.
         transfer_seconds_max: Duration = Duration::from_secs(10) => advanced;
+    }
+}
+
+settings! {
+    /// Engines on other hosts: agents beside them dial this process.
+    pub(crate) struct Cluster from "Cluster" {
+        /// Address at which agents report their engines (`forebay agent --join`). Without it only the engines of `engine` are
+        /// served. An address that other machines can reach needs `cluster_cert`, `cluster_key` and `cluster_ca`, or
+        /// `insecure`.
+        cluster_listen: Option<SocketAddr> = None => common;
+        /// PEM file with the certificate that this process shows to agents.
+        cluster_cert: Option<PathBuf> = None => common;
+        /// PEM file with that certificate's key.
+        cluster_key: Option<PathBuf> = None => common;
+        /// PEM file of the authority that signed the agents' certificates: only those are let in.
+        cluster_ca: Option<PathBuf> = None => common;
+        /// Where gateways announce themselves to agents: `etcd://HOST:PORT[,HOST:PORT...][/FLEET]`. Not needed where agents
+        /// are told names to dial.
+        registry: Option<RegistryUrl> = None => common;
+        /// Address under which agents reach `cluster_listen`, as the registry tells them. By default `cluster_listen` itself.
+        cluster_advertise: Option<HostPort> = None => advanced;
+        /// Silence of an agent after which nothing new goes to its engine.
+        silence_seconds_max: Duration = Duration::from_secs(2) => advanced;
+        /// Silence of an agent after which its engine's life counts as over.
+        lease_seconds: Duration = Duration::from_secs(10) => advanced;
+        /// Silence within a running answer after which it is continued elsewhere, at least.
+        stall_seconds_min: Duration = Duration::from_secs(2) => advanced;
+        /// The same, in token gaps of the engine: how many times its P99.
+        stall_itl_factor: f64 = 20.0 => advanced;
     }
 }
 

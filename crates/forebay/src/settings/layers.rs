@@ -18,8 +18,9 @@ use super::{
 /// What every environment name of a setting begins with.
 pub(crate) const ENVIRONMENT_PREFIX: &str = "FOREBAY_";
 
-/// Variables that client commands read; they share the prefix and are no settings.
-const CLIENT_VARIABLES: [&str; 3] = ["FOREBAY_API_KEY", "FOREBAY_URL", "FOREBAY_ADMIN_URL"];
+/// Variables that other commands read; they share the prefix and are no settings.
+const CLIENT_VARIABLES: [&str; 4] =
+    ["FOREBAY_API_KEY", "FOREBAY_URL", "FOREBAY_ADMIN_URL", "FOREBAY_ENGINE_API_KEY"];
 
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -52,7 +52,7 @@ fn entry(page: &mut String, setting: &Setting) {
     };
     let flag = match setting.form {
         Form::Switch => format!("`--{}`", setting.flag()),
-        Form::List => format!("`--{} {}` (repeatable)", setting.flag(), setting.placeholder),
+        Form::List | Form::Engines => format!("`--{} {}` (repeatable)", setting.flag(), setting.placeholder),
         _ => format!("`--{} {}`", setting.flag(), setting.placeholder),
     };
     let default = match (setting.default)().as_str() {

@@ -27,6 +27,8 @@ pub(crate) enum Form {
     Quantity,
     /// The flag may be repeated; an array in a file.
     List,
+    /// As [`Form::List`]; in a file each may also be a table.
+    Engines,
 }
 
 /// A type that a setting may have. The same text form serves flags, environment variables and files.

@@ -31,8 +31,9 @@ pub(super) fn render(engines: &[EngineStatus], width: Option<usize>, paint: Pain
     for engine in engines {
         table.row(row(engine));
     }
+    let remarks: String = engines.iter().flat_map(|engine| remarks(engine, paint)).collect();
     let summary = paint.tone(Tone::Faint, &summary(engines));
-    format!("{}\n{summary}\n", table.render(width, paint))
+    format!("{}\n{remarks}{summary}\n", table.render(width, paint))
 }
 
 fn row(engine: &EngineStatus) -> Vec<Cell> {
@@ -53,6 +54,23 @@ fn row(engine: &EngineStatus) -> Vec<Cell> {
         Cell::new(engine.restarts.to_string(), if engine.restarts > 0 { Tone::Warning } else { Tone::Plain }),
         without_controls(&engine.model).into(),
     ]
+}
+
+/// What an operator should know of an engine beyond its figures: a line each.
+fn remarks(engine: &EngineStatus, paint: Paint) -> Vec<String> {
+    let mut lines = Vec::new();
+    if !engine.detail.is_empty() {
+        lines.push((state_tone(&engine.state), engine.detail.clone()));
+    }
+    if engine.cache_sight.starts_with("approximate") {
+        lines.push((Tone::Faint, format!("KV cache is guessed, {}", engine.cache_sight)));
+    }
+    lines.extend(engine.notes.iter().map(|note| (Tone::Faint, note.to_string())));
+    let line = |(tone, text): (Tone, String)| {
+        let text = format!("{}: {text}", engine.engine);
+        format!("{}\n", paint.tone(tone, &without_controls(&text)))
+    };
+    lines.into_iter().map(line).collect()
 }
 
 fn summary(engines: &[EngineStatus]) -> String {
@@ -80,7 +98,7 @@ fn blocks_used(load: &RankLoad) -> u32 {
 fn state_tone(state: &str) -> Tone {
     match state {
         "ready" => Tone::Good,
-        "lost" => Tone::Bad,
+        "lost" | "fenced" => Tone::Bad,
         _ => Tone::Warning,
     }
 }
@@ -118,6 +136,10 @@ mod tests {
             prefill_share: 0.374,
             indexed_blocks: 12,
             restarts: 0,
+            detail: String::new(),
+            ranks: Vec::new(),
+            cache_sight: "events".to_owned(),
+            notes: Vec::new(),
         }
     }
 
