@@ -324,3 +324,6 @@ fn rejected(reject: v1::Reject) -> LinkError {
     let reason = reject.reason();
     LinkError::Rejected { reason, sentence: forebay_proto::clip(&reject.sentence, forebay_proto::limits::SENTENCE_BYTES_MAX) }
 }
+
+#[cfg(test)]
+mod tests;

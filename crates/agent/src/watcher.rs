@@ -16,7 +16,7 @@ use forebay_engine_wire::discovery::KvSource;
 use forebay_engines::{
     CacheSight as EngineSight, EngineFacts, Notice as EngineNotice, Report, Reports,
     remote::{
-        AttachError, AttachSettings, AttachSpec, Attached, Dialect, HandOver, ObserveSettings, Observer, Overrides, attach,
+        AttachError, AttachSettings, AttachSpec, Attached, ComparedByGateways, Dialect, HandOver, ObserveSettings, Observer, Overrides, attach,
         client::{ClientSettings, Endpoint, HttpClient, HttpError, Limits, Secret as EngineSecret},
         observe,
     },
@@ -175,7 +175,7 @@ async fn ask(
         incarnation: target.incarnation,
         model: None,
         block_size_tokens: BLOCK_SIZE_TOKENS,
-        tokenizer: None,
+        tokenizer: Some(Arc::new(ComparedByGateways)),
         overrides: Overrides { kv_events: target.events.clone(), ..Overrides::default() },
         settings: AttachSettings::default(),
     };

@@ -18,8 +18,8 @@ mod zmq;
 use std::sync::Arc;
 
 pub use attach::{
-    AttachError, AttachSettings, AttachSpec, Attached, Examination, Overrides, TokenizerProbe, attach,
-    examine,
+    AttachError, AttachSettings, AttachSpec, Attached, ComparedByGateways, Examination, Overrides,
+    TokenizerProbe, attach, examine, tokenizers_agree,
 };
 pub use engine::{RemoteEngine, RemoteLimits, RemoteParts};
 pub use findings::{Finding, Findings, Severity};

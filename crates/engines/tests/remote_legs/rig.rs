@@ -282,7 +282,7 @@ impl Plan {
             continues_sampling: false,
             cache_sight: CacheSight::Events,
             notes: Vec::new(),
-            prior: StepCoefficients::default(),
+            prior: StepCoefficients::from_array([0.0; 5]),
         };
         let client = HttpClient::new(&ClientSettings::default()).expect("a client");
         let endpoint = Endpoint::new(url, client, Some(&Secret::new("the-key"))).expect("an address");

@@ -102,6 +102,18 @@ fn client(ca: &Path) -> anyhow::Result<Arc<HttpClient>> {
         .with_context(|| format!("the certificate {}", ca.display()))
 }
 
+/// The tokenizers of models, for engines that agents bring.
+pub(super) fn tokenizers(
+    texts: &[AttachedText],
+) -> Arc<dyn Fn(&str) -> Option<Arc<dyn TokenizerProbe>> + Send + Sync> {
+    let texts = texts.to_vec();
+    Arc::new(move |model| {
+        let named = texts.iter().find(|text| text.model.as_deref() == Some(model));
+        let text = named.or_else(|| texts.iter().find(|text| text.model.is_none()))?;
+        Some(Arc::new(Probe(text.clone())) as Arc<dyn TokenizerProbe>)
+    })
+}
+
 /// The tokenizer that is compared with the engine's. Which model it is for shows only when the engine answers, so it is the
 /// one for any model, or the only one.
 fn probe(texts: &[AttachedText]) -> Option<Arc<dyn TokenizerProbe>> {

@@ -102,7 +102,6 @@ pub(super) fn build(
         }
         fleet.models.push(text);
     }
-    fleet.attached = texts::texts_of_attached(&engines.tokenizer)?;
     for launcher in attached_launchers(settings, environment, &fleet, runtime)? {
         fleet.launchers.push(Arc::new(launcher));
     }
@@ -130,8 +129,7 @@ pub(crate) fn examiners(
     environment: &BTreeMap<String, String>,
     runtime: &Handle,
 ) -> anyhow::Result<Vec<RemoteLauncher>> {
-    let mut fleet = empty(settings)?;
-    fleet.attached = texts::texts_of_attached(&settings.engines.tokenizer)?;
+    let fleet = empty(settings)?;
     attached_launchers(settings, environment, &fleet, runtime)
 }
 
@@ -150,12 +148,14 @@ fn empty(settings: &Settings) -> anyhow::Result<Fleet> {
     let block_size_tokens = engines.block_size_tokens.get();
     let hasher = BlockHasher::new(key, block_size_tokens);
     let hash_key = forebay_proto::HashKey { key: key.0, block_size_tokens };
+    let attached = texts::texts_of_attached(&engines.tokenizer)?;
     let outbound = Outbound {
         http: HttpClient::new(&ClientSettings::default()).context("the HTTP client for engines")?,
         held: HeldKv::new(),
         draw: Arc::new(outside::entropy),
+        tokenizers: attached::tokenizers(&attached),
     };
-    Ok(Fleet { launchers: Vec::new(), models: Vec::new(), attached: Vec::new(), hasher, hash_key, outbound })
+    Ok(Fleet { launchers: Vec::new(), models: Vec::new(), attached, hasher, hash_key, outbound })
 }
 
 fn limits(settings: &Settings, blocks_total: u32, step_tokens_max: u32) -> EngineLimits {

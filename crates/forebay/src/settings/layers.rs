@@ -19,8 +19,8 @@ use super::{
 pub(crate) const ENVIRONMENT_PREFIX: &str = "FOREBAY_";
 
 /// Variables that other commands read; they share the prefix and are no settings.
-const CLIENT_VARIABLES: [&str; 4] =
-    ["FOREBAY_API_KEY", "FOREBAY_URL", "FOREBAY_ADMIN_URL", "FOREBAY_ENGINE_API_KEY"];
+const CLIENT_VARIABLES: [&str; 5] =
+    ["FOREBAY_API_KEY", "FOREBAY_URL", "FOREBAY_ADMIN_URL", "FOREBAY_ENGINE_API_KEY", "FOREBAY_AGENT_LIFE"];
 
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,16 +1,17 @@
 //! From what an agent says of its engine to a driver that sends legs there.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use forebay_engines::{
     Accepts, CacheSight, EngineFacts, KvAbilities, Reports,
     remote::{
-        HeldKv, RemoteEngine, RemoteLimits, RemoteParts,
+        AttachSettings, HeldKv, RemoteEngine, RemoteLimits, RemoteParts, Speech, TokenizerProbe,
         client::{Endpoint, HttpClient, Secret},
+        tokenizers_agree,
     },
 };
 use forebay_proto::{self as proto, Hello, Ready};
-use tokio::{runtime::Handle, sync::Notify};
+use tokio::{runtime::Handle, sync::Notify, time::timeout};
 
 use super::keeper::Asker;
 
@@ -23,13 +24,18 @@ pub struct Outbound {
     pub held: Arc<HeldKv>,
     /// Unpredictable numbers, for meeting points and request ids.
     pub draw: Arc<dyn Fn() -> u64 + Send + Sync>,
+    /// The tokenizer of a model, to be compared with an engine's. Without one its engines are given text.
+    pub tokenizers: Arc<dyn Fn(&str) -> Option<Arc<dyn TokenizerProbe>> + Send + Sync>,
 }
+
+/// Longest that comparing tokenizers may take: a stream's other news wait for it.
+const COMPARISON_WITHIN: Duration = Duration::from_secs(10);
 
 /// The driver of a life that serves.
 ///
 /// # Errors
 /// A sentence: where it is cannot be an address.
-pub(super) fn driver(
+pub(super) async fn driver(
     hello: &Hello,
     ready: Ready,
     shared: &Outbound,
@@ -40,7 +46,13 @@ pub(super) fn driver(
     let endpoint = Endpoint::new(&hello.data_plane.url, shared.http.clone(), key.as_ref())
         .map_err(|error| error.to_string())?;
     let speech = ready.facts.dialect.speech.clone();
-    let facts = facts(hello, ready, speech.dialect.name());
+    let mut facts = facts(hello, ready, speech.dialect.name());
+    if facts.accepts.tokens
+        && let Err(why) = agreement(&endpoint, &speech, &facts.model, shared).await
+    {
+        facts.accepts.tokens = false;
+        facts.notes.push(format!("{why}: it is given text, not tokens").into());
+    }
     Ok(RemoteEngine::new(RemoteParts {
         facts,
         speech,
@@ -54,6 +66,21 @@ pub(super) fn driver(
         rooms: shared.draw.clone(),
         held: shared.held.clone(),
     }))
+}
+
+async fn agreement(
+    endpoint: &Endpoint,
+    speech: &Speech,
+    model: &str,
+    shared: &Outbound,
+) -> Result<(), String> {
+    let probe = (shared.tokenizers)(model).ok_or("there is no tokenizer for its model here")?;
+    let settings = AttachSettings::default();
+    let compared = tokenizers_agree(endpoint, speech, &*probe, &settings);
+    match timeout(COMPARISON_WITHIN, compared).await {
+        Ok(agreed) => agreed,
+        Err(_) => Err("its tokenizer was not compared in time".to_owned()),
+    }
 }
 
 fn facts(hello: &Hello, ready: Ready, kind: &'static str) -> EngineFacts {

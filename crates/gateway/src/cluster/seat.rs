@@ -16,6 +16,8 @@ use crate::orchestrator::Member;
 /// One engine name, across streams.
 pub(super) struct Seat {
     pub(super) member: Member,
+    /// Reaches the agent of the moment.
+    pub(super) asker: Arc<Asker>,
     /// The stream that speaks for it now: streams are numbered, a later one takes the seat.
     stream: AtomicU64,
     pub(super) life: Mutex<Option<Life>>,
@@ -38,8 +40,6 @@ pub(super) struct Life {
 pub(super) struct Serving {
     pub(super) reports: Arc<Reports>,
     pub(super) dp_ranks: u16,
-    /// Reaches the agent of the moment.
-    pub(super) asker: Arc<Asker>,
 }
 
 /// Why a Hello cannot have the seat.
@@ -50,7 +50,9 @@ pub(super) enum Occupied {
 
 impl Seat {
     pub(super) fn new(member: Member) -> Self {
-        Self { member, stream: AtomicU64::new(0), life: Mutex::new(None) }
+        let asker = Arc::new(Asker::default());
+        member.kept_by(Some(Arc::new(asker.clone())));
+        Self { member, asker, stream: AtomicU64::new(0), life: Mutex::new(None) }
     }
 
     /// A stream takes the seat for a life. The same life goes on; another one ends the one before.

@@ -13,7 +13,7 @@ use tonic::{Status, Streaming};
 
 use super::{
     Cluster, connect,
-    keeper::{Asker, Outbox},
+    keeper::Outbox,
     seat::{Occupied, Seat, Serving},
 };
 
@@ -139,6 +139,7 @@ impl Seated {
     }
 
     async fn welcome(&mut self) -> Result<(), String> {
+        self.seat.asker.speak_to(Some(self.outbox.clone()));
         let settings = &self.cluster.settings;
         let welcome = Welcome {
             wire_version: agree(WIRE_VERSION, self.hello.wire_version).unwrap_or(WIRE_VERSION),
@@ -152,7 +153,7 @@ impl Seated {
         let facts = self.hello.facts.clone();
         if let Some(facts) = facts {
             let cache_sight = self.hello.cache_sight.clone();
-            self.ready(Ready { facts, cache_sight })?;
+            self.ready(Ready { facts, cache_sight }).await?;
         }
         let progress = self.hello.progress.clone();
         self.progress(&progress);
@@ -193,10 +194,11 @@ impl Seated {
             }
             (heard, is_silent) = (Instant::now(), false);
             self.seat.heard(heard);
-            match body.map(|body| self.take(body)) {
-                None | Some(Ok(None)) => {}
-                Some(Ok(Some(end))) => return end,
-                Some(Err(error)) => {
+            let Some(body) = body else { continue };
+            match self.take(body).await {
+                Ok(None) => {}
+                Ok(Some(end)) => return end,
+                Err(error) => {
                     let sentence = error.to_string();
                     tracing::warn!(engine = %self.hello.engine, %sentence, "agent sent what cannot be");
                     let reject = v1::Reject { sentence, reason: RejectReason::Malformed.into() };
@@ -208,7 +210,7 @@ impl Seated {
     }
 
     /// Takes one message; the end, if it is the last.
-    fn take(&mut self, body: Body) -> Result<Option<End>, WireError> {
+    async fn take(&mut self, body: Body) -> Result<Option<End>, WireError> {
         match body {
             Body::Hello(_) => {
                 return Err(WireError::Sequence { what: "a stream", wrong: "Hello came twice".to_owned() });
@@ -216,7 +218,7 @@ impl Seated {
             Body::Progress(progress) => self.progress(&progress.try_into()?),
             Body::Ready(ready) => {
                 let ready = Ready::try_from(ready)?;
-                if let Err(wrong) = self.ready(ready) {
+                if let Err(wrong) = self.ready(ready).await {
                     return Ok(Some(End::Broken(wrong)));
                 }
             }
@@ -245,9 +247,7 @@ impl Seated {
                 return Ok(Some(End::Died(died.last_words)));
             }
             Body::Logs(logs) => {
-                if let Some(serving) = self.serving() {
-                    serving.asker.logs_came(logs);
-                }
+                self.seat.asker.logs_came(logs);
             }
             // Not asked for: this process has its tokenizers from its settings.
             Body::Tokenizer(_) => {}
@@ -292,7 +292,7 @@ impl Seated {
     }
 
     /// The engine serves: a driver joins, unless this very life serves already.
-    fn ready(&mut self, ready: Ready) -> Result<(), String> {
+    async fn ready(&mut self, ready: Ready) -> Result<(), String> {
         self.wire.dp_ranks = ready.facts.dp_ranks;
         self.snapshots.clear();
         self.snapshots.resize_with(ready.facts.dp_ranks.into(), SnapshotReader::default);
@@ -300,19 +300,16 @@ impl Seated {
             if serving.dp_ranks != ready.facts.dp_ranks {
                 return Err("its ranks changed within one life".to_owned());
             }
-            serving.asker.speak_to(Some(self.outbox.clone()));
             return Ok(());
         }
         let reports = Arc::new(Reports::default());
-        let asker = Arc::new(Asker::default());
-        asker.speak_to(Some(self.outbox.clone()));
         let dp_ranks = ready.facts.dp_ranks;
         let outbound = &self.cluster.outbound;
-        let driver = connect::driver(&self.hello, ready, outbound, reports.clone(), asker.clone())?;
+        let driver =
+            connect::driver(&self.hello, ready, outbound, reports.clone(), self.seat.asker.clone()).await?;
         if let Some(life) = &mut *self.seat.life.lock() {
-            life.serving = Some(Serving { reports, dp_ranks, asker: asker.clone() });
+            life.serving = Some(Serving { reports, dp_ranks });
         }
-        self.seat.member.kept_by(Some(Arc::new(asker)));
         self.seat.member.join(driver);
         Ok(())
     }
@@ -328,7 +325,7 @@ impl Seated {
 
     /// The stream is over. A broken one may come back within the lease.
     async fn leave(self, end: End) {
-        let Self { cluster, seat, number, hello, .. } = self;
+        let Self { cluster, mut seat, number, hello, .. } = self;
         let incarnation = hello.incarnation;
         if !seat.is_held_by(number) {
             return;
@@ -347,13 +344,16 @@ impl Seated {
                 tracing::warn!(engine = %hello.engine, %why, "agent left; its engine has until the lease lapses");
                 seat.silent(&why);
                 seat.detached();
+                seat.asker.speak_to(None);
                 let heard = seat.life.lock().as_ref().map(|life| life.heard);
+                // The cluster keeps the seat as long as it is needed, not this wait.
+                let waiting = Arc::downgrade(&seat);
+                drop(seat);
                 if let Some(heard) = heard {
                     sleep_until(heard + cluster.settings.lease).await;
                 }
-                if !seat.is_held_by(number) {
-                    return;
-                }
+                let Some(back) = waiting.upgrade().filter(|seat| seat.is_held_by(number)) else { return };
+                seat = back;
                 cluster.is_over(incarnation);
                 seat.end(incarnation, &format!("{why}; its lease lapsed"));
             }

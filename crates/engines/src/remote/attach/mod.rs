@@ -33,7 +33,7 @@ use super::{
 use crate::driver::{Accepts, CacheSight, EngineFacts, KvAbilities};
 use probe::Probe;
 
-pub use tokens::TokenizerProbe;
+pub use tokens::{ComparedByGateways, TokenizerProbe, tokenizers_agree};
 
 /// Legs that may wait at a rank of an engine that names no bound.
 const WAITING_MAX_DEFAULT: u32 = 256;

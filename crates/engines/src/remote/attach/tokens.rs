@@ -8,10 +8,14 @@ use forebay_types::TokenId;
 use serde_json::{Value, json};
 
 use super::{
-    AttachSpec, Found,
+    AttachSettings, AttachSpec, Found,
     probe::{Probe, reason, status},
 };
-use crate::remote::{client::HttpError, findings::Findings};
+use crate::remote::{
+    Dialect, HandOver, Speech,
+    client::{Endpoint, HttpError},
+    findings::Findings,
+};
 
 /// The gateway's tokenizer and chat template, as they would be used for a request.
 pub trait TokenizerProbe: Send + Sync {
@@ -26,6 +30,49 @@ pub trait TokenizerProbe: Send + Sync {
     /// # Errors
     /// If there is no template, or it refuses such a chat, as a sentence.
     fn chat(&self, messages: &[(&str, &str)]) -> Result<Vec<TokenId>, String>;
+
+    /// Whether it is to be compared with the engine's. Not by an agent, whose gateways bring tokenizers of their own and
+    /// compare them when the engine joins ([`tokenizers_agree`]).
+    fn is_compared(&self) -> bool {
+        true
+    }
+}
+
+/// Stands for the tokenizers of the gateways that an agent's engine will join.
+#[derive(Debug, Clone, Copy)]
+pub struct ComparedByGateways;
+
+impl TokenizerProbe for ComparedByGateways {
+    fn prompt(&self, _text: &str) -> Result<Vec<TokenId>, String> {
+        Err("the gateways have it".to_owned())
+    }
+
+    fn chat(&self, _messages: &[(&str, &str)]) -> Result<Vec<TokenId>, String> {
+        Err("the gateways have it".to_owned())
+    }
+
+    fn is_compared(&self) -> bool {
+        false
+    }
+}
+
+/// Compares an engine's tokenizer and template with ours, for an engine that was attached elsewhere.
+///
+/// # Errors
+/// A sentence: what they disagree on, or why they cannot be compared.
+pub async fn tokenizers_agree(
+    endpoint: &Endpoint,
+    speech: &Speech,
+    ours: &dyn TokenizerProbe,
+    settings: &AttachSettings,
+) -> Result<(), String> {
+    let probe = Probe::new(endpoint, settings);
+    let takes_chats = speech.dialect == Dialect::Vllm;
+    compare(&probe, &speech.model, takes_chats, ours).await?;
+    if !takes_chats && !matches!(speech.hand_over, HandOver::Bootstrap { .. }) {
+        compare_chat_lengths(&probe, &speech.model, ours).await?;
+    }
+    Ok(())
 }
 
 /// Separates what is computed for a probe from everybody's prefix cache.
@@ -74,34 +121,48 @@ pub(super) async fn agree(
         findings.regret("there is no tokenizer for its model here: it is given text");
         return false;
     };
+    if !ours.is_compared() {
+        return true;
+    }
+    let takes_chats = found.server == Server::Vllm;
+    said(compare(probe, &found.model.id, takes_chats, ours).await, findings)
+}
+
+fn said(compared: Result<(), String>, findings: &mut Findings) -> bool {
+    compared.map_err(|why| findings.regret(format!("{why}: it is given text, not tokens"))).is_ok()
+}
+
+async fn compare(
+    probe: &Probe<'_>,
+    model: &str,
+    takes_chats: bool,
+    ours: &dyn TokenizerProbe,
+) -> Result<(), String> {
     let mut comparisons: Vec<(String, Value, Result<Vec<TokenId>, String>)> = Vec::new();
     for text in TEXTS {
-        let question = json!({"model": found.model.id, "prompt": text});
+        let question = json!({"model": model, "prompt": text});
         comparisons.push((format!("the text {text:?}"), question, ours.prompt(text)));
     }
     // SGLang's route takes no chats: see `chat_lengths_agree`.
-    for chat in CHATS.iter().filter(|_| found.server == Server::Vllm) {
-        let question =
-            json!({"model": found.model.id, "messages": messages(chat), "add_generation_prompt": true});
+    for chat in CHATS.iter().filter(|_| takes_chats) {
+        let question = json!({"model": model, "messages": messages(chat), "add_generation_prompt": true});
         comparisons.push((format!("the chat {chat:?}"), question, ours.chat(chat)));
     }
     for (what, question, ours) in comparisons {
         let theirs = match probe.ask("/tokenize", &question).await {
             Ok(answer) => match token_ids(answer.get("tokens")) {
                 Some(tokens) => Ok(tokens),
-                None => return blocked("its /tokenize answers no tokens", findings),
+                None => return Err("its /tokenize answers no tokens".to_owned()),
             },
             // It refuses this text or chat; that there is no such route is another matter.
             Err(error) if matches!(status(&error), Some(400 | 422)) => Err(reason(&error)),
-            Err(error) => {
-                return blocked(&format!("its tokenizer cannot be compared: {}", reason(&error)), findings);
-            }
+            Err(error) => return Err(format!("its tokenizer cannot be compared: {}", reason(&error))),
         };
         if let Some(difference) = difference(&ours, &theirs) {
-            return blocked(&format!("its tokenizer disagrees with ours on {what}: {difference}"), findings);
+            return Err(format!("its tokenizer disagrees with ours on {what}: {difference}"));
         }
     }
-    true
+    Ok(())
 }
 
 /// Compares what a chat's prompt is long by the engine's own count, for engines that tokenise no chats on demand.
@@ -114,35 +175,35 @@ pub(super) async fn chat_lengths_agree(
     let Some(ours) = spec.tokenizer.as_deref() else {
         return false;
     };
+    !ours.is_compared() || said(compare_chat_lengths(probe, &found.model.id, ours).await, findings)
+}
+
+async fn compare_chat_lengths(
+    probe: &Probe<'_>,
+    model: &str,
+    ours: &dyn TokenizerProbe,
+) -> Result<(), String> {
     for chat in CHATS {
-        let question =
-            json!({"model": found.model.id, "messages": messages(chat), "max_tokens": 1, "temperature": 0});
+        let question = json!({"model": model, "messages": messages(chat), "max_tokens": 1, "temperature": 0});
         let theirs = match probe.ask("/v1/chat/completions", &question).await {
             Ok(answer) => answer.pointer("/usage/prompt_tokens").and_then(Value::as_u64),
             Err(HttpError::Status { status: 400 | 422, .. }) => None,
-            Err(error) => {
-                return blocked(&format!("its template cannot be compared: {}", reason(&error)), findings);
-            }
+            Err(error) => return Err(format!("its template cannot be compared: {}", reason(&error))),
         };
         let ours = ours.chat(chat).ok().map(|tokens| tokens.len() as u64);
         if ours != theirs {
             let said = |tokens: Option<u64>| tokens.map_or("none".to_owned(), |tokens| tokens.to_string());
             let (theirs, ours) = (said(theirs), said(ours));
-            let what =
-                format!("its template disagrees with ours on {chat:?}: {theirs} tokens there, {ours} here");
-            return blocked(&what, findings);
+            return Err(format!(
+                "its template disagrees with ours on {chat:?}: {theirs} tokens there, {ours} here"
+            ));
         }
     }
-    true
+    Ok(())
 }
 
 fn messages(chat: &[(&str, &str)]) -> Vec<Value> {
     chat.iter().map(|(role, content)| json!({"role": role, "content": content})).collect()
-}
-
-fn blocked(why: &str, findings: &mut Findings) -> bool {
-    findings.regret(format!("{why}: it is given text, not tokens"));
-    false
 }
 
 /// The first difference, as the rest of a sentence.

@@ -13,14 +13,11 @@ use forebay_types::Role;
 use serde_json::{Value, json};
 
 use super::{
-    AttachError, AttachSpec, First, Found, choose_model, events,
+    AttachError, AttachSpec, First, Found, Severity, choose_model, events,
     probe::{Probe, reason, status},
     tokens::{self, token_ids},
 };
 use crate::remote::{Abort, HandOver, RankPin, TokenRoute, findings::Findings};
-
-/// What makes a connector fast, and robust.
-const CONNECTOR: &str = r#"--kv-transfer-config '{"kv_connector":"NixlConnector","kv_role":"kv_both","kv_load_failure_policy":"recompute","kv_connector_extra_config":{"enable_cross_layers_blocks":"True"}}'"#;
 
 pub(super) async fn find_out(
     probe: &Probe<'_>,
@@ -223,7 +220,8 @@ fn knows_salts(version: Option<&str>) -> bool {
     }
 }
 
-/// Whether it exchanges KV, and in which direction.
+/// Whether it exchanges KV. NIXL's connector does not act on its `kv_role`: whoever has it gives, takes and serves plain
+/// requests. So it is the operator's role that decides.
 async fn hand_over(
     found: &mut Found,
     info: &FoundVllm,
@@ -245,43 +243,43 @@ async fn hand_over(
     // Other connectors may not bear the question, so it is only put where there is NIXL, or the operator says so.
     let pinned = spec.role.is_some_and(|role| role != Role::Both);
     let may_have = has_nixl || (pinned && told.is_none());
-    if !may_have {
-        return findings.add(
-            if pinned { super::Severity::Warning } else { super::Severity::Info },
-            "it has no NIXL connector, so it takes part in no hand-over",
-            Some(&format!("start it with {CONNECTOR}")),
-        );
-    }
-    let role = told.and_then(|connector| connector.as_ref()?.role.as_deref());
-    check_connector(told.and_then(Option::as_ref), spec, findings);
-    let exports = match exports(probe, found, spec).await {
-        Ok(exports) => exports,
-        Err(why) => {
-            findings
-                .regret(format!("whether others can go on from what it computed was not found out: {why}"));
+    let exports = match may_have {
+        true => exports(probe, found, spec).await.unwrap_or_else(|why| {
+            findings.regret(format!("whether others can go on from what it computed was not found out: {why}"));
             false
-        }
+        }),
+        false => false,
     };
-    found.can_export = exports && role != Some("kv_consumer");
-    // To ask would take another engine's KV. A connector that gives can take.
-    found.can_import = (has_nixl || exports) && role != Some("kv_producer");
-    if found.can_export || found.can_import {
-        found.hand_over = HandOver::TransferParams;
-        found.connector = Some("nixl".to_owned());
+    if !has_nixl && !exports {
+        let severity = if pinned { Severity::Warning } else { Severity::Info };
+        let mend = format!("start it with {}", nixl(spec.role));
+        return findings.add(severity, "it has no NIXL connector, so it takes part in no hand-over", Some(&mend));
     }
+    check_connector(told.and_then(Option::as_ref), findings);
     if found.block_size_tokens.is_none() && spec.overrides.block_size_tokens.is_none() {
-        (found.can_export, found.can_import) = (false, false);
+        return; // said already
     }
-    if !found.can_export && spec.role == Some(Role::Prefill) {
-        findings.warn(
-            "it is to prefill for others, but hands nothing over",
-            &format!("start it with {CONNECTOR}"),
-        );
-    }
+    found.can_export = exports;
+    // To ask would take another engine's KV. A connector is there, and one that gives takes as well.
+    found.can_import = true;
+    found.hand_over = HandOver::TransferParams;
+    found.connector = Some("nixl".to_owned());
+}
+
+/// What makes the connector there, robust and fast.
+fn nixl(role: Option<Role>) -> String {
+    let role = match role {
+        Some(Role::Prefill) => "kv_producer",
+        Some(Role::Decode) => "kv_consumer",
+        Some(Role::Both) | None => "kv_both",
+    };
+    format!(
+        r#"--kv-transfer-config '{{"kv_connector":"NixlConnector","kv_role":"{role}","kv_load_failure_policy":"recompute","kv_connector_extra_config":{{"enable_cross_layers_blocks":"True"}}}}'"#
+    )
 }
 
 /// What its connector's configuration lacks.
-fn check_connector(connector: Option<&FoundConnector>, spec: &AttachSpec, findings: &mut Findings) {
+fn check_connector(connector: Option<&FoundConnector>, findings: &mut Findings) {
     let Some(connector) = connector else {
         return findings.info(
             "how its connector is configured is not told (VLLM_SERVER_DEV_MODE=1 would): check that \
@@ -294,21 +292,10 @@ fn check_connector(connector: Option<&FoundConnector>, spec: &AttachSpec, findin
             r#"add "kv_connector_extra_config":{"enable_cross_layers_blocks":"True"} to --kv-transfer-config"#,
         );
     }
-    let role = connector.role.as_deref();
-    if connector.load_failure_policy.as_deref() != Some("recompute") && role != Some("kv_producer") {
+    if connector.load_failure_policy.as_deref() != Some("recompute") {
         findings.warn(
             "a request fails when its KV does not arrive",
             r#"add "kv_load_failure_policy":"recompute" to --kv-transfer-config"#,
-        );
-    }
-    let contrary = matches!(
-        (spec.role, role),
-        (Some(Role::Prefill), Some("kv_consumer")) | (Some(Role::Decode), Some("kv_producer"))
-    );
-    if contrary {
-        findings.warn(
-            format!("its role is contrary to its connector's, {}", role.unwrap_or_default()),
-            "correct the one or the other",
         );
     }
 }

@@ -60,6 +60,8 @@ pub(super) struct Feed {
     sequence: Sequence,
     next: u64,
     out: Out,
+    /// Something was lost for good.
+    lossy: bool,
     /// When the newest batch was published, by the engine's clock.
     newest_seconds: Option<f64>,
     stored: u64,
@@ -78,6 +80,7 @@ impl Feed {
             sequence: Sequence::new(),
             next: 0,
             out: Out::default(),
+            lossy: false,
             newest_seconds: None,
             stored: 0,
             misplaced: 0,
@@ -114,7 +117,7 @@ impl Feed {
     pub(super) fn published(&mut self, message: &[Bytes]) -> Step {
         match frames::published(message) {
             Ok(message) => self.batch(message, Via::Published),
-            Err(error) => self.unreadable(None, &error.to_string()),
+            Err(error) => self.unreadable(&error.to_string()),
         }
     }
 
@@ -123,7 +126,7 @@ impl Feed {
         match frames::reply(message) {
             Ok(frames::Reply::Batch(message)) => Some(self.batch(message, Via::Replay)),
             Ok(frames::Reply::End) => None,
-            Err(error) => Some(self.unreadable(None, &error.to_string())),
+            Err(error) => Some(self.unreadable(&error.to_string())),
         }
     }
 
@@ -134,7 +137,7 @@ impl Feed {
                 self.forget_before(message.sequence);
                 self.batch(message, Via::Published)
             }
-            Err(error) => self.unreadable(None, &error.to_string()),
+            Err(error) => self.unreadable(&error.to_string()),
         }
     }
 
@@ -156,6 +159,7 @@ impl Feed {
             self.emit(vec![KvEvent::Cleared]);
         }
         self.cache.reset(History::Lost);
+        self.lossy = true;
     }
 
     fn emit(&mut self, events: Vec<KvEvent>) {
@@ -172,7 +176,7 @@ impl Feed {
     fn batch(&mut self, message: frames::Message<'_>, via: Via) -> Step {
         let batch = match decode(message.payload) {
             Ok(batch) => batch,
-            Err(error) => return self.unreadable(Some(message.sequence), &error.to_string()),
+            Err(error) => return self.undecodable(message.sequence, via, &error.to_string()),
         };
         if let Some(said) = batch.dp_rank
             && said != self.rank.dp_rank
@@ -200,8 +204,10 @@ impl Feed {
     fn apply(&mut self, batch: &EventBatch) -> Step {
         self.newest_seconds = Some(batch.time_seconds);
         for event in &batch.events {
-            if let EngineEvent::Stored(stored) = event {
-                self.stored += stored.hashes.len() as u64;
+            match event {
+                EngineEvent::Stored(stored) => self.stored += stored.hashes.len() as u64,
+                EngineEvent::Cleared => self.lossy = false,
+                _ => {}
             }
         }
         let applied = self.cache.apply(batch);
@@ -227,7 +233,7 @@ impl Feed {
                 return Step::Fenced(sentence);
             }
             // To be expected: what it follows may be among what was lost or left out.
-            Fault::UnknownParent { explained: true, .. } => return Step::Taken,
+            Fault::UnknownParent { .. } if self.is_incomplete() => return Step::Taken,
             Fault::UnknownParent { blocks, .. } | Fault::UnknownRemoval { blocks, .. } => {
                 self.misplaced += blocks;
                 if self.misplaced > MISPLACED_MIN.max(self.stored / MISPLACED_SHARE) {
@@ -235,7 +241,7 @@ impl Feed {
                 }
             }
             Fault::WrongTokenCount { .. } | Fault::WrongKeyCount { .. } => {
-                return self.unreadable(None, &fault.to_string());
+                return self.unreadable(&fault.to_string());
             }
             // Of SGLang's hashes that is no lie: two salts may share one.
             Fault::AmbiguousHash { .. } | Fault::NoRoom { .. } | Fault::UnknownEvent { .. } => {}
@@ -249,23 +255,31 @@ impl Feed {
         Step::Taken
     }
 
-    /// A message that cannot be read, or not all of it. With its number something is lost; without one the numbers of the
-    /// others show whether.
-    fn unreadable(&mut self, number: Option<u64>, why: &str) -> Step {
+    /// Whether blocks are missing that the engine did announce. ([`Fault::UnknownParent`] says so itself, but it takes
+    /// blocks that were left out for their unknown parent as a reason as well.)
+    fn is_incomplete(&self) -> bool {
+        let stats = self.cache.stats();
+        self.lossy || stats.refused > 0 || stats.malformed > 0
+    }
+
+    /// A message with a number, and a payload that is no batch. A published one proves nothing: if it is the one that comes
+    /// next, the following one shows a gap, and a replay may bring it whole. If the replay has it like this, it is lost.
+    fn undecodable(&mut self, number: u64, via: Via, why: &str) -> Step {
+        let step = self.unreadable(why);
+        if step == Step::Taken && via == Via::Replay && number == self.sequence.next() {
+            self.forget_before(number.saturating_add(1));
+        }
+        step
+    }
+
+    /// A message that cannot be read, or not all of it.
+    fn unreadable(&mut self, why: &str) -> Step {
         self.unreadable += 1;
         if self.unreadable > UNREADABLE_MAX {
             return self.distrust(why);
         }
-        if let Some(number) = number {
-            let sentence =
-                self.sentence(&format!("number {number}: {why}; what the rank cached is forgotten"));
-            self.note(sentence);
-            self.forget();
-            self.sequence.skip_to(number.saturating_add(1));
-        } else {
-            let sentence = self.sentence(why);
-            self.note(sentence);
-        }
+        let sentence = self.sentence(why);
+        self.note(sentence);
         Step::Taken
     }
 
