@@ -22,14 +22,22 @@ ROWS = [
     "fleet",
     "lifecycle",
     "engine-model",
+    "engine-events",
+    "engine-wire",
     "text",
     "kv-move",
     "engine-embedded",
     "engines",
+    "proto",
+    "registry",
+    "dialect",
+    "testkit",
+    "agent",
     "gateway",
     "forebay",
 ]
-CORES = ["types", "kv-hash", "kv-index", "perf-model", "placement", "fleet", "lifecycle", "engine-model"]
+CORES = ["types", "kv-hash", "kv-index", "perf-model", "placement", "fleet", "lifecycle", "engine-model",
+         "engine-events", "engine-wire"]
 # What a core may not have anywhere below it: runtimes, sockets, entropy, clocks.
 IMPURE = ["tokio", "async-std", "smol", "mio", "socket2", "hyper", "getrandom", "rand", "rand_core", "chrono", "time",
           "rustix", "libc", "parking_lot"]
