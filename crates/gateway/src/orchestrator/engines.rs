@@ -139,7 +139,9 @@ impl Member {
     /// A life begins; an earlier one ends. It lasts until its [`Driver::reports`] tell of its death.
     pub fn join(&self, driver: Arc<dyn Driver>) {
         let (shared, slot) = (self.shared.clone(), self.slot.clone());
-        if let Some(before) = slot.current.lock().clone() {
+        // Let go of the lock first: leaving takes it.
+        let before = slot.current.lock().clone();
+        if let Some(before) = before {
             leave(&shared, &slot, before.facts().incarnation, "another life began");
             slot.restarts.fetch_add(1, Ordering::Relaxed);
         }
@@ -266,10 +268,12 @@ async fn follow(shared: &Shared, slot: &Slot, driver: &Arc<dyn Driver>) -> Arc<s
 pub(super) fn drain(shared: &Shared, slot: &Slot) {
     slot.draining.store(true, Ordering::Release);
     slot.say("draining", "an operator drains it");
-    if let Some(driver) = slot.current.lock().clone() {
+    let current = slot.current.lock().clone();
+    if let Some(driver) = current {
         shared.core.lock().note(shared.now(), Event::Draining(driver.facts().incarnation));
     }
-    if let Some(keeper) = slot.keeper.lock().clone() {
+    let keeper = slot.keeper.lock().clone();
+    if let Some(keeper) = keeper {
         keeper.drain();
     }
 }
