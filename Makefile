@@ -6,17 +6,23 @@ PORT ?= 8080
 ADMIN_PORT ?= 8081
 ONCE ?=
 
-.PHONY: help demo test bench model build lint fmt unit check
+.PHONY: help demo test test-vllm bench model build lint fmt unit check
 
 help: ## Show this list.
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: model ## Build, fetch the model, serve it with four engines and show what happens. ONCE=1 stops afterwards.
 	cargo build --release --locked --bin forebay
 	python3 scripts/demo.py --binary $(TARGET)/release/forebay --port $(PORT) --admin-port $(ADMIN_PORT) $(if $(ONCE),--once)
 
 test: model ## Everything that continuous integration runs.
+	@scripts/fetch-pyzmq.sh
 	scripts/test.sh
+
+test-vllm: model ## Real vLLM, end to end: installs it (6.5 GB) the first time, then some ten minutes.
+	scripts/vllm/install.sh
+	cargo build --release --locked --bin forebay
+	python3 tests/vllm/run.py --binary $(TARGET)/release/forebay
 
 bench: ## The benchmarks that need no other program; see bench/README.md for the rest.
 	cargo build --release --locked --bin forebay

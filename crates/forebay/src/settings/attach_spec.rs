@@ -44,7 +44,8 @@ impl AttachSpec {
     /// `None` if the text does not mean an engine elsewhere.
     pub(super) fn from_text(text: &str) -> Option<Result<Self, String>> {
         let (head, options) = text.split_once(',').map_or((text, None), |(head, rest)| (head, Some(rest)));
-        let (kind, url) = match head.split_once('=') {
+        // A query's `=` is not ours.
+        let (kind, url) = match head.split_once('=').filter(|(kind, _)| !kind.contains("://")) {
             Some((kind, url)) => (Some(kind), url),
             None => (None, head),
         };

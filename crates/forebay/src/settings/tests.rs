@@ -77,6 +77,20 @@ fn a_file_takes_the_types_that_toml_has() {
 }
 
 #[test]
+fn engines_of_a_file_may_be_tables() {
+    let text = "[[engine]]\nurl = \"http://h:8000\"\nkind = \"vllm\"\nrole = \"decode\"\nkey_file = \"/k\"\n\
+                weight = 2\nlabels = { zone = \"a\" }\n[[engine]]\nurl = \"http://i:8000\"\n";
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), text).expect("it is ours");
+    let settings = Settings::load_file(&file.path().display().to_string()).expect("good settings");
+    let engine = settings.shown().into_iter().find(|shown| shown.name == "engine").expect("it is a setting");
+    assert_eq!(
+        engine.value,
+        "vllm=http://h:8000,role=decode,key-file=/k,weight=2,label=zone:a http://i:8000"
+    );
+}
+
+#[test]
 fn mistakes_in_a_file_are_named_with_their_line() {
     let check = |text: &str, expected: &str| {
         let file = file(text);
@@ -120,8 +134,9 @@ fn mistakes_in_a_file_are_named_with_their_line() {
     );
     check(
         "engine = [\"embedded:0\"]",
-        "`engine` is `embedded:0` (f.toml:1), expected KIND[:N][,role=prefill|decode|both] such as embedded:4 or \
-         sim:64,role=decode: `0` is no number of engines; it must be 1 to 4096",
+        "`engine` is `embedded:0` (f.toml:1), expected KIND[:N][,role=prefill|decode|both] such as embedded:4, or \
+         [KIND=]URL[,OPTION=VALUE...] such as vllm=http://host:8000,role=decode: `0` is no number of engines; it must \
+         be 1 to 4096",
     );
 }
 

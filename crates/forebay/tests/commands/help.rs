@@ -71,11 +71,7 @@ fn exit_codes_tell_what_happened() {
     check(&["sevre"], 2, "a similar subcommand exists: 'serve'");
     check(&["serve", "--lisen", "x"], 2, "a similar argument exists: '--listen'");
     check(&["serve", "--policy", "rond-robin"], 2, "a similar value exists: 'round-robin'");
-    check(
-        &["serve", "--engine", "vllm=http://h:8000"],
-        2,
-        "attaching engines by URL is not available in this version",
-    );
+    check(&["serve", "--engine", "vlm=http://h:8000"], 2, "did you mean `vllm`?");
     check(&["serve", "--listen", "0.0.0.0:8080"], 2, "there are no keys");
     check(&["config", "check", "/nowhere.toml"], 2, "cannot read the settings file /nowhere.toml");
     check(&["explain"], 2, "required");

@@ -61,6 +61,8 @@ struct Live {
     rejected: Option<RouteError>,
     /// An engine's own count, of an answer that is passed on.
     usage: Option<LegUsage>,
+    /// Prompt tokens that a leg's engine had cached, where it said so at the leg's end.
+    cached_tokens: u32,
     trail: Trail,
     scratch: Vec<LegEvent>,
 }
@@ -105,6 +107,7 @@ impl RequestRun {
             unplaced: None,
             rejected: None,
             usage: None,
+            cached_tokens: 0,
             trail: Trail::new(&request, arrived_unix_ms),
             scratch: Vec::new(),
         };
@@ -370,7 +373,7 @@ impl RequestRun {
     fn finish(&mut self, outcome: &str, error: Option<RouteError>) {
         let age = self.age();
         let Some(live) = self.live.take() else { return };
-        let Live { lifecycle, legs, held, reservations, cut_off, trail, usage, .. } = live;
+        let Live { lifecycle, legs, held, reservations, cut_off, trail, usage, cached_tokens, .. } = live;
         drop(legs);
         for (leg, kv) in held {
             if let Some(driver) = self.shared.driver(kv.from.incarnation) {
@@ -379,7 +382,8 @@ impl RequestRun {
         }
         let usage = Usage {
             prompt_tokens: usage.map_or(self.prompt.tokens.len() as u32, |usage| usage.prompt_tokens),
-            cached_tokens: usage.map_or(lifecycle.cached_tokens(), |usage| usage.cached_tokens),
+            cached_tokens: usage
+                .map_or(lifecycle.cached_tokens().max(cached_tokens), |usage| usage.cached_tokens),
             output_tokens: usage.map_or(lifecycle.tokens_sent() as u32, |usage| usage.output_tokens),
         };
         {

@@ -91,6 +91,13 @@ impl Trail {
         Some(at.saturating_sub(Duration::from_secs_f64(leg.at_seconds)))
     }
 
+    /// What the engine had cached, where it says so at the leg's end.
+    pub(super) fn leg_cached(&mut self, leg: LegId, cached_tokens: u32) {
+        if let Some(leg) = self.leg(leg) {
+            leg.cached_tokens = leg.cached_tokens.max(cached_tokens);
+        }
+    }
+
     pub(super) fn leg_ended(&mut self, at: Duration, leg: LegId, output_tokens: u64, outcome: &str) {
         if let Some(leg) = self.leg(leg)
             && leg.ended_seconds.is_none()

@@ -72,6 +72,9 @@ impl RequestRun {
             }
             LegEvent::Reply(reply) => self.pass_on(leg, reply),
             LegEvent::Usage(usage) => {
+                // Attached engines say only at the end what they had cached.
+                live.cached_tokens = live.cached_tokens.max(usage.cached_tokens);
+                live.trail.leg_cached(leg, usage.cached_tokens);
                 if self.request.body.is_some() {
                     live.usage = Some(usage);
                 }
