@@ -40,6 +40,8 @@ pub struct Report {
     pub notices: Vec<Notice>,
     /// The engine's last words. Nothing follows.
     pub died: Option<Arc<str>>,
+    /// It is not known to be dead: nothing was heard of it for too long.
+    pub lapsed: bool,
 }
 
 /// News of an engine that lives on.
@@ -90,6 +92,7 @@ struct Inner {
     kv: Vec<KvEventBatch>,
     notices: Vec<Notice>,
     died: Option<Arc<str>>,
+    lapsed: bool,
     /// Worth waking the reader for.
     news: bool,
     reader: Option<Waker>,
@@ -195,6 +198,12 @@ impl Reports {
         inner.wake();
     }
 
+    /// The life is over because nothing was heard of the engine; it may live.
+    pub fn put_lapse(&self, reason: Arc<str>) {
+        self.inner.lock().lapsed = true;
+        self.put_death(reason);
+    }
+
     /// Whether the engine has died.
     pub fn is_dead(&self) -> bool {
         self.inner.lock().died.is_some()
@@ -217,6 +226,7 @@ impl Reports {
             kv: std::mem::take(&mut inner.kv),
             notices: std::mem::take(&mut inner.notices),
             died: inner.died.clone(),
+            lapsed: inner.lapsed,
         })
     }
 

@@ -46,8 +46,20 @@ struct Suspect {
     fingerprint: u64,
     /// Engines that it lost and of which nothing is known yet.
     lost: Vec<(Incarnation, Duration)>,
-    deaths: u32,
+    /// Engines that died with it. Requests that are alike count once for each.
+    deaths: Vec<Incarnation>,
     latest: Duration,
+}
+
+/// Engines remembered of one suspect.
+const ENGINES_MAX: usize = 16;
+
+impl Suspect {
+    fn add_death(&mut self, engine: Incarnation) {
+        if !self.deaths.contains(&engine) && self.deaths.len() < ENGINES_MAX {
+            self.deaths.push(engine);
+        }
+    }
 }
 
 impl Quarantine {
@@ -65,14 +77,19 @@ impl Quarantine {
                 if self.suspects.len() >= self.limits.requests_max {
                     self.suspects.pop_front();
                 }
-                self.suspects.push_back(Suspect { fingerprint, lost: Vec::new(), deaths: 0, latest: now });
+                self.suspects.push_back(Suspect {
+                    fingerprint,
+                    lost: Vec::new(),
+                    deaths: Vec::new(),
+                    latest: now,
+                });
                 self.suspects.back_mut().expect("it was just pushed")
             }
         };
         suspect.latest = now;
         if is_dead {
-            suspect.deaths += 1;
-        } else if !suspect.lost.iter().any(|(lost, _)| *lost == engine) && suspect.lost.len() < 16 {
+            suspect.add_death(engine);
+        } else if !suspect.lost.iter().any(|(lost, _)| *lost == engine) && suspect.lost.len() < ENGINES_MAX {
             suspect.lost.push((engine, now));
         }
     }
@@ -91,7 +108,7 @@ impl Quarantine {
                 |(lost, at): &(Incarnation, Duration)| *lost == engine && now.saturating_sub(*at) <= within;
             suspect.lost.retain(|lost| !is_it(lost));
             if suspect.lost.len() < before {
-                suspect.deaths += 1;
+                suspect.add_death(engine);
                 suspect.latest = now;
             }
         }
@@ -101,8 +118,8 @@ impl Quarantine {
     pub fn refusal(&self, now: Duration, fingerprint: u64) -> Option<(u32, Duration)> {
         let suspect = self.suspects.iter().find(|suspect| suspect.fingerprint == fingerprint)?;
         let until = suspect.latest.saturating_add(self.limits.refused_for);
-        (suspect.deaths >= self.limits.deaths && now < until)
-            .then(|| (suspect.deaths, until.saturating_sub(now)))
+        let deaths = suspect.deaths.len() as u32;
+        (deaths >= self.limits.deaths && now < until).then(|| (deaths, until.saturating_sub(now)))
     }
 
     /// Whether nobody is suspected.
@@ -141,6 +158,17 @@ mod tests {
         );
         assert_eq!(quarantine.refusal(seconds(4), 8), None);
         assert_eq!(quarantine.refusal(seconds(604), 7), None);
+    }
+
+    #[test]
+    fn requests_that_are_alike_count_once_for_each_death() {
+        let mut quarantine = Quarantine::new(QuarantineLimits::default());
+        quarantine.lost(seconds(1), 7, Incarnation(1));
+        quarantine.died(seconds(1), Incarnation(1));
+        for _ in 0..10 {
+            quarantine.lost(seconds(1), 7, Incarnation(1));
+        }
+        assert_eq!(quarantine.refusal(seconds(1), 7), None, "one engine died, whoever was there");
     }
 
     #[test]

@@ -15,6 +15,9 @@ use tokio::{runtime::Handle, sync::Notify, time::timeout};
 
 use super::keeper::Asker;
 
+/// The tokenizer of a model, if there is one.
+pub type Tokenizers = Arc<dyn Fn(&str) -> Option<Arc<dyn TokenizerProbe>> + Send + Sync>;
+
 /// What speaks to engines: one for all of a process.
 #[derive(Clone)]
 pub struct Outbound {
@@ -25,7 +28,7 @@ pub struct Outbound {
     /// Unpredictable numbers, for meeting points and request ids.
     pub draw: Arc<dyn Fn() -> u64 + Send + Sync>,
     /// The tokenizer of a model, to be compared with an engine's. Without one its engines are given text.
-    pub tokenizers: Arc<dyn Fn(&str) -> Option<Arc<dyn TokenizerProbe>> + Send + Sync>,
+    pub tokenizers: Tokenizers,
 }
 
 /// Longest that comparing tokenizers may take: a stream's other news wait for it.

@@ -32,7 +32,7 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
-pub use self::connect::Outbound;
+pub use self::connect::{Outbound, Tokenizers};
 use self::{seat::Seat, session::Session};
 use crate::orchestrator::Orchestrator;
 

@@ -66,7 +66,7 @@ impl Seat {
             Some(life) if life.is_attached && !life.is_silent => return Err(Occupied::NameTaken),
             other => {
                 if let Some(before) = other.take() {
-                    before.end("another life began");
+                    before.end(&Over::Lapsed("another life began".to_owned()));
                 }
                 *other = Some(Life {
                     incarnation,
@@ -116,13 +116,14 @@ impl Seat {
     }
 
     /// The life is over.
-    pub(super) fn end(&self, incarnation: Incarnation, why: &str) {
+    pub(super) fn end(&self, incarnation: Incarnation, over: &Over) {
         let mut life = self.life.lock();
         if life.as_ref().is_some_and(|life| life.incarnation == incarnation)
             && let Some(life) = life.take()
         {
             let was_serving = life.serving.is_some();
-            life.end(why);
+            let why = over.why();
+            life.end(over);
             if !was_serving {
                 self.member.left(why);
             }
@@ -135,10 +136,28 @@ impl Seat {
     }
 }
 
+/// How a life came to its end.
+pub(super) enum Over {
+    /// The engine is dead.
+    Died(String),
+    /// Nothing was heard for too long, or another life began: it may have died or not.
+    Lapsed(String),
+}
+
+impl Over {
+    fn why(&self) -> &str {
+        match self {
+            Self::Died(why) | Self::Lapsed(why) => why,
+        }
+    }
+}
+
 impl Life {
-    fn end(self, why: &str) {
-        if let Some(Serving { reports, .. }) = self.serving {
-            reports.put_death(why.into());
+    fn end(self, over: &Over) {
+        let Some(Serving { reports, .. }) = self.serving else { return };
+        match over {
+            Over::Died(why) => reports.put_death(why.as_str().into()),
+            Over::Lapsed(why) => reports.put_lapse(why.as_str().into()),
         }
     }
 }

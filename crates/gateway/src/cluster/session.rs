@@ -14,7 +14,7 @@ use tonic::{Status, Streaming};
 use super::{
     Cluster, connect,
     keeper::Outbox,
-    seat::{Occupied, Seat, Serving},
+    seat::{Occupied, Over, Seat, Serving},
 };
 
 /// How long a new stream may take to say who is there.
@@ -334,11 +334,11 @@ impl Seated {
             End::Superseded => return,
             End::Died(why) => {
                 cluster.is_over(incarnation);
-                seat.end(incarnation, &why);
+                seat.end(incarnation, &Over::Died(why));
             }
             End::Lapsed => {
                 cluster.is_over(incarnation);
-                seat.end(incarnation, "its lease lapsed");
+                seat.end(incarnation, &Over::Lapsed("its lease lapsed".to_owned()));
             }
             End::Broken(why) => {
                 tracing::warn!(engine = %hello.engine, %why, "agent left; its engine has until the lease lapses");
@@ -355,7 +355,7 @@ impl Seated {
                 let Some(back) = waiting.upgrade().filter(|seat| seat.is_held_by(number)) else { return };
                 seat = back;
                 cluster.is_over(incarnation);
-                seat.end(incarnation, &format!("{why}; its lease lapsed"));
+                seat.end(incarnation, &Over::Lapsed(format!("{why}; its lease lapsed")));
             }
         }
         let mut seats = cluster.seats.lock();

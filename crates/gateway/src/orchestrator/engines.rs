@@ -213,7 +213,6 @@ fn leave(shared: &Shared, slot: &Slot, incarnation: Incarnation, why: &str) {
     let now = shared.now();
     core.note(now, Event::Lost(incarnation));
     core.forget(incarnation);
-    core.quarantine.died(now, incarnation);
     let mut current = slot.current.lock();
     if current.as_ref().is_some_and(|driver| driver.facts().incarnation == incarnation) {
         *current = None;
@@ -225,7 +224,7 @@ fn leave(shared: &Shared, slot: &Slot, incarnation: Incarnation, why: &str) {
 async fn follow(shared: &Shared, slot: &Slot, driver: &Arc<dyn Driver>) -> Arc<str> {
     let facts = driver.facts();
     loop {
-        let Report { loads, steps, snapshots, kv, notices, died } = driver.reports().next().await;
+        let Report { loads, steps, snapshots, kv, notices, died, lapsed } = driver.reports().next().await;
         let now = shared.now();
         let mut lost_events = Vec::new();
         {
@@ -259,6 +258,9 @@ async fn follow(shared: &Shared, slot: &Slot, driver: &Arc<dyn Driver>) -> Arc<s
             take_notice(shared, slot, facts, notice);
         }
         if let Some(reason) = died {
+            if !lapsed {
+                core_died(shared, facts.incarnation);
+            }
             return reason;
         }
     }
@@ -276,6 +278,12 @@ pub(super) fn drain(shared: &Shared, slot: &Slot) {
     if let Some(keeper) = keeper {
         keeper.drain();
     }
+}
+
+/// The engine is known to be dead: whoever was there without an answer is remembered.
+fn core_died(shared: &Shared, incarnation: Incarnation) {
+    let now = shared.now();
+    shared.core.lock().quarantine.died(now, incarnation);
 }
 
 fn take_notice(shared: &Shared, slot: &Slot, facts: &EngineFacts, notice: Notice) {
