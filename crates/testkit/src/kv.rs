@@ -72,7 +72,7 @@ impl Model {
         }
         let state = if let Draw::Sampled(state) = draw { state } else { 0 };
         let hash = mix(mix(context.0, state), 0x6e65_7874);
-        if end_allowed && self.eos_one_in > 0 && hash % self.eos_one_in == 0 {
+        if end_allowed && self.eos_one_in > 0 && hash.is_multiple_of(self.eos_one_in) {
             return IM_END;
         }
         match (hash >> 32) % 64 {

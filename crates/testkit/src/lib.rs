@@ -1,4 +1,8 @@
 #![doc = include_str!("../README.md")]
+#![allow(
+    clippy::needless_pass_by_value,
+    reason = "JSON values are made at the call and belong to the answer"
+)]
 
 mod api;
 pub mod client;
@@ -7,7 +11,10 @@ mod engine;
 mod events;
 mod kv;
 mod msgpack;
+pub mod openai;
+pub mod sglang;
 pub mod subscriber;
+pub mod suite;
 pub mod tokenizer;
 pub mod vllm;
 
@@ -16,6 +23,8 @@ pub use double::fault::Fault;
 pub use double::seen::SeenRequest;
 pub use double::{EventEndpoints, Running};
 pub use engine::{Counts, Gauges};
+pub use openai::{OpenAiDouble, OpenAiOptions};
+pub use sglang::{SglangDouble, SglangEventOptions, SglangMode, SglangOptions};
 pub use tokenizer::Token;
 pub use vllm::{
     ApiKey, ConnectorOptions, HashFormat, KvEventOptions, KvRole, LoadFailure, TransferMode, VllmDouble,

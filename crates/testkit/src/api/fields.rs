@@ -160,3 +160,32 @@ impl<'a> Fields<'a> {
 pub(crate) fn tokens(items: &[Value]) -> Option<Vec<Token>> {
     items.iter().map(|item| item.as_u64().map(|id| Token::try_from(id).unwrap_or(Token::MAX))).collect()
 }
+
+/// Messages as (role, content); for `/tokenize` too.
+pub(crate) fn chat_messages(fields: &Fields<'_>) -> Result<Vec<(String, String)>, ApiError> {
+    let messages = fields.list("messages")?.ok_or_else(|| fields.missing("messages"))?;
+    if messages.is_empty() {
+        return Err(ApiError::invalid("list object has no element 0"));
+    }
+    messages.iter().map(message).collect()
+}
+
+fn message(message: &Value) -> Result<(String, String), ApiError> {
+    let malformed =
+        |field: &str, text: &str| ApiError::malformed(&format!("body.messages.{field}"), "missing", text);
+    let role = message["role"].as_str().ok_or_else(|| malformed("role", "Field required"))?;
+    let content = match &message["content"] {
+        Value::String(text) => text.clone(),
+        Value::Null => String::new(),
+        Value::Array(parts) => {
+            let part = |part: &Value| match part["type"].as_str() {
+                Some("text") => part["text"].as_str().map(str::to_owned),
+                _ => None,
+            };
+            let texts: Option<Vec<String>> = parts.iter().map(part).collect();
+            texts.ok_or_else(|| ApiError::invalid("the model is not a multimodal model"))?.join("\n")
+        }
+        _ => return Err(malformed("content", "Input should be a valid string")),
+    };
+    Ok((role.to_owned(), content))
+}

@@ -24,6 +24,7 @@ use crate::double::Body;
 use crate::double::fault::Fault;
 use crate::engine::request::Sampled;
 
+const EVENT_STREAM: &str = "text/event-stream; charset=utf-8";
 /// Bytes of each piece of a line that never ends.
 const ENDLESS_PIECE: usize = 16 << 10;
 
@@ -49,12 +50,12 @@ pub(crate) struct Usage {
 pub(crate) trait Shape: Send + 'static {
     /// Events before the first token.
     fn head(&mut self, generation: &Generation) -> Vec<Value>;
-    /// The event for what is new of a choice.
-    fn delta(&mut self, generation: &Generation, delta: &Delta, usage: Option<Usage>) -> Value;
+    /// The events for what is new of a choice.
+    fn delta(&mut self, generation: &Generation, delta: &Delta, usage: Option<Usage>) -> Vec<Value>;
     /// The last event, if usage was asked for.
     fn usage(&mut self, generation: &Generation, usage: Usage) -> Value;
     /// An error, as a body or as an event.
-    fn error(&self, error: &ApiError) -> Value {
+    fn error(&self, error: &ApiError, _streaming: bool) -> Value {
         error.body()
     }
     /// The status of such an error, if nothing was sent yet.
@@ -82,7 +83,7 @@ pub(crate) async fn answer(
     let internal = ApiError::failed("Internal server error");
     match fault {
         Some(Fault::InternalError) => return refusal(&shape, &internal),
-        Some(Fault::ErrorBody) => return Json(shape.error(&internal)).into_response(),
+        Some(Fault::ErrorBody) => return Json(shape.error(&internal, stream)).into_response(),
         _ => {}
     }
     let load = Load::begin(body);
@@ -99,7 +100,13 @@ pub(crate) async fn answer(
 /// An error with its status.
 pub(crate) fn refusal(shape: &impl Shape, error: &ApiError) -> Response {
     let status = StatusCode::from_u16(shape.status(error)).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    (status, Json(shape.error(error))).into_response()
+    (status, Json(shape.error(error, false))).into_response()
+}
+
+/// An error as the only event of a stream, under status 200.
+pub(crate) fn refused_stream(shape: &impl Shape, error: &ApiError) -> Response {
+    let body = format!("data: {}\n\ndata: [DONE]\n\n", shape.error(error, true));
+    ([(header::CONTENT_TYPE, EVENT_STREAM)], body).into_response()
 }
 
 async fn collect(
@@ -209,9 +216,9 @@ fn events(
     let queue = VecDeque::new();
     let state =
         Events { generation, shape, counter, queue, begun: false, done: false, fault, sent: 0, _load: load };
-    let body =
+    let stream =
         futures::stream::unfold(state, |mut state| async { state.next().await.map(|piece| (piece, state)) });
-    let headers = [(header::CONTENT_TYPE, "text/event-stream; charset=utf-8")];
+    let headers = [(header::CONTENT_TYPE, EVENT_STREAM)];
     (StatusCode::OK, headers, HttpBody::from_stream(stream)).into_response()
 }
 
@@ -265,7 +272,7 @@ impl<S: Shape> Events<S> {
                 self.finish();
             }
             Err(error) => {
-                self.queue.push_back(event(&self.shape.error(&error)));
+                self.queue.push_back(event(&self.shape.error(&error, true)));
                 self.finish();
             }
         }
@@ -280,8 +287,7 @@ impl<S: Shape> Events<S> {
         for delta in deltas {
             counter.add(delta);
             let usage = generation.ask.continuous_usage.then_some(counter.usage);
-            let value = self.shape.delta(generation, delta, usage);
-            self.queue.push_back(event(&value));
+            self.queue.extend(self.shape.delta(generation, delta, usage).iter().map(event));
         }
     }
 

@@ -156,6 +156,11 @@ impl Body {
         if life.dead() {
             return;
         }
+        if linger.is_zero()
+            && let Some(server) = &*self.server.lock()
+        {
+            server.stop(); // before anybody can be told of the failure
+        }
         life.die();
         self.stepped.notify_waiters();
         let until = Instant::now() + linger;

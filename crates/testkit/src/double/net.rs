@@ -10,6 +10,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::{Request, State};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::Response;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use parking_lot::Mutex;
@@ -82,7 +85,7 @@ fn bound(number: u16) -> io::Result<TcpSocket> {
     Ok(socket)
 }
 
-/// What happens to new connections.
+/// What happens to connections, and to requests on those that are open already.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Door {
     /// They are served.
@@ -105,7 +108,8 @@ impl Server {
     /// Serves `router` on `listener` until stopped or dropped.
     pub(crate) fn start(listener: TcpListener, router: Router) -> Self {
         let door = Arc::new(Mutex::new(Door::Open));
-        let task = tokio::spawn(accept(listener, router, door.clone()));
+        let guarded = router.layer(from_fn_with_state(door.clone(), at_the_door));
+        let task = tokio::spawn(accept(listener, guarded, door.clone()));
         Self { door, task: Mutex::new(Some(task)) }
     }
 
@@ -153,6 +157,15 @@ async fn accept(listener: TcpListener, router: Router, door: Arc<Mutex<Door>>) {
             }
             Some(_) = connections.join_next() => {}
         }
+    }
+}
+
+/// A request on an open connection meets the same door as a new connection does.
+async fn at_the_door(State(door): State<Arc<Mutex<Door>>>, request: Request, next: Next) -> Response {
+    let door = *door.lock();
+    match door {
+        Door::Open => next.run(request).await,
+        Door::Hangs | Door::Slams => std::future::pending().await,
     }
 }
 

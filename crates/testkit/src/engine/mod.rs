@@ -111,6 +111,8 @@ pub struct Counts {
     pub computed: u64,
     /// Tokens generated.
     pub generated: u64,
+    /// Of these, those that followed another one of the same answer here.
+    pub gaps: u64,
     /// Requests ended by a stop token or string.
     pub stopped: u64,
     /// Requests ended by their length.
@@ -150,6 +152,10 @@ pub struct Gauges {
     pub blocks: usize,
     /// Tokens in use by requests: their contexts.
     pub tokens: usize,
+    /// Prompt tokens of waiting requests, whether cached or not.
+    pub waiting_tokens: usize,
+    /// Requests that can run at once.
+    pub running_max: usize,
 }
 
 /// One rank. See the module's documentation.
@@ -362,6 +368,12 @@ impl Core {
             held: self.held.len(),
             blocks: usable,
             tokens: self.running.iter().chain(&self.waiting).map(|sequence| sequence.computed).sum(),
+            waiting_tokens: self
+                .waiting
+                .iter()
+                .map(|sequence| sequence.tokens.len() - sequence.computed)
+                .sum(),
+            running_max: self.settings.running_max,
         }
     }
 

@@ -15,9 +15,9 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::nixl::Arrived;
-use super::{Core, Load, Offer, Step};
+use super::{Core, Gauges, Load, Offer, Step};
 use crate::events::publisher::Publisher;
-use crate::events::wire::{HashFormat, Shape, encode};
+use crate::events::wire::{HashFormat, Shape, encode, encode_load};
 use crate::events::{Batch, KvEvent};
 use crate::kv::mix;
 
@@ -117,6 +117,8 @@ pub(crate) struct Rank {
     pub(crate) publisher: Option<Publisher>,
     /// SGLang's load socket.
     pub(crate) load_publisher: Option<Publisher>,
+    /// What it said last.
+    pub(crate) last_load: Mutex<Option<Gauges>>,
     pub(crate) format: EventFormat,
     /// Told after every step, for those who wait for a state.
     pub(crate) stepped: Arc<Notify>,
@@ -133,6 +135,7 @@ impl Rank {
                 let idle = core.dead() || self.pace.paused() || !core.busy();
                 idle.then(|| core.next_expiry().unwrap_or_else(|| Instant::now() + IDLE))
             };
+            self.publish_load().await;
             if let Some(until) = until {
                 self.stepped.notify_waiters();
                 tokio::select! {
@@ -194,6 +197,20 @@ impl Rank {
             publisher.lose(payload).await;
         } else {
             publisher.publish(payload).await;
+        }
+    }
+
+    /// SGLang: what the rank does, if that has changed.
+    async fn publish_load(&self) {
+        let Some(publisher) = &self.load_publisher else { return };
+        let (gauges, counts) = {
+            let core = self.core.lock();
+            (core.gauges(), core.counts())
+        };
+        let changed = self.last_load.lock().replace(gauges) != Some(gauges);
+        if changed {
+            let capacity = gauges.blocks * self.core.lock().settings().block_size;
+            publisher.publish(encode_load(self.index, &gauges, &counts, capacity)).await;
         }
     }
 

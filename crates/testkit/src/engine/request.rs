@@ -53,6 +53,8 @@ pub(crate) struct Room {
     pub(crate) host: String,
     pub(crate) port: u16,
     pub(crate) room: u64,
+    /// The prefill server's rank, if the router named it.
+    pub(crate) prefill_rank: Option<u32>,
     /// `bootstrap_host` 2.2.2.2: no partner, the KV goes nowhere.
     pub(crate) fake: bool,
 }

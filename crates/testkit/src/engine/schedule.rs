@@ -38,6 +38,7 @@ impl Core {
             let sampled = self.draw(&mut sequence);
             step.decoded += 1;
             self.counts.generated += 1;
+            self.counts.gaps += u64::from(sequence.generated() > 1);
             match self.ending(&sequence, sampled.token) {
                 None => {
                     step.deliveries.push(delivery(&sequence, Some(sampled), None, None));

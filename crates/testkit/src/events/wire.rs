@@ -9,6 +9,7 @@
 use rmp::encode as mp;
 
 use super::{Batch, KvEvent, Stored};
+use crate::engine::{Counts, Gauges};
 
 /// What an event looks like on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +48,27 @@ pub(crate) fn encode(batch: &Batch, shape: Shape, hashes: HashFormat) -> Vec<u8>
         }
     }
     writer.int(u64::from(batch.rank));
+    writer.out
+}
+
+/// SGLang's `LoadStat`, an array that begins with its name (SGLang 0.5.23's `load_publisher.py`). `capacity` in tokens.
+pub(crate) fn encode_load(rank: u32, gauges: &Gauges, counts: &Counts, capacity: usize) -> Vec<u8> {
+    let mut writer = Writer { out: Vec::with_capacity(64), hashes: HashFormat::Signed };
+    writer.array(11);
+    writer.text("LoadStat");
+    let numbers = [
+        gauges.running as u64,
+        gauges.waiting as u64,
+        gauges.tokens as u64,
+        capacity as u64,
+        u64::from(rank),
+        gauges.waiting_tokens as u64,
+        (gauges.tokens + gauges.waiting_tokens) as u64,
+        gauges.running_max as u64,
+        counts.computed,
+        0, // microseconds spent in prefill: not measured
+    ];
+    numbers.iter().for_each(|number| writer.int(*number));
     writer.out
 }
 

@@ -52,6 +52,7 @@ pub(super) async fn start(vllm: &Arc<Vllm>, number: u64) -> io::Result<Life> {
             lies: body.lies.clone(),
             publisher: publisher(options, ports).await?,
             load_publisher: None,
+            last_load: Mutex::new(None),
             format: format(options),
             stepped: body.stepped.clone(),
         }));

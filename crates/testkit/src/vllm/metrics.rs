@@ -44,6 +44,10 @@ pub(super) fn render(vllm: &Vllm, life: &Life) -> String {
     let lines = PLAIN.lines().filter(|line| !line.contains("http_re")).chain(extra);
     let mut out = String::with_capacity(PLAIN.len() * ranks.len());
     for line in lines {
+        if line.starts_with("process_start_time_seconds") {
+            let _memory_takes_all = writeln!(out, "process_start_time_seconds {born:?}");
+            continue;
+        }
         if line.starts_with('#') || !line.starts_with("vllm:") {
             let _memory_takes_all = writeln!(out, "{line}");
             continue;
@@ -132,6 +136,11 @@ fn value(vllm: &Vllm, name: &str, labels: &str, numbers: &Numbers, born: f64) ->
         "vllm:prompt_tokens_cached_by_source_total" if label("\"device\"") => counts.prefix_hits,
         "vllm:prompt_tokens_cached_by_source_total" if label("\"p2p\"") => counts.external_hits,
         "vllm:generation_tokens_total" | "vllm:request_generation_tokens_sum" => counts.generated,
+        "vllm:inter_token_latency_seconds_count" => counts.gaps,
+        // As long as steps are meant to take; slowness is not in it.
+        "vllm:inter_token_latency_seconds_sum" => {
+            return counts.gaps as f64 * vllm.options.step.as_secs_f64();
+        }
         "vllm:iteration_tokens_total_count" => counts.steps,
         "vllm:iteration_tokens_total_sum" => counts.generated + counts.computed,
         "vllm:request_success_total" if label("\"stop\"") => counts.stopped,

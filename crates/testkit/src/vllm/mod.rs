@@ -19,6 +19,7 @@ use axum::Router;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
+pub(crate) use self::options::seconds;
 pub use self::options::{
     ApiKey, ConnectorOptions, HashFormat, KvEventOptions, KvRole, LoadFailure, TransferMode, VllmOptions,
     VllmVersion,

@@ -15,10 +15,9 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::ask::chat_messages;
 use super::{Shared, read, scale_out_disabled, shown_model};
 use crate::api::error::ApiError;
-use crate::api::fields::Fields;
+use crate::api::fields::{Fields, chat_messages};
 use crate::engine::nixl::external_id;
 use crate::tokenizer;
 use crate::vllm::{Vllm, life, metrics};
@@ -233,9 +232,7 @@ pub(super) async fn abort_scale_out(
         }
         Err(error) => return error.into_response(),
     };
-    abort(vllm.body.life().as_deref(), |id| {
-        ids.iter().any(|asked| asked.as_str().is_some_and(|asked| names(asked, id)))
-    });
+    abort(&vllm, |id| ids.iter().any(|asked| asked.as_str().is_some_and(|asked| names(asked, id))));
     StatusCode::OK.into_response()
 }
 

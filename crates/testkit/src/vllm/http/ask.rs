@@ -52,7 +52,7 @@ pub(crate) fn completion(body: &Value, options: &VllmOptions) -> Result<Ask, Api
 /// `/v1/chat/completions`.
 pub(crate) fn chat(body: &Value, options: &VllmOptions) -> Result<Ask, ApiError> {
     let fields = Fields::of(body)?;
-    let messages = chat_messages(&fields)?;
+    let messages = fields::chat_messages(&fields)?;
     let newer = fields.int("max_completion_tokens")?;
     let max_tokens = newer.or(fields.int("max_tokens")?);
     let top = fields.int("top_logprobs")?;
@@ -94,35 +94,6 @@ pub(crate) fn tokens(body: &Value, options: &VllmOptions) -> Result<Ask, ApiErro
     ask.prompts = vec![prompt];
     limits(&mut ask, sampling.int("max_tokens")?, "max_tokens", options)?;
     Ok(ask)
-}
-
-/// Messages as (role, content); for `/tokenize` too.
-pub(crate) fn chat_messages(fields: &Fields<'_>) -> Result<Vec<(String, String)>, ApiError> {
-    let messages = fields.list("messages")?.ok_or_else(|| fields.missing("messages"))?;
-    if messages.is_empty() {
-        return Err(ApiError::invalid("list object has no element 0"));
-    }
-    messages.iter().map(message).collect()
-}
-
-fn message(message: &Value) -> Result<(String, String), ApiError> {
-    let malformed =
-        |field: &str, text: &str| ApiError::malformed(&format!("body.messages.{field}"), "missing", text);
-    let role = message["role"].as_str().ok_or_else(|| malformed("role", "Field required"))?;
-    let content = match &message["content"] {
-        Value::String(text) => text.clone(),
-        Value::Null => String::new(),
-        Value::Array(parts) => {
-            let part = |part: &Value| match part["type"].as_str() {
-                Some("text") => part["text"].as_str().map(str::to_owned),
-                _ => None,
-            };
-            let texts: Option<Vec<String>> = parts.iter().map(part).collect();
-            texts.ok_or_else(|| ApiError::invalid("the model is not a multimodal model"))?.join("\n")
-        }
-        _ => return Err(malformed("content", "Input should be a valid string")),
-    };
-    Ok((role.to_owned(), content))
 }
 
 fn completion_prompts(fields: &Fields<'_>) -> Result<Vec<Vec<Token>>, ApiError> {

@@ -91,7 +91,7 @@ impl Shape for Completion {
         Vec::new()
     }
 
-    fn delta(&mut self, generation: &Generation, delta: &Delta, usage: Option<Usage>) -> Value {
+    fn delta(&mut self, generation: &Generation, delta: &Delta, usage: Option<Usage>) -> Vec<Value> {
         let ask = &generation.ask;
         let first = !std::mem::replace(&mut self.begun[delta.choice], true);
         let prompt = prompt_of(generation, delta.choice);
@@ -109,7 +109,7 @@ impl Shape for Completion {
             }],
         });
         finish_chunk(&mut chunk, generation, delta, usage, &self.common);
-        chunk
+        vec![chunk]
     }
 
     fn usage(&mut self, generation: &Generation, usage: Usage) -> Value {
@@ -216,7 +216,7 @@ impl Shape for Chat {
         (0..ask.choices).map(chunk).collect()
     }
 
-    fn delta(&mut self, generation: &Generation, delta: &Delta, usage: Option<Usage>) -> Value {
+    fn delta(&mut self, generation: &Generation, delta: &Delta, usage: Option<Usage>) -> Vec<Value> {
         let ask = &generation.ask;
         let mut choice = json!({
             "index": delta.choice, "delta": {"content": delta.text},
@@ -228,7 +228,7 @@ impl Shape for Chat {
         }
         let mut chunk = self.chunk(generation, choice);
         finish_chunk(&mut chunk, generation, delta, usage, &self.common);
-        chunk
+        vec![chunk]
     }
 
     fn usage(&mut self, generation: &Generation, usage: Usage) -> Value {
@@ -316,7 +316,7 @@ impl Shape for Tokens {
         Vec::new()
     }
 
-    fn delta(&mut self, generation: &Generation, delta: &Delta, usage: Option<Usage>) -> Value {
+    fn delta(&mut self, generation: &Generation, delta: &Delta, usage: Option<Usage>) -> Vec<Value> {
         let first = self.counts[delta.choice] == 0;
         self.counts[delta.choice] += delta.tokens.len();
         let mut choice = json!({
@@ -335,7 +335,7 @@ impl Shape for Tokens {
         if first && generation.ask.return_token_ids {
             chunk["prompt_token_ids"] = json!(generation.ask.prompts[0]);
         }
-        chunk
+        vec![chunk]
     }
 
     fn usage(&mut self, generation: &Generation, usage: Usage) -> Value {
