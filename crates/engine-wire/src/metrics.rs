@@ -121,8 +121,8 @@ impl Scrape {
 
     /// Whether its process is another one than that which began at `seconds` since 1970.
     pub fn of_another_process(&self, seconds: f64) -> bool {
-        // Both are of the same wall clock; Linux tells a start with 10 ms.
-        self.started_seconds.is_some_and(|started| (started - seconds).abs() > 0.5)
+        // A process works its start out once; Linux tells it with 10 ms.
+        self.started_seconds.is_some_and(|started| (started - seconds).abs() > 0.005)
     }
 
     /// Whether the process of `later` is another one than this one's: it began at another time or, where that is not

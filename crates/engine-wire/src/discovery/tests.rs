@@ -27,7 +27,8 @@ fn two_models_under_one_server_are_noticed() {
 
 #[test]
 fn what_is_missing_or_odd_counts_as_not_told() {
-    let found = models(br#"{"data":[7,{"id":3},{"id":""},{"id":"m","root":[],"max_model_len":-1}]}"#).unwrap();
+    let found =
+        models(br#"{"data":[7,{"id":3},{"id":""},{"id":"m","root":[],"max_model_len":-1}]}"#).unwrap();
     assert_eq!(found.base, [FoundModel { id: "m".into(), ..FoundModel::default() }]);
     let long = format!(r#"{{"data":[{{"id":"{}"}}]}}"#, "x".repeat(NAME_BYTES_MAX + 1));
     assert_eq!(models(long.as_bytes()).unwrap(), FoundModels::default());
@@ -47,13 +48,15 @@ fn another_document_is_unreadable() {
 
 #[test]
 fn routes_are_read_by_name() {
-    let found = routes(br#"{"openapi":"3.1.0","paths":{"/health":{"get":{}},"/tokenize":{"post":{}}}}"#).unwrap();
+    let found =
+        routes(br#"{"openapi":"3.1.0","paths":{"/health":{"get":{}},"/tokenize":{"post":{}}}}"#).unwrap();
     assert_eq!(found.into_iter().collect::<Vec<_>>(), ["/health", "/tokenize"]);
 }
 
 #[test]
 fn sentences_of_errors_are_found_in_every_shape() {
-    let check = |body: &str, sentence: Option<&str>| assert_eq!(error_message(body.as_bytes()).as_deref(), sentence);
+    let check =
+        |body: &str, sentence: Option<&str>| assert_eq!(error_message(body.as_bytes()).as_deref(), sentence);
     check(r#"{"error":{"message":"no such model","code":404}}"#, Some("no such model"));
     check(r#"{"object":"error","message":"too long","code":400}"#, Some("too long"));
     check(r#"{"detail":"Not Found"}"#, Some("Not Found"));
@@ -111,7 +114,10 @@ fn ports_count_up_with_ranks() {
         topic: String::new(),
     };
     let third = source(5557).of_rank(3).unwrap();
-    assert_eq!((third.dp_rank, &*third.events, third.replay.as_deref()), (3, "tcp://*:5560", Some("tcp://*:6003")));
+    assert_eq!(
+        (third.dp_rank, &*third.events, third.replay.as_deref()),
+        (3, "tcp://*:5560", Some("tcp://*:6003"))
+    );
     assert!(source(65535).of_rank(1).is_err());
 }
 
@@ -131,12 +137,24 @@ fn development_mode_tells_the_configuration() {
     assert_eq!(found.dtype.as_deref(), Some("bfloat16"));
     assert_eq!(found.cache_dtype.as_deref(), Some("fp8"));
     assert_eq!(found.prefix_caching, Some(false));
-    assert_eq!((found.step_tokens_max, found.sequences_max, found.dp_ranks), (Some(8192), Some(256), Some(2)));
+    assert_eq!(
+        (found.step_tokens_max, found.sequences_max, found.dp_ranks),
+        (Some(8192), Some(256), Some(2))
+    );
     let connector = found.connector.unwrap().unwrap();
-    assert!(connector.is_nixl() && connector.cross_layers);
+    assert!(connector.is_nixl && connector.cross_layers);
     assert_eq!(connector.role.as_deref(), Some("kv_producer"));
     assert_eq!(connector.load_failure_policy.as_deref(), Some("recompute"));
     assert_eq!(found.kv_events, Some(None));
+    let class = |config: &str| {
+        let document = format!(r#"{{"vllm_config":{{"kv_transfer_config":{config}}}}}"#);
+        vllm::server_info(document.as_bytes()).unwrap().connector.unwrap().map(|it| (it.class, it.is_nixl))
+    };
+    let multi = r#"{"kv_connector":"MultiConnector","kv_connector_extra_config":{"connectors":
+                    [{"kv_connector":"ExampleConnector"},{"kv_connector":"NixlPullConnector"}]}}"#;
+    assert_eq!(class(multi), Some(("MultiConnector".into(), true)));
+    assert_eq!(class(r#"{"kv_connector":"MooncakeConnector"}"#), Some(("MooncakeConnector".into(), false)));
+    assert_eq!(class("null"), None);
     // Before `config_format` there was only Python's text.
     assert_eq!(vllm::server_info(br#"{"vllm_config":"model='x'"}"#).unwrap(), vllm::FoundVllm::default());
 }
@@ -175,7 +193,9 @@ fn llama_cpp_tells_its_slots() {
 
 #[test]
 fn a_server_is_what_it_calls_itself() {
-    let owned = |owner: &str| models(format!(r#"{{"data":[{{"id":"m","owned_by":"{owner}"}}]}}"#).as_bytes()).unwrap();
+    let owned = |owner: &str| {
+        models(format!(r#"{{"data":[{{"id":"m","owned_by":"{owner}"}}]}}"#).as_bytes()).unwrap()
+    };
     let metrics = Scrape::read(b"vllm:num_requests_running{engine=\"0\"} 0\n");
     let check = |owner: Option<&str>, metrics: Option<&Scrape>, server: Option<Server>| {
         let models = owner.map(owned);

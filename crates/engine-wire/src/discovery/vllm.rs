@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{
     KvSource, Unreadable,
-    json::{document, flag, number, object, text},
+    json::{array, document, flag, number, object, text},
 };
 
 /// DP ranks that are read of one answer.
@@ -88,13 +88,8 @@ pub struct FoundConnector {
     pub load_failure_policy: Option<String>,
     /// Blocks are one piece over all layers. Missing in the configuration means no.
     pub cross_layers: bool,
-}
-
-impl FoundConnector {
-    /// Whether it is NIXL's, alone or among others.
-    pub fn is_nixl(&self) -> bool {
-        self.class.starts_with("Nixl") || self.class == "MultiConnector"
-    }
+    /// It is NIXL's, alone or among others.
+    pub is_nixl: bool,
 }
 
 /// Reads `/server_info` of a vLLM server in development mode. Versions that answer with Python's text of the
@@ -131,8 +126,13 @@ fn connector(config: &Value) -> Option<FoundConnector> {
         Some(Value::String(value)) => value.eq_ignore_ascii_case("true"),
         _ => false,
     };
+    let class = text(config, "kv_connector")?;
+    let parts = array(extra, "connectors").unwrap_or_default();
+    let is_nixl = |class: &str| class.starts_with("Nixl");
     Some(FoundConnector {
-        class: text(config, "kv_connector")?,
+        is_nixl: is_nixl(&class)
+            || parts.iter().any(|part| text(part, "kv_connector").as_deref().is_some_and(is_nixl)),
+        class,
         role: text(config, "kv_role"),
         load_failure_policy: text(config, "kv_load_failure_policy"),
         cross_layers,

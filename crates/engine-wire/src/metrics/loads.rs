@@ -18,7 +18,9 @@ pub fn read_loads(body: &[u8]) -> Result<Scrape, Unreadable> {
     let mut scrape = Scrape { server: Some(Server::Sglang), ..Scrape::default() };
     for load in loads.iter().take(RANKS_MAX) {
         let number = |key: &str| load.get(key).and_then(Value::as_f64).filter(|value| value.is_finite());
-        let Some(rank) = load.get("dp_rank").and_then(Value::as_u64).and_then(|rank| u16::try_from(rank).ok()) else {
+        let Some(rank) =
+            load.get("dp_rank").and_then(Value::as_u64).and_then(|rank| u16::try_from(rank).ok())
+        else {
             continue;
         };
         let figures = scrape.ranks.entry(rank).or_default();

@@ -98,7 +98,8 @@ fn labels_cannot_fill_the_memory() {
 fn sleep_and_restart_show() {
     let sleeping = Scrape::read(b"vllm:engine_sleep_state{engine=\"0\",sleep_state=\"awake\"} 0.0\n");
     assert!(sleeping.asleep);
-    let counted = |tokens: u32| Scrape::read(format!("vllm:prompt_tokens_total{{engine=\"0\"}} {tokens}\n").as_bytes());
+    let counted =
+        |tokens: u32| Scrape::read(format!("vllm:prompt_tokens_total{{engine=\"0\"}} {tokens}\n").as_bytes());
     assert!(counted(500).restarted(&counted(20)));
     assert!(!counted(500).restarted(&counted(520)));
 }
@@ -122,7 +123,10 @@ fn sglang_speaks_of_ranks_and_loads() {
     .unwrap();
     let joined = scrape.with_loads(&loads);
     let figures = joined.ranks[&1];
-    assert_eq!((figures.running, figures.waiting_tokens, figures.pool_tokens), (7.0, Some(333.0), Some(4000.0)));
+    assert_eq!(
+        (figures.running, figures.waiting_tokens, figures.pool_tokens),
+        (7.0, Some(333.0), Some(4000.0))
+    );
     assert_eq!((figures.computed_tokens, figures.prefill_busy_seconds), (Some(5000.0), Some(2.5)));
     assert_eq!(joined.ranks[&0].prompt_tokens, 900.0);
     assert!(read_loads(b"{}").is_err());

@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 use super::engine::Shared;
 
 /// Hand-overs that are remembered. Beyond it, KV that nobody comes for waits for its lease.
-const HELD_MAX: usize = 8192;
+const HELD_MAX: usize = 32 * 1024;
 
 /// What is held, and the engines that could say that it is not wanted. One for all engines of a process.
 #[derive(Default)]
@@ -118,24 +118,24 @@ impl HeldKv {
     /// A decode engine is about to be told of it. `false`: it must not be, for another was, or it is gone.
     pub(super) fn take(&self, leg: LegId) -> bool {
         // Of an unknown one, such as another process's, its own words are all there is.
-        self.step(leg, Stage::Waiting, Stage::Taken).unwrap_or(true)
+        self.step(leg, &Stage::Waiting, Stage::Taken).unwrap_or(true)
     }
 
     /// The decode engine has not been told after all.
     pub(super) fn give_back(&self, leg: LegId) {
-        self.step(leg, Stage::Taken, Stage::Waiting);
+        self.step(leg, &Stage::Taken, Stage::Waiting);
     }
 
     /// The decode engine has it.
     pub(super) fn arrived(&self, leg: LegId) {
-        self.step(leg, Stage::Taken, Stage::Arrived);
+        self.step(leg, &Stage::Taken, Stage::Arrived);
     }
 
     /// Goes from one stage to another, if it is at the one. `None`: it is unknown.
-    fn step(&self, leg: LegId, from: Stage, to: Stage) -> Option<bool> {
+    fn step(&self, leg: LegId, from: &Stage, to: Stage) -> Option<bool> {
         let mut inner = self.inner.lock();
         let held = inner.held.get_mut(&leg)?;
-        let is_there = held.stage == from;
+        let is_there = held.stage == *from;
         if is_there {
             held.stage = to;
         }
@@ -172,6 +172,12 @@ impl HeldKv {
         let mut inner = self.inner.lock();
         let Inner { held, takers, .. } = &mut *inner;
         let Some(entry) = held.get_mut(&leg) else { return Release::Nothing };
+        if let What::Room = entry.what {
+            // Without its prefill leg a room is nothing that could be taken by mistake.
+            let stage = held.remove(&leg).map(|held| held.stage);
+            let is_over = matches!(stage, Some(Stage::Arrived | Stage::Released));
+            return if is_over { Release::Nothing } else { Release::CancelLeg };
+        }
         let before = std::mem::replace(&mut entry.stage, Stage::Released);
         // What is left until the lease ends says only that it is gone.
         let what = std::mem::replace(&mut entry.what, What::Pushed);
@@ -182,7 +188,6 @@ impl HeldKv {
                 let taker = takers.iter().filter(fits).find_map(|taker| taker.engine.upgrade());
                 taker.map_or(Release::Nothing, |taker| Release::Discard { taker, params })
             }
-            (Stage::Waiting | Stage::Taken | Stage::Failed(_), What::Room) => Release::CancelLeg,
             (_, What::Pulled { .. } | What::Pushed | What::Room) => Release::Nothing,
         }
     }

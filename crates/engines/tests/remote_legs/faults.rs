@@ -214,10 +214,10 @@ async fn an_engine_that_lies_is_fenced() {
     let other = chunk(0, &[5], None).replace(r#""index":0"#, r#""index":0,"prompt_token_ids":[1,10,11]"#);
     check("another prompt", &[other], "failed", "another prompt").await;
     check("another length", &[usage(3, 0, 0)], "failed", "counts another prompt").await;
-    check("another choice", &[chunk(1, &[5], None)], "started(0) lost", "choice 1").await;
+    check("another choice", &[chunk(1, &[5], None)], "failed", "choice 1").await;
     let more = [chunk(0, &[5, 6, 7], None), chunk(0, &[8, 9], None)];
     check("too much", &more, "started(0) 0@2=5 0@3=6 0@4=7 0@5=8 lost", "more than the 4 tokens").await;
-    check("no token", &[chunk(0, &[50_000], None)], "started(0) lost", "not in the vocabulary").await;
+    check("no token", &[chunk(0, &[50_000], None)], "failed", "not in the vocabulary").await;
     let after = [chunk(0, &[2], None), chunk(0, &[5], None)];
     check("past its stop", &after, "started(0) 0@2=2 lost", "a token that ends the answer").await;
     let end = [chunk(0, &[5], Some("length")), chunk(0, &[6], None)];

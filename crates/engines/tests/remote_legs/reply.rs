@@ -54,7 +54,12 @@ async fn a_stream_is_passed_on_byte_for_byte() {
     assert!(told.ends_with("usage(9,4,2) ended"), "{told}");
     for event in &events {
         if let LegEvent::Reply(Reply::Data(data)) = event {
-            assert!(data.ends_with(b"\n\n") || data.ends_with(b"\r\n\r"), "whole events: {data:?}");
+            let ends: [&[u8]; 4] = [b"\n\n", b"\r\n\r\n", b"\r\n\r", b"\n"];
+            // A line feed alone ends the carriage return before it, which came in an earlier piece.
+            assert!(
+                ends[..3].iter().any(|end| data.ends_with(end)) || data == ends[3],
+                "whole events: {data:?}"
+            );
         }
     }
     assert_eq!(attached.notices(), []);
@@ -62,7 +67,7 @@ async fn a_stream_is_passed_on_byte_for_byte() {
 
 #[tokio::test]
 async fn a_document_is_passed_on_whole() {
-    let (_, mut stream, _, line) = begin(vllm(), r#"{"messages":[]}"#, false).await;
+    let (_attached, mut stream, _, line) = begin(vllm(), r#"{"messages":[]}"#, false).await;
     let body = r#"{"choices":[{"message":{"content":"the \"error\" is"}}],"usage":{"prompt_tokens":3,"completion_tokens":1}}"#;
     line.json(200, body).await;
     let events = read(&mut stream).await;
@@ -83,7 +88,7 @@ async fn what_is_wrong_with_a_request_is_the_clients_to_read() {
         assert_eq!(attached.notices(), []);
     }
     // The same, said inside a stream that was to begin: SGLang does.
-    let (_, mut stream, _, mut line) = begin(sglang(), CHAT, true).await;
+    let (_attached, mut stream, _, mut line) = begin(sglang(), CHAT, true).await;
     line.events().await;
     line.piece(b": ping\n\n").await;
     line.event(r#"{"error":{"message":"no","code":400}}"#).await;
@@ -120,7 +125,7 @@ async fn a_stream_that_fails_midway_passes_its_whole_events_and_no_more() {
         ("nothing", b""),
     ];
     for (what, rest) in cut {
-        let (_, mut stream, _, mut line) = begin(vllm(), CHAT, true).await;
+        let (_attached, mut stream, _, mut line) = begin(vllm(), CHAT, true).await;
         line.events().await;
         line.event(&delta("a")).await;
         let before = read_until(&mut stream, |event| matches!(event, LegEvent::Reply(Reply::Data(_)))).await;
@@ -136,7 +141,7 @@ async fn a_stream_that_fails_midway_passes_its_whole_events_and_no_more() {
 
 #[tokio::test]
 async fn a_body_of_events_without_their_end_is_lost() {
-    let (_, mut stream, _, mut line) = begin(vllm(), CHAT, true).await;
+    let (_attached, mut stream, _, mut line) = begin(vllm(), CHAT, true).await;
     line.events().await;
     line.event(&delta("a")).await;
     line.raw(b"0\r\n\r\n").await;
@@ -160,7 +165,7 @@ async fn bodies_that_cannot_be_sent_are_refused() {
 async fn a_document_beyond_the_limit_is_no_answer() {
     let mut plan = vllm();
     plan.limits = RemoteLimits { answer_bytes_max: 1000, ..plan.limits };
-    let (_, mut stream, _, line) = begin(plan, "{}", false).await;
+    let (_attached, mut stream, _, line) = begin(plan, "{}", false).await;
     line.json(200, &format!(r#"{{"choices":"{}"}}"#, "x".repeat(2000))).await;
     assert_eq!(told(&read(&mut stream).await), "failed");
 }
@@ -170,7 +175,7 @@ async fn a_slow_client_holds_the_engine_up_instead_of_filling_memory() {
     const MOST: usize = 64 << 20;
     let mut plan = vllm();
     plan.limits = RemoteLimits { reply_pieces_max: 4, ..plan.limits };
-    let (_, mut stream, _, mut line) = begin(plan, CHAT, true).await;
+    let (_attached, mut stream, _, mut line) = begin(plan, CHAT, true).await;
     line.events().await;
     let event = format!("data: {}\n\n", delta(&"x".repeat(16 * 1024)));
     let mut sent = 0;

@@ -32,37 +32,37 @@ use tokio::{
 };
 
 /// Nothing here takes nearly so long.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Waits for what must come.
-pub async fn soon<T>(what: impl Future<Output = T>) -> T {
+pub(crate) async fn soon<T>(what: impl Future<Output = T>) -> T {
     timeout(PATIENCE, what).await.expect("it came in time")
 }
 
 /// A server that a test plays, request by request.
-pub struct Double {
-    pub url: String,
+pub(crate) struct Double {
+    pub(crate) url: String,
     asked: mpsc::Receiver<(Asked, Line)>,
 }
 
 /// A request as it came.
 #[derive(Debug)]
-pub struct Asked {
-    pub path: String,
-    pub headers: BTreeMap<String, String>,
-    pub body: Bytes,
+pub(crate) struct Asked {
+    pub(crate) path: String,
+    pub(crate) headers: BTreeMap<String, String>,
+    pub(crate) body: Bytes,
     /// Which connection it came on, from 0.
-    pub connection: u64,
+    pub(crate) connection: u64,
 }
 
 impl Asked {
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).expect("JSON")
     }
 }
 
 impl Double {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
         let (send, asked) = mpsc::channel(16);
@@ -77,12 +77,12 @@ impl Double {
     }
 
     /// The next request and the line to its sender.
-    pub async fn asked(&mut self) -> (Asked, Line) {
+    pub(crate) async fn asked(&mut self) -> (Asked, Line) {
         soon(self.asked.recv()).await.expect("the server runs")
     }
 
     /// Whether no request has come that was not taken.
-    pub fn is_idle(&mut self) -> bool {
+    pub(crate) fn is_idle(&mut self) -> bool {
         self.asked.try_recv().is_err()
     }
 }
@@ -129,7 +129,7 @@ async fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>, connection: 
 }
 
 /// The line to whoever sent a request. Dropped, it closes the connection.
-pub struct Line {
+pub(crate) struct Line {
     stream: Option<TcpStream>,
     back: Option<oneshot::Sender<TcpStream>>,
 }
@@ -140,23 +140,23 @@ impl Line {
     }
 
     /// Bytes as they are.
-    pub async fn raw(&mut self, bytes: &[u8]) {
+    pub(crate) async fn raw(&mut self, bytes: &[u8]) {
         soon(self.stream().write_all(bytes)).await.expect("the client listens");
     }
 
     /// As [`raw`](Self::raw), of a client that may have left.
-    pub async fn try_raw(&mut self, bytes: &[u8]) -> bool {
+    pub(crate) async fn try_raw(&mut self, bytes: &[u8]) -> bool {
         self.stream().write_all(bytes).await.is_ok()
     }
 
     /// The head of an answer of events.
-    pub async fn events(&mut self) {
+    pub(crate) async fn events(&mut self) {
         self.raw(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n")
             .await;
     }
 
     /// A piece of a chunked body.
-    pub async fn piece(&mut self, bytes: &[u8]) {
+    pub(crate) async fn piece(&mut self, bytes: &[u8]) {
         let mut chunk = format!("{:x}\r\n", bytes.len()).into_bytes();
         chunk.extend_from_slice(bytes);
         chunk.extend_from_slice(b"\r\n");
@@ -164,19 +164,19 @@ impl Line {
     }
 
     /// An event.
-    pub async fn event(&mut self, data: &str) {
+    pub(crate) async fn event(&mut self, data: &str) {
         self.piece(format!("data: {data}\n\n").as_bytes()).await;
     }
 
     /// The end of an answer of events; the connection goes on.
-    pub async fn done(mut self) {
+    pub(crate) async fn done(mut self) {
         self.event("[DONE]").await;
         self.raw(b"0\r\n\r\n").await;
         self.hand_back();
     }
 
     /// A whole answer; the connection goes on.
-    pub async fn document(mut self, status: u16, content_type: &str, body: &str) {
+    pub(crate) async fn document(mut self, status: u16, content_type: &str, body: &str) {
         let head = format!(
             "HTTP/1.1 {status} X\r\ncontent-type: {content_type}\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
@@ -186,7 +186,7 @@ impl Line {
     }
 
     /// A whole JSON answer.
-    pub async fn json(self, status: u16, body: &str) {
+    pub(crate) async fn json(self, status: u16, body: &str) {
         self.document(status, "application/json", body).await;
     }
 
@@ -197,30 +197,30 @@ impl Line {
     }
 
     /// Ends when the client has closed the connection.
-    pub async fn closed(mut self) {
+    pub(crate) async fn closed(mut self) {
         let mut rest = [0; 64];
         soon(async { while self.stream().read(&mut rest).await.is_ok_and(|read| read > 0) {} }).await;
     }
 }
 
 /// An address where nobody listens.
-pub async fn nowhere() -> String {
+pub(crate) async fn nowhere() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     format!("http://{}", listener.local_addr().expect("an address"))
 }
 
 /// What a test changes about an engine.
-pub struct Plan {
-    pub incarnation: u64,
-    pub role: Role,
-    pub dp_ranks: u16,
-    pub speech: Speech,
-    pub limits: RemoteLimits,
-    pub waiting_max: u32,
-    pub held: Arc<HeldKv>,
+pub(crate) struct Plan {
+    pub(crate) incarnation: u64,
+    pub(crate) role: Role,
+    pub(crate) dp_ranks: u16,
+    pub(crate) speech: Speech,
+    pub(crate) limits: RemoteLimits,
+    pub(crate) waiting_max: u32,
+    pub(crate) held: Arc<HeldKv>,
 }
 
-pub fn vllm() -> Plan {
+pub(crate) fn vllm() -> Plan {
     Plan {
         incarnation: 1,
         role: Role::Both,
@@ -240,7 +240,7 @@ pub fn vllm() -> Plan {
     }
 }
 
-pub fn sglang() -> Plan {
+pub(crate) fn sglang() -> Plan {
     let plan = vllm();
     let speech = Speech {
         dialect: Dialect::Sglang,
@@ -253,16 +253,16 @@ pub fn sglang() -> Plan {
 }
 
 /// A driver, and what is shared with whoever watches its engine.
-pub struct Attached {
-    pub engine: Arc<RemoteEngine>,
-    pub reports: Arc<Reports>,
-    pub trouble: Arc<Notify>,
+pub(crate) struct Attached {
+    pub(crate) engine: Arc<RemoteEngine>,
+    pub(crate) reports: Arc<Reports>,
+    pub(crate) trouble: Arc<Notify>,
 }
 
-pub const BLOCK: u32 = 16;
+pub(crate) const BLOCK: u32 = 16;
 
 impl Plan {
-    pub fn attach(self, url: &str) -> Attached {
+    pub(crate) fn attach(self, url: &str) -> Attached {
         let Plan { incarnation, role, dp_ranks, speech, limits, waiting_max, held } = self;
         let facts = EngineFacts {
             engine: "double".into(),
@@ -306,18 +306,18 @@ impl Plan {
 }
 
 impl Attached {
-    pub fn start(&self, leg: Leg) -> LegStream {
+    pub(crate) fn start(&self, leg: Leg) -> LegStream {
         self.engine.start(leg).expect("the leg is taken")
     }
 
     /// Whether a leg has found the engine in trouble since it was last asked.
-    pub async fn was_in_trouble(&self) -> bool {
+    pub(crate) async fn was_in_trouble(&self) -> bool {
         let mut noticed = std::pin::pin!(self.trouble.notified());
         matches!(noticed.as_mut().poll(&mut Context::from_waker(Waker::noop())), Poll::Ready(()))
     }
 
     /// Notices since it was last asked.
-    pub fn notices(&self) -> Vec<Notice> {
+    pub(crate) fn notices(&self) -> Vec<Notice> {
         match self.reports.poll_next(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(report) => report.notices,
             Poll::Pending => Vec::new(),
@@ -325,7 +325,7 @@ impl Attached {
     }
 
     /// Ends when no leg is left on the engine's table.
-    pub async fn idle(&self) {
+    pub(crate) async fn idle(&self) {
         soon(async {
             while self.engine.legs_running() > 0 {
                 tokio::task::yield_now().await;
@@ -336,7 +336,7 @@ impl Attached {
 }
 
 /// A leg of both phases for one choice.
-pub fn leg(id: u64, prompt: &[TokenId], output_tokens_max: u32) -> Leg {
+pub(crate) fn leg(id: u64, prompt: &[TokenId], output_tokens_max: u32) -> Leg {
     let sampling = Sampling {
         temperature: 0.0,
         top_p: 1.0,
@@ -365,21 +365,21 @@ pub fn leg(id: u64, prompt: &[TokenId], output_tokens_max: u32) -> Leg {
 }
 
 /// A leg in the client's own words.
-pub fn client_leg(id: u64, json: &str, streams: bool) -> Leg {
+pub(crate) fn client_leg(id: u64, json: &str, streams: bool) -> Leg {
     let body =
         ClientBody { route: ClientRoute::Chat, json: Bytes::copy_from_slice(json.as_bytes()), streams };
     Leg { body: Some(Arc::new(body)), ..leg(id, &[], 10) }
 }
 
 /// All events of a leg, to its last.
-pub async fn read(stream: &mut LegStream) -> Vec<LegEvent> {
+pub(crate) async fn read(stream: &mut LegStream) -> Vec<LegEvent> {
     let mut events = Vec::new();
     soon(async { while stream.next_batch(&mut events).await {} }).await;
     events
 }
 
 /// Events of a leg until there is one of a kind.
-pub async fn read_until(stream: &mut LegStream, is_it: impl Fn(&LegEvent) -> bool) -> Vec<LegEvent> {
+pub(crate) async fn read_until(stream: &mut LegStream, is_it: impl Fn(&LegEvent) -> bool) -> Vec<LegEvent> {
     let mut events = Vec::new();
     soon(async {
         while !events.iter().any(&is_it) {
@@ -391,7 +391,7 @@ pub async fn read_until(stream: &mut LegStream, is_it: impl Fn(&LegEvent) -> boo
 }
 
 /// Events, short enough to be read in a test.
-pub fn told(events: &[LegEvent]) -> String {
+pub(crate) fn told(events: &[LegEvent]) -> String {
     let mut words = Vec::new();
     for event in events {
         words.push(match event {
@@ -426,14 +426,14 @@ pub fn told(events: &[LegEvent]) -> String {
 }
 
 /// A chunk of `/v1/completions`.
-pub fn chunk(index: u32, tokens: &[TokenId], finish: Option<&str>) -> String {
+pub(crate) fn chunk(index: u32, tokens: &[TokenId], finish: Option<&str>) -> String {
     serde_json::json!({"id": "cmpl-x", "object": "text_completion", "choices": [
         {"index": index, "text": "t", "token_ids": tokens, "finish_reason": finish, "stop_reason": null}]})
     .to_string()
 }
 
 /// The count at the end of a stream.
-pub fn usage(prompt: u32, cached: u32, output: u32) -> String {
+pub(crate) fn usage(prompt: u32, cached: u32, output: u32) -> String {
     serde_json::json!({"choices": [], "usage": {"prompt_tokens": prompt, "completion_tokens": output,
         "total_tokens": prompt + output, "prompt_tokens_details": {"cached_tokens": cached}}})
     .to_string()

@@ -9,6 +9,12 @@ use std::sync::Arc;
 
 use crate::rig::*;
 
+/// With chance in it.
+fn drawn(leg: forebay_engines::Leg) -> forebay_engines::Leg {
+    let sampling = Sampling { temperature: 0.5, ..(*leg.sampling).clone() };
+    forebay_engines::Leg { sampling: Arc::new(sampling), ..leg }
+}
+
 #[tokio::test]
 async fn a_prompt_of_tokens_is_answered_in_tokens() {
     let mut double = Double::start().await;
@@ -64,7 +70,7 @@ async fn events_of_one_read_wake_the_reader_once() {
 async fn answers_are_told_apart_by_the_requests_own_numbers() {
     let mut double = Double::start().await;
     let attached = vllm().attach(&double.url);
-    let mut stream = attached.start(forebay_engines::Leg { choices: vec![4, 1], ..leg(1, &[10], 8) });
+    let mut stream = attached.start(drawn(forebay_engines::Leg { choices: vec![4, 1], ..leg(1, &[10], 8) }));
     let (asked, mut line) = double.asked().await;
     assert_eq!(asked.json()["n"], 2);
     line.events().await;
@@ -73,6 +79,22 @@ async fn answers_are_told_apart_by_the_requests_own_numbers() {
     line.event(&chunk(1, &[7], Some("length"))).await;
     line.done().await;
     assert_eq!(told(&read(&mut stream).await), "started(0) 1@1=5 4@1=6 4:Length 1@2=7 1:Length ended");
+}
+
+#[tokio::test]
+async fn the_most_likely_answer_is_asked_for_once_and_given_to_every_choice() {
+    let mut double = Double::start().await;
+    let attached = vllm().attach(&double.url);
+    let mut stream = attached.start(forebay_engines::Leg { choices: vec![0, 1], ..leg(1, &[10], 8) });
+    let (asked, mut line) = double.asked().await;
+    assert_eq!(asked.json()["n"], 1, "vLLM refuses to draw the same twice");
+    line.events().await;
+    line.event(&chunk(0, &[5, 2], Some("stop"))).await;
+    line.event(&usage(1, 0, 2)).await;
+    line.done().await;
+    let expected = "started(0) 0@1=5 1@1=5 0@2=2 1@2=2 0:Stop 1:Stop usage(1,0,4) ended";
+    assert_eq!(told(&read(&mut stream).await), expected);
+    assert_eq!(attached.notices(), []);
 }
 
 #[tokio::test]
@@ -189,7 +211,7 @@ async fn an_engine_is_told_when_nobody_reads_any_more() {
 async fn a_leg_ends_with_the_last_choice_that_is_stopped() {
     let mut double = Double::start().await;
     let attached = vllm().attach(&double.url);
-    let two = |id| forebay_engines::Leg { choices: vec![0, 1], ..leg(id, &[10], 8) };
+    let two = |id| drawn(forebay_engines::Leg { choices: vec![0, 1], ..leg(id, &[10], 8) });
     let mut stream = attached.start(two(1));
     let (_, mut line) = double.asked().await;
     line.events().await;
@@ -241,7 +263,7 @@ async fn legs_are_taken_up_to_a_bound() {
 async fn what_an_engine_cannot_do_is_refused_at_once() {
     let url = nowhere().await;
     let attached = vllm().attach(&url);
-    let refused = |leg| attached.engine.start(leg).err().expect("a refusal");
+    let refused = |leg| attached.engine.start(leg).expect_err("a refusal");
     let long = vec![1; 4096];
     assert_eq!(
         refused(leg(1, &long, 8)),

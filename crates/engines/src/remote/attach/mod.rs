@@ -407,6 +407,3 @@ fn choose_model(
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -232,11 +232,11 @@ async fn hand_over(
 ) {
     let told = info.connector.as_ref();
     let has_nixl = match told {
-        Some(connector) => connector.as_ref().is_some_and(FoundConnector::is_nixl),
+        Some(connector) => connector.as_ref().is_some_and(|connector| connector.is_nixl),
         None => metrics.is_some_and(|metrics| metrics.has_nixl),
     };
     if let Some(Some(connector)) = told
-        && !connector.is_nixl()
+        && !connector.is_nixl
     {
         findings.regret(format!("its connector, {}, is not used by Forebay", connector.class));
     }
@@ -245,7 +245,8 @@ async fn hand_over(
     let may_have = has_nixl || (pinned && told.is_none());
     let exports = match may_have {
         true => exports(probe, found, spec).await.unwrap_or_else(|why| {
-            findings.regret(format!("whether others can go on from what it computed was not found out: {why}"));
+            findings
+                .regret(format!("whether others can go on from what it computed was not found out: {why}"));
             false
         }),
         false => false,
@@ -253,7 +254,11 @@ async fn hand_over(
     if !has_nixl && !exports {
         let severity = if pinned { Severity::Warning } else { Severity::Info };
         let mend = format!("start it with {}", nixl(spec.role));
-        return findings.add(severity, "it has no NIXL connector, so it takes part in no hand-over", Some(&mend));
+        return findings.add(
+            severity,
+            "it has no NIXL connector, so it takes part in no hand-over",
+            Some(&mend),
+        );
     }
     check_connector(told.and_then(Option::as_ref), findings);
     if found.block_size_tokens.is_none() && spec.overrides.block_size_tokens.is_none() {

@@ -116,7 +116,7 @@ impl Passing<'_> {
                 if seen.any && !self.task.spoke() {
                     self.speak(status, &kind);
                 }
-                self.pass(&mut kept, bytes, ended)?;
+                self.pass(&mut kept, &bytes, ended)?;
                 if seen.done {
                     self.conclude();
                     return Ok(Done::Rest(answer));
@@ -152,7 +152,7 @@ impl Passing<'_> {
     }
 
     /// Passes on what has ended of the kept bytes and these, and keeps the rest.
-    fn pass(&mut self, kept: &mut BytesMut, bytes: Bytes, ended: usize) -> Result<(), Setback> {
+    fn pass(&mut self, kept: &mut BytesMut, bytes: &Bytes, ended: usize) -> Result<(), Setback> {
         if self.task.spoke() && ended > 0 {
             let data = if kept.is_empty() {
                 bytes.slice(..ended)
@@ -163,7 +163,7 @@ impl Passing<'_> {
             self.events.push(LegEvent::Reply(Reply::Data(data)));
             kept.extend_from_slice(&bytes[ended..]);
         } else {
-            kept.extend_from_slice(&bytes);
+            kept.extend_from_slice(bytes);
         }
         if kept.len() > EVENT_BYTES_MAX {
             return Err(Setback::lie(self.task.engine_name(), "sends an event without end"));

@@ -23,6 +23,8 @@ const LINE_BYTES: usize = 1 << 20;
 const TOKEN_BYTES: usize = 64;
 /// Bytes that the log probability of one token may take.
 const LOGPROB_BYTES: usize = 96;
+/// Below it vLLM takes the most likely token, and refuses to draw several answers: they would be the same.
+const GREEDY_BELOW: f32 = 1e-5;
 
 impl LegTask {
     /// Path and body of a request for tokens.
@@ -32,7 +34,7 @@ impl LegTask {
             id: &self.id,
             model: &speech.model,
             prompt: &self.leg.prompt.tokens,
-            choices: self.leg.choices.len() as u32,
+            choices: if self.is_greedy() { 1 } else { self.leg.choices.len() as u32 },
             sampling: &self.leg.sampling,
             salt: self.salt(),
             dp_rank: self.rank_field(),
@@ -43,6 +45,11 @@ impl LegTask {
             TokenRoute::VllmGenerate => ("/inference/v1/generate", body::vllm_generate(&request)),
             TokenRoute::SglangGenerate => ("/generate", body::sglang_generate(&request)),
         }
+    }
+
+    /// Whether one answer is the answer to every choice.
+    fn is_greedy(&self) -> bool {
+        self.leg.sampling.temperature < GREEDY_BELOW
     }
 
     fn route(&self) -> TokenRoute {
@@ -231,28 +238,39 @@ impl<'a> Reading<'a> {
 
     fn take_delta(&mut self, delta: Delta) -> Result<(), Setback> {
         let Delta { index, tokens, logprobs, finish } = delta;
-        if !self.task.spoke() && (!tokens.is_empty() || finish.is_some()) {
-            let cached_tokens = self.usage.and_then(|usage| usage.cached_tokens).unwrap_or(0);
-            self.task.speaks(cached_tokens, self.source, &mut self.events);
-        }
-        let Some(at) = usize::try_from(index).ok().filter(|at| *at < self.choices.len()) else {
+        let asked = if self.task.is_greedy() { 1 } else { self.choices.len() };
+        let Some(at) = usize::try_from(index).ok().filter(|at| *at < asked) else {
             return Err(self.lie(format_args!("answers for choice {index}, which nobody asked for")));
         };
         if self.choices[at].ended && (!tokens.is_empty() || finish.is_some()) {
             return Err(self.lie("goes on after the end of an answer"));
         }
+        let those = if self.task.is_greedy() { 0..self.choices.len() } else { at..at + 1 };
         let mut logprobs = logprobs.into_iter();
         for token in tokens {
-            let logprobs = logprobs.next().map(Box::new);
-            let (choice, position) = self.count(at, token)?;
-            self.events.push(LegEvent::Token(SampledToken { choice, position, token, logprobs }));
+            let mut logprobs = logprobs.next().map(Box::new);
+            for at in those.clone() {
+                let (choice, position) = self.count(at, token)?;
+                let logprobs = if at + 1 == those.end { logprobs.take() } else { logprobs.clone() };
+                self.speak();
+                self.events.push(LegEvent::Token(SampledToken { choice, position, token, logprobs }));
+            }
         }
         if let Some(reason) = finish {
-            let choice = &mut self.choices[at];
-            choice.ended = true;
-            self.events.push(LegEvent::Finished { choice: choice.choice, reason });
+            self.speak();
+            for choice in &mut self.choices[those] {
+                choice.ended = true;
+                self.events.push(LegEvent::Finished { choice: choice.choice, reason });
+            }
         }
         Ok(())
+    }
+
+    fn speak(&mut self) {
+        if !self.task.spoke() {
+            let cached_tokens = self.usage.and_then(|usage| usage.cached_tokens).unwrap_or(0);
+            self.task.speaks(cached_tokens, self.source, &mut self.events);
+        }
     }
 
     /// Counts a token; its choice and position.
@@ -278,11 +296,12 @@ impl<'a> Reading<'a> {
     /// The answer has ended: what the engine counted must be what was read.
     fn conclude(&mut self) -> Result<(), Setback> {
         let Some(usage) = self.usage else { return Ok(()) };
-        let output_tokens = self.choices.iter().map(|choice| choice.tokens).sum();
-        if usage.output_tokens.is_some_and(|counted| counted != output_tokens) {
-            let counted = usage.output_tokens.unwrap_or_default();
-            return Err(self.lie(format_args!("counts {counted} tokens where it sent {output_tokens}")));
+        let sent = if self.task.is_greedy() { &self.choices[..1] } else { &self.choices[..] };
+        let sent: u32 = sent.iter().map(|choice| choice.tokens).sum();
+        if let Some(counted) = usage.output_tokens.filter(|counted| *counted != sent) {
+            return Err(self.lie(format_args!("counts {counted} tokens where it sent {sent}")));
         }
+        let output_tokens = self.choices.iter().map(|choice| choice.tokens).sum();
         self.events.push(LegEvent::Usage(LegUsage {
             prompt_tokens: self.task.leg.prompt.tokens.len() as u32,
             cached_tokens: usage.cached_tokens.unwrap_or(0),

@@ -60,6 +60,8 @@ pub(super) struct Feed {
     sequence: Sequence,
     next: u64,
     out: Out,
+    /// A replay brought something.
+    replays: bool,
     /// Something was lost for good.
     lossy: bool,
     /// When the newest batch was published, by the engine's clock.
@@ -80,6 +82,7 @@ impl Feed {
             sequence: Sequence::new(),
             next: 0,
             out: Out::default(),
+            replays: false,
             lossy: false,
             newest_seconds: None,
             stored: 0,
@@ -92,6 +95,12 @@ impl Feed {
     /// The first number that was not taken: where a replay begins.
     pub(super) fn replay_from(&self) -> u64 {
         self.sequence.next()
+    }
+
+    /// The last number that was taken, if a replay should show that the publisher still is the one that had it. Only a
+    /// publisher whose replay brought something before is known to keep what it published.
+    pub(super) fn proof_from(&self) -> Option<u64> {
+        if self.replays { self.sequence.next().checked_sub(1) } else { None }
     }
 
     /// What came since the last call.
@@ -124,7 +133,10 @@ impl Feed {
     /// A message of a replay; `None` after its last one.
     pub(super) fn replayed(&mut self, message: &[Bytes]) -> Option<Step> {
         match frames::reply(message) {
-            Ok(frames::Reply::Batch(message)) => Some(self.batch(message, Via::Replay)),
+            Ok(frames::Reply::Batch(message)) => {
+                self.replays = true;
+                Some(self.batch(message, Via::Replay))
+            }
             Ok(frames::Reply::End) => None,
             Err(error) => Some(self.unreadable(&error.to_string())),
         }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use forebay_engine_wire::discovery::Dialled;
+use forebay_engine_wire::discovery::{Dialled, ZmqAddress};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{
@@ -68,29 +68,34 @@ impl Follower {
     pub(super) async fn run(mut self) -> End {
         let mut pause = PAUSE_MIN;
         loop {
-            let trouble = match Subscriber::connect(&self.source.events, &self.source.topic).await {
-                Err(error) => error,
-                Ok(mut subscriber) => {
+            let leave = match Subscriber::connect(&self.source.events, &self.source.topic).await {
+                Err(error) => Leave::Broken(error),
+                Ok(subscriber) => {
                     self.blind(None);
                     pause = PAUSE_MIN;
-                    match self.listen(&mut subscriber).await {
-                        Leave::Restarted => return End::Restarted,
-                        Leave::Deaf => loop {
-                            self.rank().snapshot_wanted.notified().await;
-                            self.put_snapshot();
-                        },
-                        // A publisher that closes is not blind yet: it may only have dropped a slow subscriber.
+                    match self.listen(subscriber).await {
+                        // It may only have dropped a slow subscriber: whether it is gone shows in the next attempt.
                         Leave::Broken(ZmqError::Closed { .. }) => {
                             self.wait(pause).await;
                             continue;
                         }
-                        Leave::Broken(error) => error,
+                        leave => leave,
                     }
                 }
             };
-            self.blind(Some(format!("its KV events cannot be followed: {trouble}").into()));
-            self.wait(pause).await;
-            pause = (pause * 2).min(PAUSE_MAX);
+            match leave {
+                Leave::Restarted => return End::Restarted,
+                Leave::Deaf => break,
+                Leave::Broken(error) => {
+                    self.blind(Some(format!("its KV events cannot be followed: {error}").into()));
+                    self.wait(pause).await;
+                    pause = (pause * 2).min(PAUSE_MAX);
+                }
+            }
+        }
+        loop {
+            self.rank().snapshot_wanted.notified().await;
+            self.put_snapshot();
         }
     }
 
@@ -110,8 +115,10 @@ impl Follower {
     }
 
     /// Takes what is published until the connection ends, after what was published before.
-    async fn listen(&mut self, subscriber: &mut Subscriber) -> Leave {
-        if let Err(leave) = self.catch_up().await {
+    async fn listen(&mut self, mut subscriber: Subscriber) -> Leave {
+        // A new connection may be to another publisher: one that has not what was taken is.
+        let from = self.feed.proof_from();
+        if let Err(leave) = self.catch_up(from).await {
             return leave;
         }
         loop {
@@ -145,7 +152,7 @@ impl Follower {
         self.batches += 1;
         let mut step = self.feed.published(message);
         if let Step::Missing { .. } = step {
-            self.catch_up().await?;
+            self.catch_up(None).await?;
             step = self.feed.published(message);
         }
         if let Step::Missing { .. } = step {
@@ -154,12 +161,13 @@ impl Follower {
         self.verdict(step)
     }
 
-    /// Asks for what was published since the last batch that was taken. Where that fails, what is missing stays so.
-    async fn catch_up(&mut self) -> Result<(), Leave> {
+    /// Asks for what was published since the last batch that was taken, or from `proof` on, which was. Where that fails,
+    /// what is missing stays so.
+    async fn catch_up(&mut self, proof: Option<u64>) -> Result<(), Leave> {
         let Some(at) = self.source.replay.clone() else {
             return Ok(());
         };
-        let result = timeout(REPLAY_MAX, self.replay(&at)).await;
+        let result = timeout(REPLAY_MAX, self.replay(&at, proof)).await;
         self.tell();
         match result {
             Ok(Ok(())) => Ok(()),
@@ -175,17 +183,17 @@ impl Follower {
         }
     }
 
-    async fn replay(
-        &mut self,
-        at: &forebay_engine_wire::discovery::ZmqAddress,
-    ) -> Result<(), Result<Leave, ZmqError>> {
-        let mut replay = Replay::ask(at, self.feed.replay_from()).await.map_err(Err)?;
+    async fn replay(&mut self, at: &ZmqAddress, proof: Option<u64>) -> Result<(), Result<Leave, ZmqError>> {
+        let from = proof.unwrap_or_else(|| self.feed.replay_from());
+        let mut replay = Replay::ask(at, from).await.map_err(Err)?;
+        let mut proved = proof.is_none();
         loop {
             for _ in 0..BURST_MESSAGES {
                 let message = replay.next().await.map_err(Err)?;
                 let Some(step) = self.feed.replayed(&message) else {
-                    return Ok(());
+                    return if proved { Ok(()) } else { Err(Ok(Leave::Restarted)) };
                 };
+                proved = true;
                 self.batches += 1;
                 self.verdict(step).map_err(Ok)?;
             }

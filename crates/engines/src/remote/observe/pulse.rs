@@ -50,6 +50,7 @@ pub(super) struct Pulse {
     silent: bool,
     refusals: u32,
     deaths: u32,
+    failed: bool,
 }
 
 impl Pulse {
@@ -62,6 +63,7 @@ impl Pulse {
             silent: false,
             refusals: 0,
             deaths: 0,
+            failed: false,
         }
     }
 
@@ -77,15 +79,17 @@ impl Pulse {
         }
     }
 
-    /// Whether the next look should not wait for its turn: the last one left a death to be confirmed.
+    /// Whether the next look should not wait for its turn: the last one left a death to be confirmed, or a connection broke,
+    /// as connections of a dead process do.
     pub(super) fn doubts(&self) -> bool {
-        self.refusals > 0 || self.deaths > 0
+        self.refusals > 0 || self.deaths > 0 || self.failed
     }
 
     /// Takes what a look showed.
     pub(super) fn saw(&mut self, now: Duration, look: Look) -> Verdict {
         self.refusals = if matches!(look, Look::Refused(_)) { self.refusals + 1 } else { 0 };
         self.deaths = if matches!(look, Look::Dead(_)) { self.deaths + 1 } else { 0 };
+        self.failed = matches!(look, Look::Failed(_));
         let why = match look {
             Look::Well => {
                 self.heard = now;

@@ -41,6 +41,8 @@ pub(super) struct Watch {
     origin: Instant,
     pulse: Pulse,
     last: Option<(Instant, Scrape)>,
+    /// What the first scrape counted.
+    first: BTreeMap<u16, Figures>,
     paces: BTreeMap<u16, Pace>,
     told: Told,
 }
@@ -73,6 +75,7 @@ impl Watch {
             origin: Instant::now(),
             pulse,
             last: None,
+            first: BTreeMap::new(),
             paces: BTreeMap::new(),
             told: Told::default(),
         }
@@ -197,20 +200,20 @@ impl Watch {
             }
             self.reports.put_load(rank, figures.load(self.plan.pool, pace));
         }
-        if let Some((_, last)) = &self.last {
-            let grew = |of: fn(&Figures) -> f64| {
-                scrape
-                    .ranks
-                    .iter()
-                    .any(|(rank, now)| last.ranks.get(rank).is_some_and(|was| of(now) > of(was)))
-            };
-            let (failed, expired) = (grew(|it| it.transfers_failed), grew(|it| it.holds_expired));
-            if failed && !std::mem::replace(&mut self.told.transfers_failed, true) {
-                self.note("transfers of KV to it fail".to_owned());
-            }
-            if expired && !std::mem::replace(&mut self.told.holds_expired, true) {
-                self.note("KV that it held for another engine was not fetched in time".to_owned());
-            }
+        if self.first.is_empty() {
+            self.first.clone_from(&scrape.ranks);
+        }
+        let grown = |of: fn(&Figures) -> f64| -> f64 {
+            let grown = |(rank, now): (&u16, &Figures)| of(now) - self.first.get(rank).map_or(0.0, of);
+            scrape.ranks.iter().map(grown).sum()
+        };
+        // One is what the attaching probe left behind.
+        let (failed, expired) = (grown(|it| it.transfers_failed) > 0.0, grown(|it| it.holds_expired) > 1.0);
+        if failed && !std::mem::replace(&mut self.told.transfers_failed, true) {
+            self.note("transfers of KV to it fail".to_owned());
+        }
+        if expired && !std::mem::replace(&mut self.told.holds_expired, true) {
+            self.note("KV that it held for another engine was not fetched in time".to_owned());
         }
         self.last = Some((now, scrape));
     }

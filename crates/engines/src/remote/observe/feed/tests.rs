@@ -201,7 +201,11 @@ fn a_garbled_batch_is_lost_only_if_the_replay_has_it_so() {
     assert_eq!(feed.published(&third), Step::Taken);
     let out = feed.take();
     assert_eq!(replay_into_a_set(&out.batches, 0), [own(&[3])]);
-    assert!(out.notes.iter().any(|note| note.contains("KV events 1 to 1 of rank 0 are lost")), "{:?}", out.notes);
+    assert!(
+        out.notes.iter().any(|note| note.contains("KV events 1 to 1 of rank 0 are lost")),
+        "{:?}",
+        out.notes
+    );
 }
 
 #[test]
