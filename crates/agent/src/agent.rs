@@ -23,13 +23,14 @@ use crate::{
     board::{Board, LAST_WORDS_MAX},
     command::{CommandError, EngineCommand},
     entropy,
+    feed::FeedLimits,
     gateways::{LinkStates, keep_links},
     incarnation::Minter,
     keys::FleetKey,
     link::Shared,
     logs::LogRing,
     options::Options,
-    progress::{Ending, last_words, lacks_nixl},
+    progress::{Ending, lacks_nixl, last_words},
     restart::{Death, History},
     state::{EngineFolder, State, StateError},
     tokenizer::Source,
@@ -162,7 +163,7 @@ impl Agent {
             engine: options.engine.clone(),
             role: options.role,
             labels: options.labels.clone(),
-            board: Board::new(),
+            board: Board::new(FeedLimits::default()),
             key: FleetKey::new(),
             minter: Mutex::new(Minter::after(state.incarnation)),
             log: LogRing::default(),
@@ -216,7 +217,8 @@ impl Agent {
     /// Says that a life is over, waits, starts the next one.
     async fn rise_again(&mut self, mut life: Life, ending: Ending) -> Result<Risen, AgentError> {
         let words = self.bury(&mut life, ending)?;
-        let death = Death { at: self.started.elapsed(), lived: life.began.elapsed(), was_ready: life.was_ready };
+        let death =
+            Death { at: self.started.elapsed(), lived: life.began.elapsed(), was_ready: life.was_ready };
         drop(life);
         let mut wait = self.history.died(death, entropy::share());
         loop {

@@ -7,8 +7,8 @@
 //! gateway skips what is old; cache changes come from [`Feed`], notices and steps from short logs of which it may miss the
 //! oldest.
 //!
-//! Invariants: a rank is named only after the facts that count the ranks; nothing follows a death; the pieces of a rank's
-//! snapshot are not parted by its deltas.
+//! Invariants: a rank is named only after the facts that count the ranks; a cache only to a gateway that names blocks as
+//! it was watched; nothing follows a death; the pieces of a rank's snapshot are not parted by its deltas.
 
 use std::{
     collections::VecDeque,
@@ -16,8 +16,8 @@ use std::{
 };
 
 use forebay_proto::{
-    CacheSight, DataPlane, EngineFacts, EngineState, LoadReport, Notice, Progress, Ready, StepsReport, died,
-    pack_deltas, snapshot_chunks,
+    CacheSight, DataPlane, EngineFacts, EngineState, HashKey, LoadReport, Notice, Progress, Ready,
+    StepsReport, died, pack_deltas, snapshot_chunks,
     v1::{self, from_agent::Body},
 };
 use forebay_types::{Incarnation, KvEventBatch, RankId, RankLoad, StepObservation};
@@ -84,6 +84,8 @@ struct Life {
     loads: Vec<Option<Load>>,
     steps: Log<(u16, StepObservation)>,
     feed: Feed,
+    /// By which the blocks in `feed` are named; `None` before a gateway has said the fleet's.
+    feed_key: Option<HashKey>,
     /// Rises when all that streams were told of caches is void.
     feed_version: u64,
     drain: Option<String>,
@@ -122,6 +124,8 @@ pub(crate) struct Told {
     standing: Option<Notice>,
     loads: Vec<u64>,
     step: u64,
+    /// By which this gateway names blocks.
+    key: Option<HashKey>,
     feed: u64,
     cursor: Cursor,
     /// Pieces of a snapshot, or of deltas, that are on their way.
@@ -131,6 +135,11 @@ pub(crate) struct Told {
 }
 
 impl Told {
+    /// The gateway has said how its fleet names blocks. Before that it is told nothing of caches.
+    pub(crate) fn welcomed(&mut self, key: HashKey) {
+        self.key = Some(key);
+    }
+
     /// The gateway lost what it knew of a rank's cache.
     pub(crate) fn forget(&mut self, dp_rank: u16) {
         self.cursor.forget(dp_rank);
@@ -156,6 +165,7 @@ pub(crate) enum NextMessage {
 /// Shared by whoever watches the engine and by all streams.
 #[derive(Debug)]
 pub(crate) struct Board {
+    limits: FeedLimits,
     inner: Mutex<Inner>,
     changed: watch::Sender<u64>,
 }
@@ -168,8 +178,8 @@ struct Inner {
 }
 
 impl Board {
-    pub(crate) fn new() -> Self {
-        Self { inner: Mutex::default(), changed: watch::Sender::new(0) }
+    pub(crate) fn new(limits: FeedLimits) -> Self {
+        Self { limits, inner: Mutex::default(), changed: watch::Sender::new(0) }
     }
 
     /// Changes whenever there may be something to say.
@@ -178,7 +188,13 @@ impl Board {
     }
 
     /// A life begins; streams of the one before end.
-    pub(crate) fn begin(&self, incarnation: Incarnation, kind: String, data_plane: DataPlane, progress: Progress) {
+    pub(crate) fn begin(
+        &self,
+        incarnation: Incarnation,
+        kind: String,
+        data_plane: DataPlane,
+        progress: Progress,
+    ) {
         let mut inner = self.inner.lock();
         inner.lives += 1;
         let number = inner.lives;
@@ -196,7 +212,8 @@ impl Board {
             notices: Log::new(NOTICES_MAX),
             loads: Vec::new(),
             steps: Log::new(STEPS_MAX),
-            feed: Feed::new(0, FeedLimits::default()),
+            feed: Feed::new(0, self.limits),
+            feed_key: None,
             feed_version: 0,
             drain: None,
             died: None,
@@ -236,7 +253,7 @@ impl Board {
     pub(crate) fn ready(&self, facts: EngineFacts, kind: String, sight: CacheSight) {
         self.change(|life, version| {
             life.loads = vec![None; usize::from(facts.dp_ranks)];
-            life.feed = Feed::new(facts.dp_ranks, FeedLimits::default());
+            (life.feed, life.feed_key) = (Feed::new(facts.dp_ranks, self.limits), None);
             life.feed_version = version;
             if life.drain.is_none() {
                 life.progress = Progress { state: EngineState::Ready, sentence: String::new() };
@@ -246,11 +263,13 @@ impl Board {
         });
     }
 
-    /// All that is known of its caches is void: it is watched anew.
-    pub(crate) fn restart_feed(&self) {
+    /// All that is known of its caches is void: it is watched anew, with blocks named by `key`, the fleet's, or by a key
+    /// of the agent's own that no gateway knows.
+    pub(crate) fn restart_feed(&self, key: Option<HashKey>) {
         self.change(|life, version| {
             let dp_ranks = life.facts.as_ref().map_or(0, |facts| facts.dp_ranks);
-            (life.feed, life.feed_version) = (Feed::new(dp_ranks, FeedLimits::default()), version);
+            (life.feed, life.feed_version) = (Feed::new(dp_ranks, self.limits), version);
+            life.feed_key = key;
         });
     }
 
@@ -258,7 +277,9 @@ impl Board {
     pub(crate) fn notice(&self, notice: Notice) {
         self.change(|life, version| {
             match &notice {
-                Notice::Heard if !matches!(life.standing, Some(Notice::Fenced { .. })) => life.standing = None,
+                Notice::Heard if !matches!(life.standing, Some(Notice::Fenced { .. })) => {
+                    life.standing = None
+                }
                 Notice::Silent { .. } if life.standing.is_none() => life.standing = Some(notice.clone()),
                 Notice::Fenced { .. } => life.standing = Some(notice.clone()),
                 Notice::CacheSight(sight) => {
@@ -348,6 +369,7 @@ impl Board {
             standing: life.standing.clone(),
             loads: Vec::new(),
             step: life.steps.end(),
+            key: None,
             feed: life.feed_version,
             cursor: Cursor::default(),
             pieces: VecDeque::new(),
@@ -357,17 +379,13 @@ impl Board {
         Some((opening, told))
     }
 
-    /// The incarnation of the life that is under way.
-    pub(crate) fn incarnation(&self) -> Option<Incarnation> {
-        self.inner.lock().life.as_ref().map(|life| life.incarnation)
-    }
-
     /// Sequences that run or wait, over all ranks, if every rank said so after `since`.
     pub(crate) fn busy(&self, since: Instant) -> Option<u64> {
         let inner = self.inner.lock();
         let loads = &inner.life.as_ref()?.loads;
         let busy = |load: &Option<Load>| {
-            load.filter(|load| load.at > since).map(|Load { load, .. }| u64::from(load.running) + u64::from(load.waiting))
+            load.filter(|load| load.at > since)
+                .map(|Load { load, .. }| u64::from(load.running) + u64::from(load.waiting))
         };
         if loads.is_empty() { None } else { loads.iter().map(busy).sum() }
     }
@@ -449,13 +467,14 @@ impl Life {
             (told.feed, told.cursor) = (self.feed_version, Cursor::default());
             told.pieces.clear();
         }
-        if self.sight != CacheSight::Events {
+        if self.sight != CacheSight::Events || self.feed_key.is_none() || self.feed_key != told.key {
             return None;
         }
         if told.pieces.is_empty() {
             match self.feed.next(&mut told.cursor, DELTA_HASHES_MAX)? {
                 Next::Snapshot { dp_rank, sequence_next, blocks } => {
-                    told.pieces.extend(snapshot_chunks(dp_rank, sequence_next, &blocks).map(Body::KvSnapshot));
+                    told.pieces
+                        .extend(snapshot_chunks(dp_rank, sequence_next, &blocks).map(Body::KvSnapshot));
                 }
                 Next::Deltas(deltas) => {
                     let deltas = deltas.iter().map(|delta| v1::KvDelta::clone(delta));

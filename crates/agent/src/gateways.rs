@@ -50,7 +50,9 @@ pub(crate) async fn keep_links(shared: Arc<Shared>, mut gateways: Watch, states:
             // Never an error: this function holds a sender.
             _ = changes.changed() => {}
         }
-        states.send_replace(links.iter().map(|(record, link)| (record.clone(), link.state.borrow().clone())).collect());
+        states.send_replace(
+            links.iter().map(|(record, link)| (record.clone(), link.state.borrow().clone())).collect(),
+        );
     }
 }
 

@@ -46,7 +46,10 @@ mod tests {
     #[test]
     fn numbers_hold_time_and_chance() {
         let mut minter = Minter::default();
-        assert_eq!(minter.next(1_700_000_000_000, u64::MAX), Incarnation((1_700_000_000_000 << 20) | 0xF_FFFF));
+        assert_eq!(
+            minter.next(1_700_000_000_000, u64::MAX),
+            Incarnation((1_700_000_000_000 << 20) | 0xF_FFFF)
+        );
         assert_eq!(minter.next(1_700_000_000_001, 5), Incarnation((1_700_000_000_001 << 20) | 5));
     }
 

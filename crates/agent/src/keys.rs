@@ -100,6 +100,9 @@ mod tests {
         let third = fleet.hold("gw-0", &key(2, 16)).expect("nobody is there");
         assert_eq!(seen.borrow_and_update().as_ref(), Some(&key(2, 16)));
         drop(third);
-        assert!(fleet.hold("gw-0", &key(2, 16)).is_ok() && !seen.has_changed().expect("alive"), "the same again");
+        assert!(
+            fleet.hold("gw-0", &key(2, 16)).is_ok() && !seen.has_changed().expect("alive"),
+            "the same again"
+        );
     }
 }

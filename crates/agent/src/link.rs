@@ -86,7 +86,9 @@ pub enum LinkState {
 /// Why a stream ended or did not begin.
 #[derive(Debug, thiserror::Error)]
 enum LinkError {
-    #[error("{address} is not on this host and there is no TLS: give --tls-ca, --tls-cert and --tls-key, or say --insecure")]
+    #[error(
+        "{address} is not on this host and there is no TLS: give --tls-ca, --tls-cert and --tls-key, or say --insecure"
+    )]
     Insecure { address: String },
     #[error("{0} cannot be dialled")]
     Address(String),
@@ -194,7 +196,11 @@ impl Link {
             if self.heard.is_some_and(|(heard, _)| heard > began) {
                 (pause, sentence) = (PAUSE_FIRST, String::new());
             }
-            let wait = if error.is_for_operators() { PAUSE_REFUSED } else { pause.mul_f64(0.5 + 0.5 * entropy::share()) };
+            let wait = if error.is_for_operators() {
+                PAUSE_REFUSED
+            } else {
+                pause.mul_f64(0.5 + 0.5 * entropy::share())
+            };
             pause = (pause * 2).min(PAUSE_MAX);
             tokio::select! {
                 () = sleep_until(Instant::now() + wait) => {}
@@ -235,13 +241,13 @@ impl Link {
             return Err(LinkError::Twin(name.clone()));
         }
         let incarnation = self.incarnation(&opening);
+        let url = opening.data_plane.url.clone();
         let channel = self.connect().await?;
         let (sender, receiver) = mpsc::channel::<v1::FromAgent>(WAITING_MAX);
         let hello = Said::Hello(self.hello(opening, incarnation).into());
         sender.try_send(hello.into()).expect("the channel is new");
-        let (mut inbound, welcome) = timeout(WELCOME_MAX, welcome(channel, receiver))
-            .await
-            .unwrap_or(Err(LinkError::NoWelcome))?;
+        let (mut inbound, welcome) =
+            timeout(WELCOME_MAX, welcome(channel, receiver)).await.unwrap_or(Err(LinkError::NoWelcome))?;
         agree(WIRE_VERSION, welcome.wire_version)?;
         // Two addresses of one gateway, as a name's IPv4 and IPv6 ones: one stream is enough.
         self.known_as = Some(welcome.gateway.clone());
@@ -249,6 +255,10 @@ impl Link {
             return Err(LinkError::Twin(welcome.gateway));
         }
         let _holding: Holding = self.shared.key.hold(&welcome.gateway, &welcome.hash_key)?;
+        told.welcomed(welcome.hash_key.clone());
+        if !self.is_here() && is_loopback(&url) {
+            tracing::warn!(gateway = %self.record.name, %url, "this gateway is told an address of the engine that only this host reaches: say how others reach it by --advertise");
+        }
         tracing::info!(gateway = %self.record.name, %incarnation, "a gateway took the engine in");
         self.heard = Some((Instant::now(), welcome.lease));
         self.state.send_replace(LinkState::Up(incarnation));
@@ -258,10 +268,15 @@ impl Link {
         ended
     }
 
+    /// Whether the gateway is on this host.
+    fn is_here(&self) -> bool {
+        let address = &self.record.address;
+        address.ip().map_or_else(|| address.host() == "localhost", |ip| ip.is_loopback())
+    }
+
     async fn connect(&self) -> Result<Channel, LinkError> {
         let GatewayRecord { name: _, address, server_name } = &self.record;
-        let here = address.ip().map_or_else(|| address.host() == "localhost", |ip| ip.is_loopback());
-        if self.shared.tls.is_none() && !self.shared.insecure && !here {
+        if self.shared.tls.is_none() && !self.shared.insecure && !self.is_here() {
             return Err(LinkError::Insecure { address: address.to_string() });
         }
         let scheme = if self.shared.tls.is_some() { "https" } else { "http" };
@@ -273,7 +288,8 @@ impl Link {
         if let Some(tls) = &self.shared.tls {
             endpoint = endpoint.tls_config(tls.client(server_name.as_deref())).map_err(LinkError::Connect)?;
         }
-        let connected = timeout(CONNECT_MAX, endpoint.connect()).await.map_err(|_| LinkError::ConnectTimeout)?;
+        let connected =
+            timeout(CONNECT_MAX, endpoint.connect()).await.map_err(|_| LinkError::ConnectTimeout)?;
         connected.map_err(LinkError::Connect)
     }
 
@@ -308,7 +324,7 @@ async fn welcome(
     loop {
         match inbound.message().await.map_err(broken)?.ok_or(LinkError::Closed)?.body {
             Some(Heard::Welcome(welcome)) => return Ok((inbound, welcome.try_into()?)),
-            Some(Heard::Reject(reject)) => return Err(rejected(reject)),
+            Some(Heard::Reject(reject)) => return Err(rejected(&reject)),
             Some(_) => return Err(LinkError::NotWelcome),
             // A message of a later version.
             None => {}
@@ -316,13 +332,21 @@ async fn welcome(
     }
 }
 
+fn is_loopback(url: &str) -> bool {
+    let host = url.split_once("://").map_or(url, |(_, rest)| rest);
+    ["127.", "localhost", "[::1]"].iter().any(|loopback| host.starts_with(loopback))
+}
+
 fn broken(status: Status) -> LinkError {
     LinkError::Broken(Box::new(status))
 }
 
-fn rejected(reject: v1::Reject) -> LinkError {
+fn rejected(reject: &v1::Reject) -> LinkError {
     let reason = reject.reason();
-    LinkError::Rejected { reason, sentence: forebay_proto::clip(&reject.sentence, forebay_proto::limits::SENTENCE_BYTES_MAX) }
+    LinkError::Rejected {
+        reason,
+        sentence: forebay_proto::clip(&reject.sentence, forebay_proto::limits::SENTENCE_BYTES_MAX),
+    }
 }
 
 #[cfg(test)]

@@ -70,7 +70,14 @@ pub struct LogTail {
 impl LogTail {
     /// Of the log at `path`, from its beginning; `earlier` is where it goes when it is full.
     pub fn new(path: impl Into<PathBuf>, earlier: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), earlier: earlier.into(), offset: 0, partial: Vec::new(), cut: false, read_only: false }
+        Self {
+            path: path.into(),
+            earlier: earlier.into(),
+            offset: 0,
+            partial: Vec::new(),
+            cut: false,
+            read_only: false,
+        }
     }
 
     /// Of a log that an earlier agent read, from shortly before its end.
@@ -246,8 +253,12 @@ mod tests {
             writeln!(file, "line {number}").expect("written");
         }
         let lines = read(&mut LogTail::catch_up(&path, &earlier));
-        let first: u32 = lines[0].strip_prefix("line ").and_then(|number| number.parse().ok()).expect("a whole line");
-        assert_eq!((first as usize + lines.len(), lines.last().map(String::as_str)), (40_000, Some("line 39999")));
+        let first: u32 =
+            lines[0].strip_prefix("line ").and_then(|number| number.parse().ok()).expect("a whole line");
+        assert_eq!(
+            (first as usize + lines.len(), lines.last().map(String::as_str)),
+            (40_000, Some("line 39999"))
+        );
         assert!(first > 0);
         begin(&path, &earlier).expect("moved");
         assert!(!path.exists() && earlier.exists());

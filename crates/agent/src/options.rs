@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
+use forebay_engines::remote::ObserveSettings;
 use forebay_proto::tls::TlsFiles;
 use forebay_registry::Registry;
 use forebay_types::{EngineName, Role};
@@ -50,6 +51,8 @@ pub struct Options {
     pub restart: RestartPolicy,
     /// Bounds of waiting.
     pub limits: Limits,
+    /// How the engine is watched while it serves.
+    pub observe: ObserveSettings,
     /// Repeat the engine's log lines in the agent's own log, at level `info`, target `engine`.
     pub echo: bool,
 }
@@ -107,6 +110,7 @@ impl Options {
             environment: BTreeMap::new(),
             restart: RestartPolicy::default(),
             limits: Limits::default(),
+            observe: ObserveSettings::default(),
             echo: false,
         }
     }

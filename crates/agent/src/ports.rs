@@ -29,7 +29,9 @@ pub fn choose(wishes: &[PortWish], prefer: &Ports, others: &[u16], random: u64) 
     for &PortWish { purpose, count } in wishes {
         let mut free = |first: u16| {
             let ports = first..first.checked_add(count)?;
-            let fits = ports.clone().all(|port| !taken.contains(&port)) && all_free(ports.clone());
+            let fits = ports.end <= PORTS.end
+                && ports.clone().all(|port| !taken.contains(&port))
+                && all_free(ports.clone());
             fits.then(|| taken.extend(ports)).map(|()| first)
         };
         let span = u64::from(PORTS.end.saturating_sub(count).saturating_sub(PORTS.start)).max(1);
@@ -40,7 +42,10 @@ pub fn choose(wishes: &[PortWish], prefer: &Ports, others: &[u16], random: u64) 
         let before = prefer.get(&purpose).copied().into_iter();
         let draws = std::iter::repeat_with(draw).take(TRIES_MAX as usize);
         let first = before.chain(draws).find_map(&mut free).ok_or_else(|| {
-            io::Error::new(io::ErrorKind::AddrInUse, format!("no {count} free ports in a row within {PORTS:?}"))
+            io::Error::new(
+                io::ErrorKind::AddrInUse,
+                format!("no {count} free ports in a row within {PORTS:?}"),
+            )
         })?;
         chosen.insert(purpose, first);
     }

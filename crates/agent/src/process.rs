@@ -80,7 +80,9 @@ impl EngineProcess {
         }
         let mut child = command.spawn()?;
         match Self::watch(child.id() as i32) {
-            Ok((identity, pid, descriptor)) => Ok(Self { identity, pid, descriptor, child: Some(child), ending: None }),
+            Ok((identity, pid, descriptor)) => {
+                Ok(Self { identity, pid, descriptor, child: Some(child), ending: None })
+            }
             Err(error) => {
                 // A process that nobody watches must not stay.
                 let _ = child.kill();
@@ -130,7 +132,10 @@ impl EngineProcess {
         let number = Pid::from_raw(pid).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
         let descriptor = pidfd_open(number, PidfdFlags::empty())?;
         let identity = Identity::of(pid)?;
-        Ok((identity, number, AsyncFd::with_interest(descriptor, Interest::READABLE)?))
+        // Deprecated for types whose descriptor may change while it is registered; an `OwnedFd`'s cannot.
+        #[allow(deprecated, reason = "the replacement is unsafe code for what `OwnedFd` guarantees")]
+        let descriptor = AsyncFd::with_interest(descriptor, Interest::READABLE)?;
+        Ok((identity, number, descriptor))
     }
 
     /// Which process it is.
@@ -149,20 +154,43 @@ impl EngineProcess {
         if let Some(ending) = self.ending {
             return ending;
         }
-        // The descriptor of a process becomes readable when the process ends, whoever's child it is. It cannot fail before
-        // the runtime ends.
-        let _ = self.descriptor.readable().await;
-        // The number is not another's yet: an uncollected child keeps it, and so does a group with members.
-        let pid = self.identity.pid;
-        if self.child.is_some() || (stat(pid).is_err() && group_lives(pid)) {
-            self.kill_group();
-        }
-        let ending = match self.child.as_mut().map(Child::wait) {
-            Some(Ok(status)) => of_status(status),
-            Some(Err(_)) | None => Ending::Unknown,
+        let ending = loop {
+            // The descriptor of a process becomes readable when the process ends, whoever's child it is. It cannot fail
+            // before the runtime ends.
+            let Ok(mut ready) = self.descriptor.readable().await else {
+                return std::future::pending().await;
+            };
+            match Self::over(&self.identity, self.pid, &mut self.child) {
+                Some(ending) => break ending,
+                // Readiness may be spurious.
+                None => ready.clear_ready(),
+            }
         };
         self.ending = Some(ending);
         ending
+    }
+
+    /// How it ended, if it has. Kills what is left of its group while the number is not another's yet: an uncollected child
+    /// keeps it, and so does a group with members.
+    fn over(identity: &Identity, group: Pid, child: &mut Option<Child>) -> Option<Ending> {
+        let Some(child) = child else {
+            if identity.lives() {
+                return None;
+            }
+            if stat(identity.pid).is_err() && group_lives(identity.pid) {
+                let _ = kill_process_group(group, Signal::KILL);
+            }
+            return Some(Ending::Unknown);
+        };
+        if stat(identity.pid).is_ok_and(|stat| !stat.is_over()) {
+            return None;
+        }
+        let _ = kill_process_group(group, Signal::KILL);
+        match child.try_wait() {
+            Ok(Some(status)) => Some(of_status(status)),
+            Ok(None) => None,
+            Err(_) => Some(Ending::Unknown),
+        }
     }
 
     /// Sends a signal to the process itself; engines pass it to their workers. An ended process is ignored.

@@ -32,7 +32,8 @@ impl Stat {
 /// There is none, or its line cannot be read.
 pub(crate) fn stat(pid: i32) -> io::Result<Stat> {
     let line = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    parse(&line).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat is garbled")))
+    parse(&line)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat is garbled")))
 }
 
 /// The name in parentheses may hold anything, parentheses too.
@@ -54,7 +55,8 @@ pub(crate) fn boot_id() -> io::Result<String> {
 
 /// The leader of the process group that was started for this life.
 pub(crate) fn leader_of(life: Incarnation) -> Option<i32> {
-    processes().find(|&pid| is_marked(pid, life) && stat(pid).is_ok_and(|stat| stat.group == pid && !stat.is_over()))
+    processes()
+        .find(|&pid| is_marked(pid, life) && stat(pid).is_ok_and(|stat| stat.group == pid && !stat.is_over()))
 }
 
 /// Whether this group is the one that was started for this life, whose leader may be gone.

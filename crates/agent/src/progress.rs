@@ -105,7 +105,11 @@ fn vllm(line: &str) -> Found {
     if has("Capturing") && has("CUDA graph") {
         return Some((Stage::Compiling, bar(line, "capturing graphs", "sizes")));
     }
-    if has("torch.compile") || has("Dynamo bytecode transform") || has("Compiling a graph") || has("Warming up model for the compilation") {
+    if has("torch.compile")
+        || has("Dynamo bytecode transform")
+        || has("Compiling a graph")
+        || has("Warming up model for the compilation")
+    {
         return found(Stage::Compiling, "compiling");
     }
     if has("Graph capturing finished") {
@@ -114,7 +118,10 @@ fn vllm(line: &str) -> Found {
     if has("init engine (profile, create kv cache, warmup model) took") {
         return found(Stage::Warming, "the engine is up; its server starts");
     }
-    if has("Starting vLLM server on") || has("Starting vLLM API server") || has("Application startup complete") {
+    if has("Starting vLLM server on")
+        || has("Starting vLLM API server")
+        || has("Application startup complete")
+    {
         return found(Stage::Warming, "its server is up; it is being tried out");
     }
     if has("Initializing a V1 LLM engine") {
@@ -302,17 +309,28 @@ mod tests {
     fn last_words_name_the_end_and_the_last_error() {
         //    ending             tail                                                             words
         let rows: [(Ending, &[&str], &str); 7] = [
-            (Ending::Code(1), &["Traceback", "ValueError: bad block size", "  raise"], "exit code 1: ValueError: bad block size"),
             (
                 Ending::Code(1),
-                &["(EngineCore pid=2) ERROR 11-22 16:00:00 [core.py:1510] torch.OutOfMemoryError: CUDA out of memory.", "RuntimeError"],
+                &["Traceback", "ValueError: bad block size", "  raise"],
+                "exit code 1: ValueError: bad block size",
+            ),
+            (
+                Ending::Code(1),
+                &[
+                    "(EngineCore pid=2) ERROR 11-22 16:00:00 [core.py:1510] torch.OutOfMemoryError: CUDA out of memory.",
+                    "RuntimeError",
+                ],
                 "exit code 1: torch.OutOfMemoryError: CUDA out of memory.",
             ),
             (Ending::Signal(9), &["INFO all fine"], "killed by SIGKILL, as when memory runs out"),
             (Ending::Signal(11), &[], "killed by SIGSEGV"),
             (Ending::Signal(64), &[], "killed by signal 64"),
             (Ending::Code(0), &[], "it ended by itself, exit code 0"),
-            (Ending::Unknown, &["“KeyError: 'ü'”"], "the process is gone (it was adopted, so its exit code is not known): KeyError: 'ü'”"),
+            (
+                Ending::Unknown,
+                &["“KeyError: 'ü'”"],
+                "the process is gone (it was adopted, so its exit code is not known): KeyError: 'ü'”",
+            ),
         ];
         for (ending, tail, words) in rows {
             assert_eq!(last_words(ending, tail.iter().copied()), words);

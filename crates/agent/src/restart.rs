@@ -129,13 +129,18 @@ mod tests {
     #[test]
     fn waits_double_to_a_bound_and_start_over_after_a_good_life() {
         //    (died at, lived, ready)                    (wait, poisoned)
-        let rows: [(&str, &[(u64, u64, bool)], &[(u64, bool)]); 4] = [
+        type Row<'a> = (&'a str, &'a [(u64, u64, bool)], &'a [(u64, bool)]);
+        let rows: [Row<'_>; 4] = [
             (
                 "doubling",
                 &[(0, 0, false), (1, 0, false), (3, 0, false), (7, 0, false), (15, 0, false)],
                 &[(1, false), (2, false), (4, false), (8, false), (10, false)],
             ),
-            ("a good life forgives", &[(0, 0, false), (1, 0, false), (200, 150, true)], &[(1, false), (2, false), (1, false)]),
+            (
+                "a good life forgives",
+                &[(0, 0, false), (1, 0, false), (200, 150, true)],
+                &[(1, false), (2, false), (1, false)],
+            ),
             ("a long start is no life", &[(0, 0, false), (500, 400, false)], &[(1, false), (2, false)]),
             ("a short life is not good", &[(0, 0, false), (60, 50, true)], &[(1, false), (2, false)]),
         ];

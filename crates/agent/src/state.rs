@@ -77,6 +77,9 @@ pub struct LifeState {
     pub model: Option<String>,
     /// When it was started, in milliseconds since 1970, for people.
     pub started_unix_ms: u64,
+    /// When its server's process began, in milliseconds since 1970, as it says itself.
+    #[serde(default)]
+    pub server_began_ms: Option<u64>,
     /// It takes nothing new, and why.
     #[serde(default)]
     pub draining: Option<String>,
@@ -89,11 +92,16 @@ mod secret_text {
     use forebay_proto::Secret;
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(secret: &Option<Secret>, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(
+        secret: &Option<Secret>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         secret.as_ref().map(Secret::expose).serialize(serializer)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Secret>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Secret>, D::Error> {
         Ok(Option::<String>::deserialize(deserializer)?.map(Secret::new))
     }
 }
@@ -192,8 +200,14 @@ impl EngineFolder {
         DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(io)?;
         fs::set_permissions(&path, Permissions::from_mode(0o700)).map_err(io)?;
         let mut options = File::options();
-        let mut lock =
-            options.create(true).truncate(false).read(true).write(true).mode(0o600).open(path.join("lock")).map_err(io)?;
+        let mut lock = options
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .mode(0o600)
+            .open(path.join("lock"))
+            .map_err(io)?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
@@ -341,7 +355,8 @@ struct Head {
 }
 
 fn understand(text: &[u8]) -> Result<State, Misread> {
-    let garbled = |error: serde_json::Error| Misread::Garbled(format!("it is not what an agent writes: {error}"));
+    let garbled =
+        |error: serde_json::Error| Misread::Garbled(format!("it is not what an agent writes: {error}"));
     if text.len() as u64 > STATE_BYTES_MAX {
         return Err(Misread::Garbled(format!("it is larger than {STATE_BYTES_MAX} bytes")));
     }
@@ -355,7 +370,8 @@ fn understand(text: &[u8]) -> Result<State, Misread> {
 /// Ports that the lives of all engines below `root` have, except `but`'s.
 pub fn ports_of_others(root: &Path, but: &EngineName) -> Vec<u16> {
     let folders = fs::read_dir(root).into_iter().flatten().flatten();
-    let states = folders.filter_map(|folder| understand(&read_bounded(&folder.path().join("state.json")).ok()?).ok());
+    let states =
+        folders.filter_map(|folder| understand(&read_bounded(&folder.path().join("state.json")).ok()?).ok());
     let lives = states.filter(|state| state.engine != *but).filter_map(|state| state.life);
     lives.flat_map(|life| life.ports.into_values()).collect()
 }

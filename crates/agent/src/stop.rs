@@ -64,7 +64,11 @@ pub enum StopError {
 ///
 /// # Errors
 /// The state cannot be read, or the agent does not end.
-pub async fn stop_engine(state_folder: &Path, engine: &EngineName, limits: Limits) -> Result<Stopped, StopError> {
+pub async fn stop_engine(
+    state_folder: &Path,
+    engine: &EngineName,
+    limits: Limits,
+) -> Result<Stopped, StopError> {
     if let Some(pid) = EngineFolder::holder(state_folder, engine)? {
         let asked = ask_agent(state_folder, engine, pid, limits).await?;
         if asked {

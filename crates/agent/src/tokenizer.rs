@@ -6,11 +6,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use forebay_proto::{TokenizerFile, limits::TOKENIZER_BYTES_MAX, tokenizer_chunks, tokenizer_unavailable, v1};
+use forebay_proto::{
+    TokenizerFile, limits::TOKENIZER_BYTES_MAX, tokenizer_chunks, tokenizer_unavailable, v1,
+};
 
 /// What a gateway needs to tokenise as the engine does. The first is required.
-const FILES: [&str; 5] =
-    ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "generation_config.json"];
+const FILES: [&str; 5] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "generation_config.json",
+];
 
 /// Where the files are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +36,9 @@ impl Source {
             return Self::Folder(told.to_owned());
         }
         let Some(model) = model else {
-            return Self::Unknown("the engine's command names no model; give the agent --tokenizer FOLDER".to_owned());
+            return Self::Unknown(
+                "the engine's command names no model; give the agent --tokenizer FOLDER".to_owned(),
+            );
         };
         let folder = Path::new(model);
         if folder.join(FILES[0]).is_file() {
@@ -38,7 +47,10 @@ impl Source {
         if let Some(snapshot) = hub_cache.and_then(|cache| snapshot(cache, model)) {
             return Self::Folder(snapshot);
         }
-        let why = format!("there is no {} for {model} on the engine's host; give the agent --tokenizer FOLDER", FILES[0]);
+        let why = format!(
+            "there is no {} for {model} on the engine's host; give the agent --tokenizer FOLDER",
+            FILES[0]
+        );
         Self::Unknown(why)
     }
 }
@@ -63,7 +75,10 @@ pub(crate) fn answer(source: &Source, request_id: u64) -> Vec<v1::Tokenizer> {
         Ok(chunks.collect())
     });
     answered.unwrap_or_else(|why| {
-        vec![tokenizer_unavailable(request_id, &format!("cannot read the tokenizer in {}: {why}", folder.display()))]
+        vec![tokenizer_unavailable(
+            request_id,
+            &format!("cannot read the tokenizer in {}: {why}", folder.display()),
+        )]
     })
 }
 
@@ -110,7 +125,10 @@ mod tests {
     fn the_files_that_are_there_are_sent_whole() {
         let folder = tempfile::tempdir().expect("a folder");
         let source = Source::find(None, folder.path().to_str(), None);
-        assert!(matches!(&source, Source::Unknown(why) if why.contains("there is no tokenizer.json for")), "{source:?}");
+        assert!(
+            matches!(&source, Source::Unknown(why) if why.contains("there is no tokenizer.json for")),
+            "{source:?}"
+        );
         fs::write(folder.path().join("tokenizer.json"), vec![b'x'; 600_000]).expect("written");
         fs::write(folder.path().join("chat_template.jinja"), "{{ x }}").expect("written");
         fs::write(folder.path().join("model.safetensors"), "weights").expect("written");
@@ -138,7 +156,10 @@ mod tests {
     fn a_tokenizer_that_cannot_be_had_is_explained() {
         let rows = [
             (Source::find(None, None, None), "the engine's command names no model"),
-            (Source::find(Some(Path::new("/nowhere")), Some("m"), None), "cannot read the tokenizer in /nowhere"),
+            (
+                Source::find(Some(Path::new("/nowhere")), Some("m"), None),
+                "cannot read the tokenizer in /nowhere",
+            ),
         ];
         for (source, why) in rows {
             let said = received(&source).expect_err("unavailable");

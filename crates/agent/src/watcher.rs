@@ -16,14 +16,15 @@ use forebay_engine_wire::discovery::KvSource;
 use forebay_engines::{
     CacheSight as EngineSight, EngineFacts, Notice as EngineNotice, Report, Reports,
     remote::{
-        AttachError, AttachSettings, AttachSpec, Attached, ComparedByGateways, Dialect, HandOver, ObserveSettings, Observer, Overrides, attach,
+        AttachError, AttachSettings, AttachSpec, Attached, ComparedByGateways, Dialect, HandOver,
+        ObserveSettings, Observer, Overrides, attach,
         client::{ClientSettings, Endpoint, HttpClient, HttpError, Limits, Secret as EngineSecret},
         observe,
     },
 };
 use forebay_kv_hash::{BlockHasher, HashKey as Key};
 use forebay_proto::{CacheSight, EngineFacts as ToldFacts, HashKey, Notice, Secret};
-use forebay_types::{EngineName, Incarnation, RankId, Role};
+use forebay_types::{EngineName, Incarnation, Role};
 use tokio::{
     sync::{Notify, watch},
     task::JoinHandle,
@@ -42,6 +43,8 @@ const SNAPSHOT_WITHIN: Duration = Duration::from_secs(2);
 const PROOF_WITHIN: Duration = Duration::from_secs(5);
 /// Tokens of a block while no gateway has said and the engine does not either.
 const BLOCK_SIZE_TOKENS: u32 = 16;
+/// By which two readings of one process's beginning may differ.
+const BEGAN_ERROR_MS: u64 = 1_000;
 /// Bytes of the proof's answer.
 const PROOF_BYTES_MAX: usize = 1 << 20;
 
@@ -56,10 +59,16 @@ pub(crate) struct Target {
     /// How other hosts reach this one.
     pub(crate) advertised_host: String,
     pub(crate) key: Option<Secret>,
+    /// The key is this life's own: whoever refuses it is somebody else.
+    pub(crate) key_is_minted: bool,
     /// It must refuse another key: proof that the process that was found and the one that answers are the same.
     pub(crate) prove_key: bool,
-    /// Where it publishes KV events, as the agent told it to.
+    /// When its server's process began, in milliseconds since 1970, as it said itself to an earlier agent.
+    pub(crate) began_ms: Option<u64>,
+    /// Where it publishes KV events, as the agent told it to: for versions that do not say it themselves.
     pub(crate) events: Option<KvSource>,
+    /// How it is watched.
+    pub(crate) observe: ObserveSettings,
     /// Sentences for operators that the agent has.
     pub(crate) notes: Vec<String>,
 }
@@ -72,7 +81,10 @@ pub(crate) enum Watched {
     /// Somebody answers, and is not ready; why, as a sentence.
     Answers(String),
     /// It serves.
-    Ready,
+    Ready {
+        /// When its server's process began, in milliseconds since 1970, if it says so.
+        began_ms: Option<u64>,
+    },
 }
 
 /// Why an engine is not watched any more.
@@ -130,10 +142,18 @@ async fn run(shared: Arc<Shared>, target: Target, state: watch::Sender<Watched>)
         Ok(endpoint) => endpoint,
         Err(why) => return WatchEnd::Lapsed(why),
     };
-    let attached = match ask(&endpoint, &target, &state).await {
+    let fleets = shared.key.watch().borrow().as_ref().map(|key| key.block_size_tokens);
+    let block_size_tokens = fleets.unwrap_or(BLOCK_SIZE_TOKENS);
+    let attached = match ask(&endpoint, &target, block_size_tokens, &state).await {
         Ok(attached) => attached,
         Err(end) => return end,
     };
+    let began_ms = attached.plan.started_seconds.map(|seconds| (seconds * 1_000.0) as u64);
+    if let (Some(known), Some(said)) = (target.began_ms, began_ms)
+        && known.abs_diff(said) > BEGAN_ERROR_MS
+    {
+        return WatchEnd::Foreign("its metrics are of another process".to_owned());
+    }
     if let Some(end) = prove(&endpoint, &target).await {
         return end;
     }
@@ -142,16 +162,17 @@ async fn run(shared: Arc<Shared>, target: Target, state: watch::Sender<Watched>)
         attached.facts.kind.to_owned(),
         sight(&attached.facts.cache_sight),
     );
-    state.send_replace(Watched::Ready);
+    state.send_replace(Watched::Ready { began_ms });
     let mut keys = shared.key.watch();
     loop {
-        let key = keys.borrow_and_update().clone();
-        let key = key.unwrap_or_else(|| own_key(attached.facts.block_size_tokens));
-        let watching = watch_with(&shared, &endpoint, &attached, &key);
+        let fleets = keys.borrow_and_update().clone();
+        shared.board.restart_feed(fleets.clone());
+        let key = fleets.unwrap_or_else(|| own_key(attached.facts.block_size_tokens));
+        let watching = watch_with(&shared, &endpoint, &attached, &key, &target.observe);
         tokio::select! {
             end = watching => return end,
             // Never an error: `shared` holds the sender.
-            _ = keys.changed() => shared.board.restart_feed(),
+            _ = keys.changed() => {}
         }
     }
 }
@@ -166,28 +187,43 @@ fn endpoint(target: &Target) -> Result<Endpoint, String> {
 async fn ask(
     endpoint: &Endpoint,
     target: &Target,
+    block_size_tokens: u32,
     state: &watch::Sender<Watched>,
 ) -> Result<Attached, WatchEnd> {
-    let spec = AttachSpec {
+    let mut spec = AttachSpec {
         name: target.engine.clone(),
         dialect: target.dialect,
         role: Some(target.role),
         incarnation: target.incarnation,
         model: None,
-        block_size_tokens: BLOCK_SIZE_TOKENS,
+        block_size_tokens,
         tokenizer: Some(Arc::new(ComparedByGateways)),
-        overrides: Overrides { kv_events: target.events.clone(), ..Overrides::default() },
+        overrides: Overrides::default(),
         settings: AttachSettings::default(),
     };
+    let mut events = target.events.clone();
     loop {
         let pause = match attach(endpoint, &spec).await {
+            // It does not say where its events are, but it was told.
+            Ok(attached) if attached.facts.cache_sight != EngineSight::Events && events.is_some() => {
+                spec.overrides.kv_events = events.take();
+                continue;
+            }
             Ok(attached) => return Ok(attached),
             Err(AttachError::Unreachable(_)) => ASK_EVERY,
-            Err(error @ AttachError::Key(_)) => return Err(WatchEnd::Foreign(error.to_string())),
+            Err(error @ AttachError::Key(_)) if target.key_is_minted => {
+                return Err(WatchEnd::Foreign(error.to_string()));
+            }
             Err(error) => {
-                let pause = if matches!(error, AttachError::NotReady(_)) { ASK_EVERY } else { ASK_UNUSABLE_EVERY };
+                let pause =
+                    if matches!(error, AttachError::NotReady(_)) { ASK_EVERY } else { ASK_UNUSABLE_EVERY };
                 let now = Watched::Answers(error.to_string());
-                state.send_if_modified(|known| *known != now && { *known = now; true });
+                state.send_if_modified(|known| {
+                    *known != now && {
+                        *known = now;
+                        true
+                    }
+                });
                 pause
             }
         };
@@ -219,14 +255,20 @@ fn own_key(block_size_tokens: u32) -> HashKey {
 }
 
 /// Watches under one key until the engine is dead.
-async fn watch_with(shared: &Shared, endpoint: &Endpoint, attached: &Attached, key: &HashKey) -> WatchEnd {
+async fn watch_with(
+    shared: &Shared,
+    endpoint: &Endpoint,
+    attached: &Attached,
+    key: &HashKey,
+    settings: &ObserveSettings,
+) -> WatchEnd {
     let reports = Arc::new(Reports::default());
     let observer = observe(
         endpoint.clone(),
         attached.plan.clone(),
         &attached.facts,
         BlockHasher::new(Key(key.key), key.block_size_tokens),
-        ObserveSettings::default(),
+        settings.clone(),
         reports.clone(),
         Arc::new(Notify::new()),
     );
@@ -236,17 +278,17 @@ async fn watch_with(shared: &Shared, endpoint: &Endpoint, attached: &Attached, k
         tokio::select! {
             report = reports.next() => {
                 let (gaps, died) = pass_on(shared, report);
-                request(&observer, &attached.facts, gaps);
+                request(&observer, gaps);
                 if let Some(why) = died {
                     return WatchEnd::Lapsed(why.to_string());
                 }
             }
-            _ = again.tick() => request(&observer, &attached.facts, shared.board.gaps()),
+            _ = again.tick() => request(&observer, shared.board.gaps()),
         }
     }
 }
 
-fn request(observer: &Observer, facts: &EngineFacts, ranks: Vec<u16>) {
+fn request(observer: &Observer, ranks: Vec<u16>) {
     for dp_rank in ranks {
         observer.request_snapshot(dp_rank);
     }
@@ -254,7 +296,7 @@ fn request(observer: &Observer, facts: &EngineFacts, ranks: Vec<u16>) {
 
 /// Puts a report on the board; gives the ranks of which events are missing, and the last words.
 fn pass_on(shared: &Shared, report: Report) -> (Vec<u16>, Option<Arc<str>>) {
-    let Report { loads, steps, snapshots, kv, notices, died } = report;
+    let Report { loads, steps, snapshots, kv, notices, died, lapsed: _ } = report;
     let now = StdInstant::now();
     for notice in notices {
         shared.board.notice(told_notice(notice));

@@ -170,6 +170,7 @@ impl Agent {
             ports,
             model: prepared.model.clone(),
             started_unix_ms: entropy::unix_ms(),
+            server_began_ms: None,
             draining: None,
             notes: prepared.notes.clone(),
         });
@@ -179,7 +180,8 @@ impl Agent {
     /// Starts the process that was prepared.
     pub(super) fn launch(&mut self, prepared: &Prepared) -> Result<Life, AgentError> {
         let (log, earlier) = (self.folder.log(), self.folder.earlier_log());
-        logs::begin(&log, &earlier).map_err(|cause| AgentError::Io { what: "no log for the engine", cause })?;
+        logs::begin(&log, &earlier)
+            .map_err(|cause| AgentError::Io { what: "no log for the engine", cause })?;
         self.folder.write(&self.state)?;
         let life = self.state.incarnation;
         let process = match EngineProcess::start(prepared, life, &log) {
@@ -193,7 +195,11 @@ impl Agent {
         if let Some(state) = &mut self.state.life {
             state.process = Some(process.identity().clone());
         }
-        self.folder.write(&self.state)?;
+        if let Err(error) = self.folder.write(&self.state) {
+            // Nobody would find it again.
+            process.kill();
+            return Err(error.into());
+        }
         tracing::info!(engine = %self.options.engine, pid = process.identity().pid, incarnation = %life, "started the engine");
         for note in &prepared.notes {
             tracing::info!(engine = %self.options.engine, "{note}");
@@ -235,7 +241,10 @@ impl Agent {
             url: life.local_url.clone(),
             advertised_host: self.options.advertised_host.clone(),
             key: life.key.clone(),
+            key_is_minted: life.key_fences,
             prove_key: prove && life.key_fences,
+            began_ms: life.server_began_ms.filter(|_| prove),
+            observe: self.options.observe.clone(),
             events: event_source(life.program, &life.ports),
             notes: self.notes.iter().chain(&life.notes).cloned().collect(),
         };

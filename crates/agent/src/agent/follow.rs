@@ -73,22 +73,33 @@ impl Agent {
         self.shared.board.drain(why.to_owned());
         if let Some(life) = &mut self.state.life {
             life.draining = Some(why.to_owned());
-            if let Err(error) = self.folder.write(&self.state) {
-                tracing::warn!(error = &error as &dyn std::error::Error, "the drain is not written down");
-            }
+            self.write_down("the drain");
         }
     }
 
-    fn stands(&self, life: &mut Life, watched: &Watched) {
+    /// Writes the state where a failure changes nothing for this agent.
+    fn write_down(&self, what: &str) {
+        if let Err(error) = self.folder.write(&self.state) {
+            tracing::warn!(error = &error as &dyn std::error::Error, "not written down: {what}");
+        }
+    }
+
+    fn stands(&mut self, life: &mut Life, watched: &Watched) {
         let news = match watched {
             Watched::Asking => None,
             Watched::Answers(why) => life.follower.answers(why),
-            Watched::Ready => {
+            Watched::Ready { began_ms } => {
                 let seconds = life.began.elapsed().as_secs_f64();
                 tracing::info!(engine = %self.options.engine, seconds, "the engine is ready");
                 (life.was_ready, life.serves_by) = (true, None);
                 // The watcher has told the gateways itself, with the facts.
                 life.follower.ready();
+                if let Some(state) =
+                    self.state.life.as_mut().filter(|state| state.server_began_ms != *began_ms)
+                {
+                    state.server_began_ms = *began_ms;
+                    self.write_down("when the engine's server began");
+                }
                 None
             }
         };
@@ -134,9 +145,7 @@ impl Agent {
     fn look_again(&mut self, life: &mut Life) {
         life.returns_at = None;
         self.state.incarnation = self.shared.mint();
-        if let Err(error) = self.folder.write(&self.state) {
-            tracing::warn!(error = &error as &dyn std::error::Error, "the new incarnation is not written down");
-        }
+        self.write_down("the new incarnation");
         let program = self.options.command.first().map_or("engine", String::as_str).to_owned();
         self.present(&program, "its process runs, and it does not answer");
         life.follower = crate::progress::Follower::new(self.command.program());
@@ -160,7 +169,10 @@ impl Agent {
                 Ok(0) => return,
                 Ok(_) => {}
                 Err(error) => {
-                    tracing::debug!(error = &error as &dyn std::error::Error, "the engine's log cannot be read");
+                    tracing::debug!(
+                        error = &error as &dyn std::error::Error,
+                        "the engine's log cannot be read"
+                    );
                     return;
                 }
             }

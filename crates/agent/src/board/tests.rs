@@ -36,7 +36,7 @@ fn facts(dp_ranks: u16) -> EngineFacts {
 }
 
 fn board() -> Board {
-    let board = Board::new();
+    let board = Board::new(FeedLimits::default());
     let data_plane = DataPlane { url: "http://h:1".to_owned(), api_key: None };
     let progress = Progress { state: EngineState::Loading, sentence: String::new() };
     board.begin(Incarnation(1), "openai".to_owned(), data_plane, progress);
@@ -79,6 +79,21 @@ fn word(body: &Body) -> String {
     }
 }
 
+const KEY: HashKey = HashKey { key: [1; 16], block_size_tokens: 16 };
+
+/// The engine serves, and is watched under the fleet's key.
+fn serve(board: &Board, dp_ranks: u16) {
+    board.ready(facts(dp_ranks), "openai".to_owned(), CacheSight::Events);
+    board.restart_feed(Some(KEY));
+}
+
+/// A stream that a gateway of the fleet has welcomed.
+fn stream(board: &Board) -> Told {
+    let (_, mut told) = board.opening().expect("a life");
+    told.welcomed(KEY);
+    told
+}
+
 fn load() -> RankLoad {
     RankLoad::default()
 }
@@ -86,26 +101,22 @@ fn load() -> RankLoad {
 #[test]
 fn ranks_are_named_after_the_facts_that_count_them() {
     let board = board();
-    let (opening, mut told) = board.opening().expect("a life");
-    assert!(opening.facts.is_none());
+    let mut told = stream(&board);
     board.load(0, load(), Instant::now());
     board.steps([(0, StepObservation::default())]);
     board.notice(Notice::Note("hello".to_owned()));
     assert_eq!(all(&board, &mut told), ["hello"]);
-    board.ready(facts(2), "openai".to_owned(), CacheSight::Events);
+    serve(&board, 2);
     board.load(1, load(), Instant::now());
-    assert_eq!(
-        all(&board, &mut told),
-        ["ready", "load 1", "snapshot of 0", "snapshot of 1", "1 steps of 0"]
-    );
+    assert_eq!(all(&board, &mut told), ["ready", "load 1", "snapshot of 0", "snapshot of 1", "1 steps of 0"]);
     assert_eq!(all(&board, &mut told), Vec::<String>::new());
 }
 
 #[test]
 fn states_are_told_as_they_are_and_logs_from_their_oldest_entry() {
     let board = board();
-    board.ready(facts(1), "openai".to_owned(), CacheSight::Events);
-    let (_, mut told) = board.opening().expect("a life");
+    serve(&board, 1);
+    let mut told = stream(&board);
     all(&board, &mut told);
     for _ in 0..10 {
         board.load(0, load(), Instant::now());
@@ -113,20 +124,26 @@ fn states_are_told_as_they_are_and_logs_from_their_oldest_entry() {
     for number in 0..NOTICES_MAX + 10 {
         board.notice(Notice::Note(number.to_string()));
     }
-    board.steps((0..STEPS_MAX + 100).map(|n| (0, StepObservation { decodes: n as u32, ..StepObservation::default() })));
+    board.steps(
+        (0..STEPS_MAX + 100)
+            .map(|n| (0, StepObservation { decodes: n as u32, ..StepObservation::default() })),
+    );
     let words = all(&board, &mut told);
     assert_eq!(words[0], "10", "the oldest that is left");
-    assert_eq!(words[NOTICES_MAX..], ["load 0", "256 steps of 0", "256 steps of 0", "256 steps of 0", "256 steps of 0"]);
+    assert_eq!(
+        words[NOTICES_MAX..],
+        ["load 0", "256 steps of 0", "256 steps of 0", "256 steps of 0", "256 steps of 0"]
+    );
 }
 
 #[test]
 fn the_most_important_comes_first_and_nothing_after_a_death() {
     let board = board();
-    let (_, mut told) = board.opening().expect("a life");
-    board.ready(facts(1), "openai".to_owned(), CacheSight::Events);
+    let mut told = stream(&board);
+    serve(&board, 1);
     board.load(0, load(), Instant::now());
     board.drain("enough".to_owned());
-    let (_, mut late) = board.opening().expect("a life");
+    let mut late = stream(&board);
     assert_eq!(all(&board, &mut told), ["drain", "ready", "load 0", "snapshot of 0"]);
     assert_eq!(all(&board, &mut late), ["drain", "load 0", "snapshot of 0"], "its Hello had the facts");
     board.load(0, load(), Instant::now());
@@ -141,7 +158,7 @@ fn the_most_important_comes_first_and_nothing_after_a_death() {
 #[test]
 fn a_stream_of_an_earlier_life_is_over() {
     let board = board();
-    let (_, mut told) = board.opening().expect("a life");
+    let mut told = stream(&board);
     let data_plane = DataPlane { url: "http://h:1".to_owned(), api_key: None };
     let progress = Progress { state: EngineState::Loading, sentence: String::new() };
     board.begin(Incarnation(2), "openai".to_owned(), data_plane, progress);
@@ -154,7 +171,7 @@ fn a_drain_is_not_undone_by_becoming_ready() {
     let board = board();
     board.drain("enough".to_owned());
     board.progress(Progress { state: EngineState::Compiling, sentence: String::new() });
-    board.ready(facts(1), "openai".to_owned(), CacheSight::Events);
+    serve(&board, 1);
     assert_eq!(board.opening().expect("a life").0.progress.state, EngineState::Draining);
 }
 
@@ -163,7 +180,7 @@ fn an_engine_is_idle_only_by_what_it_said_since() {
     let board = board();
     let began = Instant::now();
     assert_eq!(board.busy(began), None, "nothing is known");
-    board.ready(facts(2), "openai".to_owned(), CacheSight::Events);
+    serve(&board, 2);
     let later = began + Duration::from_secs(1);
     board.load(0, RankLoad { running: 2, waiting: 1, ..load() }, later);
     assert_eq!(board.busy(began), None, "one rank has not said");
@@ -175,14 +192,29 @@ fn an_engine_is_idle_only_by_what_it_said_since() {
 #[test]
 fn a_cache_that_is_watched_anew_is_told_anew() {
     let board = board();
-    board.ready(facts(1), "openai".to_owned(), CacheSight::Events);
+    serve(&board, 1);
     let rank = RankId { incarnation: Incarnation(1), dp_rank: 0 };
     board.snapshot(forebay_engines::KvSnapshot { rank, sequence_next: 9, blocks: vec![BlockHash(1)] });
-    let (_, mut told) = board.opening().expect("a life");
+    let mut told = stream(&board);
     assert_eq!(all(&board, &mut told), ["snapshot of 0"]);
-    board.restart_feed();
+    board.restart_feed(Some(KEY));
     assert_eq!(all(&board, &mut told), ["snapshot of 0"]);
     let batch = KvEventBatch { rank, sequence: 0, events: Vec::new() };
     assert_eq!(board.kv([batch]), Vec::<u16>::new(), "numbers begin anew");
     assert_eq!(all(&board, &mut told), ["1 deltas"]);
+}
+
+#[test]
+fn no_hash_goes_to_a_gateway_that_names_blocks_otherwise() {
+    let board = board();
+    board.ready(facts(1), "openai".to_owned(), CacheSight::Events);
+    let mut told = stream(&board);
+    board.restart_feed(None);
+    assert_eq!(all(&board, &mut told), Vec::<String>::new(), "watched under a key of the agent's own");
+    board.restart_feed(Some(HashKey { key: [2; 16], ..KEY }));
+    assert_eq!(all(&board, &mut told), Vec::<String>::new(), "under another fleet's");
+    board.restart_feed(Some(KEY));
+    let (_, mut early) = board.opening().expect("a life");
+    assert_eq!(all(&board, &mut early), Vec::<String>::new(), "not welcomed yet");
+    assert_eq!(all(&board, &mut told), ["snapshot of 0"]);
 }

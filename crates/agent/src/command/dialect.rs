@@ -5,7 +5,7 @@ use forebay_types::Role;
 use super::{Additions, EngineCommand, PortWish, Purpose, Setup};
 
 /// The variable in which `forebay engine` finds its API key.
-pub const API_KEY_VARIABLE: &str = "FOREBAY_ENGINE_API_KEY";
+pub(super) const API_KEY_VARIABLE: &str = "FOREBAY_ENGINE_API_KEY";
 
 const PORTS: [(Purpose, &str); 4] = [
     (Purpose::Http, "port"),

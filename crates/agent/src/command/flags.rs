@@ -70,7 +70,8 @@ impl Flags {
 
     fn find(&self, name: &str) -> Option<&Option<String>> {
         let means = |given: &str| {
-            given == name || (given.len() >= ABBREVIATION_MIN && given.len() < name.len() && name.starts_with(given))
+            given == name
+                || (given.len() >= ABBREVIATION_MIN && given.len() < name.len() && name.starts_with(given))
         };
         let given = self.given.iter().rev().find(|(given, _)| means(given)).map(|(_, value)| value);
         given.or_else(|| self.configured.get(name))
@@ -80,7 +81,8 @@ impl Flags {
 /// A word that argparse takes for a flag: not a lone dash, not a negative number.
 fn is_flag(word: &str) -> bool {
     let mut letters = word.chars();
-    letters.next() == Some('-') && letters.next().is_some_and(|second| second == '-' || second.is_ascii_alphabetic())
+    letters.next() == Some('-')
+        && letters.next().is_some_and(|second| second == '-' || second.is_ascii_alphabetic())
 }
 
 fn normal(name: &str) -> String {
@@ -90,7 +92,9 @@ fn normal(name: &str) -> String {
 /// A YAML scalar of one line, without quotes and comment; `None` for anything else.
 fn scalar(text: &str) -> Option<String> {
     let text = text.trim();
-    let quoted = |quote: char| text.strip_prefix(quote).and_then(|rest| rest.split_once(quote)).map(|(value, _)| value);
+    let quoted = |quote: char| {
+        text.strip_prefix(quote).and_then(|rest| rest.split_once(quote)).map(|(value, _)| value)
+    };
     if let Some(value) = quoted('"').or_else(|| quoted('\'')) {
         return Some(value.to_owned());
     }

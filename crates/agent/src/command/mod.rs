@@ -62,10 +62,14 @@ pub struct EngineCommand {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CommandError {
     /// Nothing after `--`.
-    #[error("there is no command to run: write the engine's after `--`, as in `forebay agent -- vllm serve MODEL`")]
+    #[error(
+        "there is no command to run: write the engine's after `--`, as in `forebay agent -- vllm serve MODEL`"
+    )]
     Empty,
     /// Nobody can tell where it will listen.
-    #[error("it cannot be told where `{program}` listens ({why}): say it with the agent's own --url http://127.0.0.1:PORT")]
+    #[error(
+        "it cannot be told where `{program}` listens ({why}): say it with the agent's own --url http://127.0.0.1:PORT"
+    )]
     NoEndpoint {
         /// Its first word.
         program: String,

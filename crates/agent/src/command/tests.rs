@@ -72,20 +72,31 @@ const VLLM_EVENTS: &str = r#"--kv-events-config {"enable_kv_cache_events":true,"
 #[test]
 fn vllm_gets_what_a_fleet_needs() {
     let nixl = |role: &str| {
-        format!(r#"--kv-transfer-config {{"kv_connector":"NixlConnector","kv_load_failure_policy":"recompute","kv_role":"{role}"}}"#)
+        format!(
+            r#"--kv-transfer-config {{"kv_connector":"NixlConnector","kv_load_failure_policy":"recompute","kv_role":"{role}"}}"#
+        )
     };
-    for (role, kv_role) in [(Role::Both, "kv_both"), (Role::Prefill, "kv_producer"), (Role::Decode, "kv_consumer")] {
+    for (role, kv_role) in
+        [(Role::Both, "kv_both"), (Role::Prefill, "kv_producer"), (Role::Decode, "kv_consumer")]
+    {
         let case = Case { role, ..Case::default() };
-        let expected =
-            format!("--host 0.0.0.0 --port 20000 {VLLM_EVENTS} {} --enable-prompt-tokens-details", nixl(kv_role));
+        let expected = format!(
+            "--host 0.0.0.0 --port 20000 {VLLM_EVENTS} {} --enable-prompt-tokens-details",
+            nixl(kv_role)
+        );
         assert_eq!(case.added("vllm serve org/model"), expected);
         assert_eq!(case.added("python3 -m vllm.entrypoints.openai.api_server --model org/model"), expected);
     }
     let prepared = Case::default().prepare("vllm serve org/model").expect("prepared");
-    let variables: Vec<_> = prepared.variables.iter().map(|(name, value)| (name.as_str(), value.expose())).collect();
+    let variables: Vec<_> =
+        prepared.variables.iter().map(|(name, value)| (name.as_str(), value.expose())).collect();
     assert_eq!(
         variables,
-        [("VLLM_API_KEY", "minted"), ("VLLM_NIXL_SIDE_CHANNEL_HOST", "host-a"), ("VLLM_NIXL_SIDE_CHANNEL_PORT", "20003")]
+        [
+            ("VLLM_API_KEY", "minted"),
+            ("VLLM_NIXL_SIDE_CHANNEL_HOST", "host-a"),
+            ("VLLM_NIXL_SIDE_CHANNEL_PORT", "20003")
+        ]
     );
     assert_eq!(prepared.key, Some(Secret::new("minted")));
     assert!(prepared.key_fences);
@@ -167,7 +178,11 @@ fn ranks_get_ports_in_a_row_and_side_channels_of_the_user_stay() {
     let wishes = |line: &str, environment: &BTreeMap<String, String>| {
         let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
         let command = EngineCommand::read(&words).expect("a command");
-        command.ports(Role::Prefill, environment).iter().map(|wish| (wish.purpose, wish.count)).collect::<Vec<_>>()
+        command
+            .ports(Role::Prefill, environment)
+            .iter()
+            .map(|wish| (wish.purpose, wish.count))
+            .collect::<Vec<_>>()
     };
     use Purpose::{Bootstrap, Events, Http, Replay, SideChannel};
     let none = BTreeMap::new();
@@ -175,14 +190,23 @@ fn ranks_get_ports_in_a_row_and_side_channels_of_the_user_stay() {
         wishes("vllm serve m --data_parallel_size 4", &none),
         [(Http, 1), (Events, 4), (Replay, 4), (SideChannel, 4)]
     );
-    assert_eq!(wishes("vllm serve m -dp 2 --port 1 --kv-transfer-config {}", &none), [(Events, 2), (Replay, 2)]);
+    assert_eq!(
+        wishes("vllm serve m -dp 2 --port 1 --kv-transfer-config {}", &none),
+        [(Events, 2), (Replay, 2)]
+    );
     let side = BTreeMap::from([("VLLM_NIXL_SIDE_CHANNEL_PORT".to_owned(), "5600".to_owned())]);
     assert_eq!(wishes("vllm serve m", &side), [(Http, 1), (Events, 1), (Replay, 1)]);
     assert_eq!(
         wishes("python -m sglang.launch_server --model-path m --dp-size 2", &none),
         [(Http, 1), (Events, 2), (Replay, 2), (Bootstrap, 1)]
     );
-    assert_eq!(wishes("sglang serve --model-path m --disaggregation-mode decode --port 1 --kv-events-config {}", &none), []);
+    assert_eq!(
+        wishes(
+            "sglang serve --model-path m --disaggregation-mode decode --port 1 --kv-events-config {}",
+            &none
+        ),
+        []
+    );
     assert_eq!(wishes("llama-server --port 8080", &none), []);
 }
 
@@ -193,7 +217,10 @@ fn sglang_gets_what_a_fleet_needs() {
     let rows = [
         (Role::Both, common.clone()),
         (Role::Decode, format!("{common} --disaggregation-mode decode")),
-        (Role::Prefill, format!("{common} --disaggregation-mode prefill --disaggregation-bootstrap-port 20003")),
+        (
+            Role::Prefill,
+            format!("{common} --disaggregation-mode prefill --disaggregation-bootstrap-port 20003"),
+        ),
     ];
     for (role, expected) in rows {
         let case = Case { role, ..Case::default() };
@@ -204,8 +231,14 @@ fn sglang_gets_what_a_fleet_needs() {
     assert_eq!(prepared.secret_file.as_ref().map(Secret::expose), Some("api-key: \"minted\"\n"));
     assert_eq!(prepared.model.as_deref(), Some("m"));
     let own = Case::default().prepare("sglang serve --model-path m --config mine.yaml").expect("prepared");
-    assert!(own.words.ends_with(&["--enable-metrics".to_owned()]) || own.words.contains(&"--api-key".to_owned()));
-    assert!(own.secret_file.is_none() && own.notes.iter().any(|note| note.contains("list of processes")), "{:?}", own.notes);
+    assert!(
+        own.words.ends_with(&["--enable-metrics".to_owned()]) || own.words.contains(&"--api-key".to_owned())
+    );
+    assert!(
+        own.secret_file.is_none() && own.notes.iter().any(|note| note.contains("list of processes")),
+        "{:?}",
+        own.notes
+    );
 }
 
 #[test]
@@ -229,7 +262,8 @@ fn the_chunk_budget_is_only_set_when_told() {
 
 #[test]
 fn our_own_engine_gets_ports_and_a_role() {
-    let added = Case { role: Role::Decode, ..Case::default() }.added("/usr/bin/forebay engine --dialect vllm --port 7");
+    let added = Case { role: Role::Decode, ..Case::default() }
+        .added("/usr/bin/forebay engine --dialect vllm --port 7");
     assert_eq!(
         added,
         "--host 0.0.0.0 --kv-events-port 20000 --kv-replay-port 20001 --side-channel-port 20002 --role decode"
@@ -271,7 +305,11 @@ fn addresses_are_told_apart_from_what_is_listened_on() {
     ];
     for (line, local, reached) in rows {
         let prepared = Case::default().prepare(line).expect("prepared");
-        assert_eq!((prepared.local_url.as_str(), prepared.advertised_url.as_str()), (local, reached), "{line}");
+        assert_eq!(
+            (prepared.local_url.as_str(), prepared.advertised_url.as_str()),
+            (local, reached),
+            "{line}"
+        );
     }
     //    --url of the agent                  advertised
     let rows = [
@@ -280,8 +318,12 @@ fn addresses_are_told_apart_from_what_is_listened_on() {
         ("http://10.1.1.1:5", "http://10.1.1.1:5"),
     ];
     for (url, reached) in rows {
-        let prepared = Case { url: Some(url), ..Case::default() }.prepare("something else").expect("prepared");
-        assert_eq!((prepared.local_url.as_str(), prepared.advertised_url.as_str()), (url.trim_end_matches('/'), reached));
+        let prepared =
+            Case { url: Some(url), ..Case::default() }.prepare("something else").expect("prepared");
+        assert_eq!(
+            (prepared.local_url.as_str(), prepared.advertised_url.as_str()),
+            (url.trim_end_matches('/'), reached)
+        );
     }
 }
 
@@ -289,7 +331,11 @@ fn addresses_are_told_apart_from_what_is_listened_on() {
 fn commands_that_cannot_be_reached_are_refused_in_sentences() {
     let refused = |line: &str| Case::default().prepare(line).expect_err("refused").to_string();
     assert!(refused("").contains("write the engine's after `--`"));
-    assert!(refused("trtllm-serve m").contains("`trtllm-serve` listens (it has no --port"), "{}", refused("trtllm-serve m"));
+    assert!(
+        refused("trtllm-serve m").contains("`trtllm-serve` listens (it has no --port"),
+        "{}",
+        refused("trtllm-serve m")
+    );
     assert!(refused("vllm serve m --uds /tmp/s").contains("Unix socket"));
     assert!(refused("vllm serve m --headless").contains("headless"));
 }
@@ -299,5 +345,10 @@ fn an_unknown_command_runs_as_it_is_with_a_note() {
     let prepared = Case::default().prepare("trtllm-serve m --port 8000").expect("prepared");
     assert_eq!(prepared.words.join(" "), "trtllm-serve m --port 8000");
     assert!(prepared.variables.is_empty() && prepared.key.is_none());
-    assert!(prepared.notes.iter().any(|note| note.contains("`trtllm-serve` is not a command that the agent knows")));
+    assert!(
+        prepared
+            .notes
+            .iter()
+            .any(|note| note.contains("`trtllm-serve` is not a command that the agent knows"))
+    );
 }

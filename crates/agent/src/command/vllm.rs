@@ -25,7 +25,8 @@ pub(super) fn ports(command: &EngineCommand, environment: &BTreeMap<String, Stri
         wish(Purpose::Events, ranks);
         wish(Purpose::Replay, ranks);
     }
-    if !command.flags.is_set("kv-transfer-config") && !environment.contains_key("VLLM_NIXL_SIDE_CHANNEL_PORT") {
+    if !command.flags.is_set("kv-transfer-config") && !environment.contains_key("VLLM_NIXL_SIDE_CHANNEL_PORT")
+    {
         wish(Purpose::SideChannel, ranks);
     }
     wishes

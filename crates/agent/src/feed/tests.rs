@@ -43,7 +43,8 @@ impl Gateway {
                 for delta in deltas {
                     let KvEventBatch { rank, sequence, events } =
                         LIFE.kv_batch(v1::KvDelta::clone(&delta)).expect("a valid batch");
-                    let known = self.ranks[usize::from(rank.dp_rank)].as_mut().expect("a snapshot came first");
+                    let known =
+                        self.ranks[usize::from(rank.dp_rank)].as_mut().expect("a snapshot came first");
                     assert_eq!(sequence, known.0, "batches in order");
                     known.0 += 1;
                     events.iter().for_each(|event| apply(&mut known.1, event));
@@ -57,7 +58,9 @@ impl Gateway {
 fn apply(blocks: &mut BTreeSet<BlockHash>, event: &KvEvent) {
     match event {
         KvEvent::Stored { hashes, tier: Tier::Device, .. } => blocks.extend(hashes),
-        KvEvent::Removed { hashes, tier: Tier::Device } => hashes.iter().for_each(|hash| drop(blocks.remove(hash))),
+        KvEvent::Removed { hashes, tier: Tier::Device } => hashes.iter().for_each(|hash| {
+            blocks.remove(hash);
+        }),
         KvEvent::Stored { .. } | KvEvent::Removed { .. } => {}
         KvEvent::Cleared => blocks.clear(),
     }

@@ -133,7 +133,7 @@ impl Session {
     /// A stream that ended on this side may have a reason waiting on the other.
     async fn why_gone(&mut self, inbound: &mut Inbound) -> LinkError {
         match timeout_at(Instant::now() + LAST_WORDS_MAX, inbound.message()).await {
-            Ok(Ok(Some(v1::FromGateway { body: Some(Heard::Reject(reject)) }))) => rejected(reject),
+            Ok(Ok(Some(v1::FromGateway { body: Some(Heard::Reject(reject)) }))) => rejected(&reject),
             Ok(Err(status)) => broken(status),
             _ => LinkError::Closed,
         }
@@ -167,18 +167,22 @@ impl Session {
                     told.forget(dp_rank);
                 }
             }
-            Some(Heard::RequestLogs(v1::RequestLogs { request_id, lines })) if self.answers.len() < ANSWERS_MAX => {
+            Some(Heard::RequestLogs(v1::RequestLogs { request_id, lines }))
+                if self.answers.len() < ANSWERS_MAX =>
+            {
                 let lines = lines as usize;
                 let tail = self.shared.log.tail(lines);
                 let tail: Vec<String> = tail.iter().map(|line| line.to_string()).collect();
                 self.answers.push_back(Said::Logs(logs(request_id, lines, tail)));
             }
-            Some(Heard::RequestTokenizer(v1::RequestTokenizer { request_id })) => self.read_tokenizer(request_id),
+            Some(Heard::RequestTokenizer(v1::RequestTokenizer { request_id })) => {
+                self.read_tokenizer(request_id)
+            }
             Some(Heard::DrainEngine(v1::DrainEngine {})) => {
                 // A full queue holds an order to drain already.
                 let _ = self.shared.drains.try_send("an operator asked for it at a gateway".to_owned());
             }
-            Some(Heard::Reject(reject)) => return Err(rejected(reject)),
+            Some(Heard::Reject(reject)) => return Err(rejected(&reject)),
             Some(Heard::Welcome(_) | Heard::Ack(_) | Heard::RequestLogs(_)) | None => {}
         }
         Ok(())

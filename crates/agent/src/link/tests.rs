@@ -5,14 +5,15 @@ use std::{
 
 use forebay_engines::{KvSnapshot, remote};
 use forebay_proto::{
-    Accepts, CacheSight, DataPlane, Dialect, EngineFacts, HashKey, KvAbilities, Progress, Secret, TokenizerReader,
+    Accepts, CacheSight, DataPlane, Dialect, EngineFacts, HashKey, KvAbilities, Progress, Secret,
+    TokenizerReader,
 };
 use forebay_registry::HostPort;
 use forebay_types::{BlockHash, KvEvent, KvEventBatch, RankId, RankLoad, Tier};
 
-use self::gateway::{Gateway, LEASE, Peer, RANKS, SOON, apply, welcome as welcoming};
+use self::gateway::{Gateway, KEY, LEASE, Peer, RANKS, SOON, apply, welcome as welcoming};
 use super::*;
-use crate::tokenizer::Source;
+use crate::{feed::FeedLimits, tokenizer::Source};
 
 #[path = "../../tests/support/gateway.rs"]
 mod gateway;
@@ -36,7 +37,7 @@ impl Agent {
             engine: "e".into(),
             role: Role::Both,
             labels: BTreeMap::from([("zone".to_owned(), "a".to_owned())]),
-            board: Board::new(),
+            board: Board::new(FeedLimits { batches_max: 64, hashes_max: 32_768 }),
             key: FleetKey::new(),
             minter: Mutex::new(Minter::after(FIRST)),
             log: LogRing::default(),
@@ -52,8 +53,13 @@ impl Agent {
     fn ready() -> Self {
         let agent = Self::new(None);
         agent.begin(FIRST);
-        agent.shared.board.ready(facts(), "vllm".to_owned(), CacheSight::Events);
+        agent.serve();
         agent
+    }
+
+    fn serve(&self) {
+        self.shared.board.ready(facts(), "vllm".to_owned(), CacheSight::Events);
+        self.shared.board.restart_feed(Some(KEY));
     }
 
     fn begin(&self, incarnation: Incarnation) {
@@ -82,14 +88,17 @@ impl Agent {
     }
 
     fn knows_all(&self, peer: &Peer) -> bool {
-        (0..usize::from(RANKS)).all(|rank| {
-            peer.ranks[rank].as_ref().is_some_and(|(next, _)| *next == self.sequences[rank])
-        })
+        (0..usize::from(RANKS))
+            .all(|rank| peer.ranks[rank].as_ref().is_some_and(|(next, _)| *next == self.sequences[rank]))
     }
 
     fn assert_equal(&self, peer: &Peer) {
         for rank in 0..usize::from(RANKS) {
-            assert_eq!(peer.ranks[rank].as_ref().map(|(_, blocks)| blocks), Some(&self.truth[rank]), "rank {rank}");
+            assert_eq!(
+                peer.ranks[rank].as_ref().map(|(_, blocks)| blocks),
+                Some(&self.truth[rank]),
+                "rank {rank}"
+            );
         }
     }
 }
@@ -101,6 +110,11 @@ struct Linked {
 }
 
 impl Linked {
+    /// Waits until the agent has read the Welcome.
+    async fn up(&mut self) {
+        self.state("the stream stands", |state| matches!(state, LinkState::Up(_))).await;
+    }
+
     async fn state(&mut self, what: &str, holds: impl FnMut(&LinkState) -> bool) -> LinkState {
         let held = timeout(SOON, self.state.wait_for(holds)).await.unwrap_or_else(|_| panic!("{what} soon"));
         held.expect("the link runs").clone()
@@ -155,21 +169,35 @@ async fn a_gateway_learns_of_an_engine_from_its_start_on() {
     let mut link = agent.link(gateway.record());
     agent.begin(FIRST);
     let mut peer = gateway.welcomed("gw", LEASE).await;
-    let Hello { wire_version, agent_version: _, engine, kind, incarnation, role, progress, facts: found, data_plane, labels, cache_sight: _ } =
-        peer.stream.hello.clone();
+    let Hello {
+        wire_version,
+        agent_version: _,
+        engine,
+        kind,
+        incarnation,
+        role,
+        progress,
+        facts: found,
+        data_plane,
+        labels,
+        cache_sight: _,
+    } = peer.stream.hello.clone();
     assert_eq!((wire_version, engine.as_str(), kind.as_str(), incarnation), (1, "e", "vllm", FIRST));
     assert_eq!((role, progress.state, found, labels.len()), (Role::Both, EngineState::Loading, None, 1));
     assert_eq!(data_plane.api_key, Some(Secret::new("k")));
-    assert_eq!(link.state("it is taken in", |state| *state == LinkState::Up(FIRST)).await, LinkState::Up(FIRST));
+    link.state("it is taken in", |state| *state == LinkState::Up(FIRST)).await;
     let compiling = Progress { state: EngineState::Compiling, sentence: "compiling".to_owned() };
     agent.shared.board.progress(compiling.clone());
     peer.until("the progress", |peer| peer.progress.as_ref() == Some(&compiling)).await;
-    agent.shared.board.ready(facts(), "vllm".to_owned(), CacheSight::Events);
+    agent.serve();
     agent.shared.board.load(1, RankLoad { running: 3, ..RankLoad::default() }, std::time::Instant::now());
     peer.until("both caches and the load", |peer| peer.snapshots == 2 && peer.loads.contains_key(&1)).await;
     assert_eq!(peer.loads[&1].running, 3);
     agent.shared.board.drain("an operator".to_owned());
-    peer.until("the drain", |peer| peer.other.iter().any(|said| matches!(said, Said::Drain(drain) if drain.sentence == "an operator"))).await;
+    peer.until("the drain", |peer| {
+        peer.other.iter().any(|said| matches!(said, Said::Drain(drain) if drain.sentence == "an operator"))
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -189,7 +217,10 @@ async fn two_gateways_follow_random_changes_exactly() {
         let from = roll(500);
         let event = match roll(20) {
             0 => KvEvent::Cleared,
-            1..=7 => KvEvent::Removed { hashes: (from..from + 1 + roll(9)).map(BlockHash).collect(), tier: Tier::Device },
+            1..=7 => KvEvent::Removed {
+                hashes: (from..from + 1 + roll(9)).map(BlockHash).collect(),
+                tier: Tier::Device,
+            },
             _ => stored(from..from + 1 + roll(9)),
         };
         agent.event(dp_rank, event);
@@ -217,9 +248,12 @@ async fn a_slow_gateway_gets_a_fresh_snapshot_and_holds_nobody_up() {
     slow.until("its first snapshots", |peer| peer.snapshots == 2).await;
     // Far more than the log and the connection hold, while it reads nothing.
     const BATCHES: u64 = 300;
+    const BLOCKS: u64 = 1_000;
     for n in 0..BATCHES {
-        agent.store(0, n * 10_000..(n + 1) * 10_000);
-        agent.event(0, KvEvent::Removed { hashes: (n * 10_000..(n + 1) * 10_000 - 10).map(BlockHash).collect(), tier: Tier::Device });
+        let blocks = n * BLOCKS..(n + 1) * BLOCKS;
+        agent.store(0, blocks.clone());
+        let hashes = blocks.take(BLOCKS as usize - 10).map(BlockHash).collect();
+        agent.event(0, KvEvent::Removed { hashes, tier: Tier::Device });
         fast.until("every change at once", |peer| agent.knows_all(peer)).await;
     }
     slow.until("everything", |peer| agent.knows_all(peer)).await;
@@ -320,9 +354,11 @@ async fn a_gateway_that_hangs_is_dialled_again() {
     let mut peer = gateway.welcomed("gw", Duration::from_millis(300)).await;
     peer.acks = false;
     let began = Instant::now();
-    peer.to_the_end().await;
+    peer.until_its_end().await;
     assert!(began.elapsed() >= Duration::from_millis(250), "the lease is kept");
-    let down = link.state("the link is down", |state| matches!(state, LinkState::Down(why) if why.contains("lease"))).await;
+    let down = link
+        .state("the link is down", |state| matches!(state, LinkState::Down(why) if why.contains("lease")))
+        .await;
     assert_eq!(down, LinkState::Down("the gateway has said nothing for its lease of 0.3 s".to_owned()));
     gateway.attached().await;
 }
@@ -337,13 +373,20 @@ async fn a_death_is_told_within_a_second_and_the_next_life_on_a_new_stream() {
     peer.until("its snapshots", |peer| peer.snapshots == 2).await;
     let began = Instant::now();
     agent.shared.board.died("killed by SIGKILL", vec!["a line".to_owned()]);
-    peer.to_the_end().await;
+    peer.until_its_end().await;
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     let died = peer.died().expect("its last words");
-    assert_eq!((died.last_words.as_str(), died.log_tail.as_slice()), ("killed by SIGKILL", &["a line".to_owned()][..]));
+    assert_eq!(
+        (died.last_words.as_str(), died.log_tail.as_slice()),
+        ("killed by SIGKILL", &["a line".to_owned()][..])
+    );
     agent.begin(Incarnation(2_000));
     assert_eq!(reads.attached().await.hello.incarnation, Incarnation(2_000));
-    assert_eq!(hangs.attached().await.hello.incarnation, Incarnation(2_000), "one that read nothing is not waited for");
+    assert_eq!(
+        hangs.attached().await.hello.incarnation,
+        Incarnation(2_000),
+        "one that read nothing is not waited for"
+    );
     drop(stuck);
 }
 
@@ -351,18 +394,23 @@ async fn a_death_is_told_within_a_second_and_the_next_life_on_a_new_stream() {
 async fn a_gateway_with_another_hash_key_is_refused_with_a_sentence() {
     let mut agent = Agent::ready();
     let (mut first, mut second) = (Gateway::start(None).await, Gateway::start(None).await);
-    let _first = agent.link(first.record());
+    let mut standing = agent.link(first.record());
     let mut peer = first.welcomed("gw-0", LEASE).await;
+    standing.up().await;
     let mut link = agent.link(second.record());
     let attached = second.attached().await;
     let hash_key = HashKey { key: [8; 16], block_size_tokens: 16 };
     let welcome = Welcome { hash_key, ..welcoming("gw-1", LEASE) };
     attached.say(Heard::Welcome(welcome.into())).await;
     let mut refused = Peer::new(attached);
-    refused.to_the_end().await;
+    refused.until_its_end().await;
     assert_eq!((refused.messages, refused.snapshots), (0, 0), "no hash leaves under a wrong key");
-    let down = link.state("refused", |state| matches!(state, LinkState::Down(why) if why.contains("key"))).await;
-    assert!(matches!(&down, LinkState::Down(why) if why.starts_with("gateway gw-1 names blocks by another key")), "{down:?}");
+    let down =
+        link.state("refused", |state| matches!(state, LinkState::Down(why) if why.contains("key"))).await;
+    assert!(
+        matches!(&down, LinkState::Down(why) if why.starts_with("gateway gw-1 names blocks by another key")),
+        "{down:?}"
+    );
     agent.store(0, 0..3);
     peer.until("the first gateway's changes", |peer| agent.knows_all(peer)).await;
 }
@@ -371,14 +419,19 @@ async fn a_gateway_with_another_hash_key_is_refused_with_a_sentence() {
 async fn one_gateway_under_two_addresses_gets_one_stream() {
     let agent = Agent::ready();
     let (mut one, mut two) = (Gateway::start(None).await, Gateway::start(None).await);
-    let _first = agent.link(one.record());
+    let mut standing = agent.link(one.record());
     let mut peer = one.welcomed("gw", LEASE).await;
+    standing.up().await;
     let mut twin = agent.link(two.record());
     let mut second = two.welcomed("gw", LEASE).await;
-    second.to_the_end().await;
+    second.until_its_end().await;
     assert_eq!(second.messages, 0);
-    let down = twin.state("a twin", |state| matches!(state, LinkState::Down(why) if why.contains("already"))).await;
-    assert_eq!(down, LinkState::Down("gateway gw is connected already, under another of its addresses".to_owned()));
+    let down =
+        twin.state("a twin", |state| matches!(state, LinkState::Down(why) if why.contains("already"))).await;
+    assert_eq!(
+        down,
+        LinkState::Down("gateway gw is connected already, under another of its addresses".to_owned())
+    );
     peer.until("the stream that stands", |peer| peer.snapshots == 2).await;
 }
 
@@ -392,7 +445,9 @@ async fn what_a_gateway_asks_for_is_answered() {
         agent.shared.log.push(&format!("line {number}"));
     }
     peer.stream.say(Heard::RequestLogs(v1::RequestLogs { request_id: 3, lines: 2 })).await;
-    let logs = |peer: &Peer| peer.other.iter().find_map(|said| if let Said::Logs(logs) = said { Some(logs.clone()) } else { None });
+    let logs = |peer: &Peer| {
+        peer.other.iter().find_map(|said| if let Said::Logs(logs) = said { Some(logs.clone()) } else { None })
+    };
     peer.until("the log", |peer| logs(peer).is_some()).await;
     let lines = vec!["line 3".to_owned(), "line 4".to_owned()];
     assert_eq!(logs(&peer), Some(v1::Logs { request_id: 3, lines }));
@@ -401,11 +456,19 @@ async fn what_a_gateway_asks_for_is_answered() {
     std::fs::write(folder.path().join("tokenizer.json"), vec![b'x'; 3 << 20]).expect("written");
     agent.tokenizer.send_replace(Source::Folder(PathBuf::from(folder.path())));
     peer.stream.say(Heard::RequestTokenizer(v1::RequestTokenizer { request_id: 4 })).await;
-    let last = |peer: &Peer| peer.other.iter().any(|said| matches!(said, Said::Tokenizer(piece) if piece.last));
+    let last =
+        |peer: &Peer| peer.other.iter().any(|said| matches!(said, Said::Tokenizer(piece) if piece.last));
     peer.until("the tokenizer", last).await;
     let mut reader = TokenizerReader::default();
-    let pieces = peer.other.iter().filter_map(|said| if let Said::Tokenizer(piece) = said { Some(piece.clone()) } else { None });
-    let files = pieces.filter_map(|piece| reader.take(piece).expect("pieces that fit")).next().expect("the last").expect("files");
+    let pieces = peer
+        .other
+        .iter()
+        .filter_map(|said| if let Said::Tokenizer(piece) = said { Some(piece.clone()) } else { None });
+    let files = pieces
+        .filter_map(|piece| reader.take(piece).expect("pieces that fit"))
+        .next()
+        .expect("the last")
+        .expect("files");
     assert_eq!((files.len(), files[0].bytes.len()), (1, 3 << 20));
 
     peer.stream.say(Heard::DrainEngine(v1::DrainEngine {})).await;
@@ -426,8 +489,17 @@ async fn a_fence_and_a_lost_sight_are_known_to_streams_that_come_later() {
     let mut peer = gateway.welcomed("gw", LEASE).await;
     assert_eq!(peer.stream.hello.cache_sight, blind);
     let fenced = |peer: &Peer| {
-        let notice = |said: &Said| if let Said::Notice(notice) = said { forebay_proto::Notice::try_from(notice.clone()).ok() } else { None };
-        peer.other.iter().filter_map(notice).any(|notice| notice == forebay_proto::Notice::Fenced { why: "it lied".to_owned() })
+        let notice = |said: &Said| {
+            if let Said::Notice(notice) = said {
+                forebay_proto::Notice::try_from(notice.clone()).ok()
+            } else {
+                None
+            }
+        };
+        peer.other
+            .iter()
+            .filter_map(notice)
+            .any(|notice| notice == forebay_proto::Notice::Fenced { why: "it lied".to_owned() })
     };
     peer.until("the fence", fenced).await;
     assert_eq!(peer.snapshots, 0, "nothing is said of a cache that is out of sight");
@@ -442,22 +514,24 @@ async fn a_gateway_on_another_host_is_not_dialled_without_tls() {
     let agent = Agent::ready();
     let address = HostPort::new("192.0.2.1", 7070).expect("an address");
     let mut link = agent.link(GatewayRecord::new("far", address).expect("a record"));
-    let down = link.state("refused", |state| matches!(state, LinkState::Down(why) if why.contains("TLS"))).await;
-    assert!(matches!(&down, LinkState::Down(why) if why.contains("192.0.2.1:7070 is not on this host and there is no TLS")), "{down:?}");
+    let down =
+        link.state("refused", |state| matches!(state, LinkState::Down(why) if why.contains("TLS"))).await;
+    assert!(
+        matches!(&down, LinkState::Down(why) if why.contains("192.0.2.1:7070 is not on this host and there is no TLS")),
+        "{down:?}"
+    );
     link.listed.send_replace(false);
     timeout(SOON, &mut link.task).await.expect("a link that is not listed ends").expect("no panic");
 }
 
 #[tokio::test]
 async fn certificates_are_shown_and_believed() {
-    let (server, client, stranger) = (certificates("localhost"), certificates("agent"), certificates("agent"));
+    let (server, client, stranger) =
+        (certificates("localhost"), certificates("agent"), certificates("agent"));
     let (server, client) = (with_ca(&server, &client), with_ca(&client, &server));
     let stranger = with_ca(&stranger, &certificates("nobody"));
     let mut gateway = Gateway::start(Some(&server)).await;
-    let record = GatewayRecord {
-        server_name: Some("localhost".to_owned()),
-        ..gateway.record()
-    };
+    let record = GatewayRecord { server_name: Some("localhost".to_owned()), ..gateway.record() };
     let mut refused = Agent::new(Some(stranger));
     refused.begin(FIRST);
     let mut link = refused.link(record.clone());
@@ -479,6 +553,7 @@ fn certificates(name: &str) -> (String, String) {
 /// The files of one who believes the other.
 fn with_ca((cert, key): &(String, String), (ca, _): &(String, String)) -> TlsFiles {
     use forebay_proto::tls::{Identity, Pem};
-    let identity = Identity { cert: Pem::new("cert.pem", cert.as_bytes()), key: Pem::new("key.pem", key.as_bytes()) };
+    let identity =
+        Identity { cert: Pem::new("cert.pem", cert.as_bytes()), key: Pem::new("key.pem", key.as_bytes()) };
     TlsFiles::new(Pem::new("ca.pem", ca.as_bytes()), Some(identity)).expect("files that fit")
 }

@@ -83,7 +83,8 @@ impl Gateway {
     }
 
     pub(crate) fn record(&self) -> GatewayRecord {
-        GatewayRecord::new(self.address.to_string().replace(':', "-"), self.address.into()).expect("an address")
+        GatewayRecord::new(self.address.to_string().replace(':', "-"), self.address.into())
+            .expect("an address")
     }
 
     pub(crate) async fn attached(&mut self) -> Attached {
@@ -116,6 +117,7 @@ pub(crate) struct Peer {
     pub(crate) acks: bool,
     pub(crate) progress: Option<Progress>,
     pub(crate) loads: BTreeMap<u16, RankLoad>,
+    pub(crate) notes: Vec<String>,
     pub(crate) other: Vec<Said>,
 }
 
@@ -123,6 +125,7 @@ impl Peer {
     pub(crate) fn new(stream: Attached) -> Self {
         let dp_ranks = stream.hello.facts.as_ref().map_or(0, |facts| facts.dp_ranks);
         let life = Life { incarnation: stream.hello.incarnation, dp_ranks };
+        let progress = Some(stream.hello.progress.clone());
         Self {
             stream,
             life,
@@ -131,8 +134,9 @@ impl Peer {
             snapshots: 0,
             messages: 0,
             acks: true,
-            progress: None,
+            progress,
             loads: BTreeMap::new(),
+            notes: Vec::new(),
             other: Vec::new(),
         }
     }
@@ -155,6 +159,7 @@ impl Peer {
             Said::Ready(ready) => {
                 let ready = forebay_proto::Ready::try_from(ready).expect("valid");
                 self.life.dp_ranks = ready.facts.dp_ranks;
+                self.notes = ready.facts.notes;
             }
             Said::Load(load) => {
                 let report = self.life.load(load).expect("valid");
@@ -194,7 +199,7 @@ impl Peer {
     }
 
     /// Reads to the end of the stream.
-    pub(crate) async fn to_the_end(&mut self) {
+    pub(crate) async fn until_its_end(&mut self) {
         timeout(SOON, async { while self.read().await {} }).await.expect("the stream ends soon");
     }
 
