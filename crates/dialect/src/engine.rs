@@ -156,14 +156,8 @@ impl EngineProcess {
         };
         let (driver, text) = build(&options, hasher, mover).await?;
         let EngineOptions { api_key, events, http: limits, .. } = options;
-        let parts = DialectParts { driver: driver.clone(), hasher, text, api_key, connector, events, limits };
-        match DialectServer::bind(listener, parts).await {
-            Ok(server) => Ok(Self { server }),
-            Err(error) => {
-                driver.stop();
-                Err(error.into())
-            }
-        }
+        let parts = DialectParts { driver, hasher, text, api_key, connector, events, limits };
+        Ok(Self { server: DialectServer::bind(listener, parts).await? })
     }
 
     /// Where it is found.

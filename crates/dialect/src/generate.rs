@@ -22,6 +22,8 @@ use crate::{
     tokenize::{Surroundings, encode},
 };
 
+/// vLLM's header for one of several schedulers.
+const RANK: &str = "x-data-parallel-rank";
 /// Bytes of entropy behind a prefill leg's public id: whoever knows it may read the KV.
 const HELD_ID_BYTES: usize = 16;
 
@@ -30,6 +32,7 @@ pub(crate) async fn completions(State(app): State<Arc<App>>, headers: HeaderMap,
 }
 
 async fn completed(app: &Arc<App>, headers: &HeaderMap, body: Body) -> Result<Response, ApiError> {
+    check_rank(headers)?;
     let body = read_body(body, &app.limits).await?;
     let (spec, prompts) = request::completions(&body, &app.facts().model, &app.limits)?;
     let mut tokens = Vec::with_capacity(prompts.len());
@@ -47,6 +50,7 @@ pub(crate) async fn chat(State(app): State<Arc<App>>, headers: HeaderMap, body: 
 }
 
 async fn chatted(app: &Arc<App>, headers: &HeaderMap, body: Body) -> Result<Response, ApiError> {
+    check_rank(headers)?;
     let body = read_body(body, &app.limits).await?;
     let (spec, prompt) = request::chat(&body, &app.facts().model, &app.text, &app.limits)?;
     let tokens = encode(&app.text.tokenizer, prompt, Surroundings::AsIs).await?;
@@ -93,6 +97,17 @@ async fn generate(
         exchange.offer(held, kv, identity, answer.cached_tokens)
     };
     Ok(deliver(answer, words, spec.delivery, prompt_tokens, offer, admitted).await)
+}
+
+/// There is one scheduler, number 0.
+fn check_rank(headers: &HeaderMap) -> Result<(), ApiError> {
+    match headers.get(RANK).map(|rank| rank.to_str().unwrap_or_default()) {
+        None | Some("0") => Ok(()),
+        Some(rank) => {
+            let rank: String = rank.chars().take(20).collect();
+            Err(ApiError::bad(format!("data_parallel_rank {rank} is out of range [0, 1).")))
+        }
+    }
 }
 
 /// What no engine should be asked to compute.

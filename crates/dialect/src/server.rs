@@ -111,6 +111,7 @@ pub struct DialectServer {
     listener: TcpListener,
     app: Arc<App>,
     addresses: Addresses,
+    engine: StopsEngine,
     /// Closed when the side channel and the replay socket shall end.
     stop: watch::Sender<()>,
     watcher: JoinHandle<()>,
@@ -120,9 +121,10 @@ impl DialectServer {
     /// Binds everything beside the listener and begins to read the engine's reports.
     ///
     /// # Errors
-    /// If an address cannot be bound. The engine is left running.
+    /// If an address cannot be bound. The engine is stopped then.
     pub async fn bind(listener: TcpListener, parts: DialectParts) -> Result<Self, BindError> {
         let DialectParts { driver, hasher, text, api_key, connector, events, limits } = parts;
+        let engine = StopsEngine(driver.clone());
         let http = listener.local_addr().map_err(BindError::Listener)?;
         let (stop, stopping) = watch::channel(());
         let engine_id = engine_id();
@@ -173,7 +175,7 @@ impl DialectServer {
             started_seconds: unix_time().as_secs_f64(),
             load: Arc::new(AtomicU64::new(0)),
         });
-        Ok(Self { listener, app, addresses, stop, watcher })
+        Ok(Self { listener, app, addresses, engine, stop, watcher })
     }
 
     /// Where it is found.
@@ -183,7 +185,7 @@ impl DialectServer {
 
     /// Serves until `shutdown` resolves or the engine dies, lets running answers finish, and stops the engine.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Ended {
-        let Self { listener, app, addresses: _, stop, watcher } = self;
+        let Self { listener, app, addresses: _, engine, stop, watcher } = self;
         let limits = app.limits.clone();
         let server = Server {
             http: protocol(&limits),
@@ -216,7 +218,7 @@ impl DialectServer {
         let in_time = tokio::time::timeout(limits.shutdown_max, finished).await.is_ok();
         let cut = if in_time { 0 } else { connections.len() };
         connections.shutdown().await;
-        app.driver.stop();
+        drop(engine);
         drop(stop);
         // The engine says its last words at the end of its step.
         let _watched = tokio::time::timeout(limits.shutdown_max, watcher).await;
@@ -224,6 +226,15 @@ impl DialectServer {
             Some(reason) => Ended::EngineDied { reason },
             None => Ended::Shutdown { cut },
         }
+    }
+}
+
+/// The engine lives no longer than its server.
+struct StopsEngine(Arc<dyn Driver>);
+
+impl Drop for StopsEngine {
+    fn drop(&mut self) {
+        self.0.stop();
     }
 }
 

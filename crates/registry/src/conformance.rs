@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use tokio::time::timeout;
+use tokio::time::{interval, timeout};
 
 use crate::{
     Announcement, AnnouncementState, BoxFuture, GatewayRecord, Gateways, Health, HostPort, Registry, Watch,
@@ -131,15 +131,32 @@ pub async fn until_health(registry: &dyn Registry, health: Health) {
     until(&format!("health {health}"), || registry.state().health == health).await;
 }
 
-/// Waits until `holds`; asks every few milliseconds, for what no event tells.
-pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let waited = timeout(WAIT_MAX, async {
-        let mut tick = tokio::time::interval(Duration::from_millis(5));
+/// Waits until the registry's sentence has `part` in it.
+pub async fn until_sentence(registry: &dyn Registry, part: &str) {
+    let said = comes(|| registry.state().sentence.contains(part)).await;
+    assert!(said, "`{part}` was not said within {WAIT_MAX:?}, but: {}", registry.state().sentence);
+}
+
+/// Waits until `holds`.
+pub async fn until(what: &str, holds: impl FnMut() -> bool) {
+    assert!(comes(holds).await, "{what} did not come within {WAIT_MAX:?}");
+}
+
+/// Asks every few milliseconds, for what no event tells.
+async fn comes(mut holds: impl FnMut() -> bool) -> bool {
+    let asking = async {
+        let mut tick = interval(Duration::from_millis(5));
         while !holds() {
             tick.tick().await;
         }
-    });
-    assert!(waited.await.is_ok(), "{what} did not come within {WAIT_MAX:?}");
+    };
+    timeout(WAIT_MAX, asking).await.is_ok()
+}
+
+async fn until_registered(presence: &mut dyn Presence) {
+    let announcement = presence.announcement().expect("an announcing registry");
+    let waited = timeout(WAIT_MAX, announcement.registered()).await;
+    assert!(waited.is_ok(), "not registered within {WAIT_MAX:?}, but: {}", announcement.state());
 }
 
 async fn until_superseded(presence: &mut dyn Presence) -> String {
@@ -296,12 +313,10 @@ pub async fn the_latest_has_the_name(harness: &mut dyn Harness) {
     seen.until([2]).await;
     let why = until_superseded(&mut *former).await;
     assert!(why.contains("gateway gw") && why.contains("127.0.0.2"), "{why}");
-    let latest_state = latest.announcement().expect("an announcing registry").state();
-    assert_eq!(latest_state, AnnouncementState::Registered);
+    until_registered(&mut *latest).await;
     latest.withdraw().await;
     seen.until([1]).await;
-    let announcement = former.announcement().expect("an announcing registry");
-    timeout(WAIT_MAX, announcement.registered()).await.expect("registered again");
+    until_registered(&mut *former).await;
 }
 
 /// A gateway that crashed and comes back needs not wait for its old lease; the end of that takes nothing from it.
@@ -317,7 +332,7 @@ pub async fn a_restarted_gateway_is_back_at_once(harness: &mut dyn Harness) {
         seen.history.iter().skip_while(|set| set.is_empty()).all(|set| !set.is_empty()),
         "before the old lease lapsed"
     );
-    assert_eq!(new.announcement().expect("an announcing registry").state(), AnnouncementState::Registered);
+    until_registered(&mut *new).await;
     let change = timeout(harness.lease() * 2, seen.until([])).await;
     assert!(change.is_err(), "the old lease's end takes nothing: {:?}", seen.history);
 }
@@ -329,8 +344,7 @@ pub async fn renaming_leaves_no_gap(harness: &mut dyn Harness) {
     let old = harness.appear("old", address(1));
     seen.until([1]).await;
     let mut new = harness.appear("new", address(1));
-    let announcement = new.announcement().expect("an announcing registry");
-    timeout(WAIT_MAX, announcement.registered()).await.expect("registered");
+    until_registered(&mut *new).await;
     until("both names", || registry.watch().current().is_some_and(|set| set.len() == 2)).await;
     old.withdraw().await;
     until("the new name alone", || {
@@ -355,7 +369,7 @@ pub async fn announcing_survives_an_outage(harness: &mut dyn Harness) {
     let waits = |state: &AnnouncementState| matches!(state, AnnouncementState::Pending { .. });
     assert!(waits(&announcement.changed().await) && seen.now().is_empty());
     harness.mend().await;
-    timeout(WAIT_MAX, announcement.registered()).await.expect("registered");
+    until_registered(&mut *one).await;
     seen.until([1]).await;
 }
 

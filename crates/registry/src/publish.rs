@@ -47,6 +47,9 @@ impl Publisher {
     /// The set is the truth now; `sentence` says so.
     pub(crate) fn confirm(&self, sentence: String) {
         let mut status = self.status.lock();
+        if status.trouble.is_some() {
+            tracing::info!("the registry answers again: {sentence}");
+        }
         *status = Status { confirmed: Some(Instant::now()), trouble: None, sentence };
     }
 
@@ -55,13 +58,15 @@ impl Publisher {
         self.status.lock().confirmed = Some(Instant::now());
     }
 
-    /// The set may be old from now on. Logged when it begins and when it becomes another trouble.
+    /// The set may be old from now on. Logged once an outage: what is wrong differs from one endpoint to the next.
     pub(crate) fn trouble(&self, trouble: String) {
         let mut status = self.status.lock();
-        if status.trouble.as_deref() != Some(&trouble) {
-            tracing::warn!(trouble, "the registry is away; the known gateways stand");
-            status.trouble = Some(trouble);
+        if status.trouble.is_none() {
+            tracing::warn!("the registry is away, the known gateways stand: {trouble}");
+        } else {
+            tracing::debug!("the registry is still away: {trouble}");
         }
+        status.trouble = Some(trouble);
     }
 
     pub(crate) fn watch(&self) -> Watch {

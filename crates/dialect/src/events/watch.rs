@@ -11,6 +11,7 @@ use std::{
 
 use forebay_engines::{Driver, KvSnapshot};
 use forebay_types::{BlockHash, KvEvent, KvEventBatch};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{
@@ -44,33 +45,24 @@ pub(crate) async fn run(
         }
         if let Some(publisher) = &mut publisher {
             for snapshot in &report.snapshots {
-                let (events, unknown) = stream.snapshot(snapshot, legs.ledger());
-                publish(publisher, &metrics, events, unknown, block_size).await;
+                let told = stream.snapshot(snapshot, legs.ledger());
+                publish(publisher, &metrics, told, block_size).await;
             }
             for batch in &report.kv {
                 match stream.batch(batch, legs.ledger()) {
-                    Some((events, unknown)) => {
-                        publish(publisher, &metrics, events, unknown, block_size).await
-                    }
+                    Some(told) => publish(publisher, &metrics, told, block_size).await,
                     None => driver.request_snapshot(0),
                 }
             }
         }
         if report.died.is_some() {
-            legs.drain();
             death.send_replace(report.died);
             return;
         }
     }
 }
 
-async fn publish(
-    publisher: &mut Publisher,
-    metrics: &Metrics,
-    events: Vec<WireEvent>,
-    unknown: usize,
-    block_size: u32,
-) {
+async fn publish(publisher: &mut Publisher, metrics: &Metrics, (events, unknown): Told, block_size: u32) {
     if unknown > 0 {
         tracing::warn!(blocks = unknown, "KV events of blocks with unknown tokens were left out");
         metrics.update(|counters| counters.blocks_unpublished += unknown as u64);
@@ -94,7 +86,7 @@ type Told = (Vec<WireEvent>, usize);
 
 impl Stream {
     /// `None` where a batch is missing before it: a snapshot is needed.
-    fn batch(&mut self, batch: &KvEventBatch, ledger: &parking_lot::Mutex<Ledger>) -> Option<Told> {
+    fn batch(&mut self, batch: &KvEventBatch, ledger: &Mutex<Ledger>) -> Option<Told> {
         if self.awaiting_snapshot || batch.sequence < self.next {
             return Some((Vec::new(), 0)); // it is, or will be, part of a snapshot
         }
@@ -102,7 +94,7 @@ impl Stream {
             tracing::warn!(
                 expected = self.next,
                 found = batch.sequence,
-                "KV event batches of the engine were lost"
+                "the engine's KV event batches were lost"
             );
             self.awaiting_snapshot = true;
             return None;
@@ -116,7 +108,7 @@ impl Stream {
         Some(told)
     }
 
-    fn snapshot(&mut self, snapshot: &KvSnapshot, ledger: &parking_lot::Mutex<Ledger>) -> Told {
+    fn snapshot(&mut self, snapshot: &KvSnapshot, ledger: &Mutex<Ledger>) -> Told {
         self.next = snapshot.sequence_next;
         self.awaiting_snapshot = false;
         let (blocks, unknown) = ledger.lock().resync(&snapshot.blocks);
@@ -189,7 +181,6 @@ fn append(
 mod tests {
     use forebay_kv_hash::{BlockHasher, HashKey};
     use forebay_types::{Incarnation, RankId, Tier};
-    use parking_lot::Mutex;
 
     use super::*;
 
@@ -248,21 +239,17 @@ mod tests {
         assert_eq!(stream.batch(&numbered(2, vec![stored(&hashes[2..3], Some(hashes[1]))]), &ledger), None);
         let late = stream.batch(&numbered(3, vec![stored(&hashes[3..], Some(hashes[2]))]), &ledger);
         assert_eq!(late, Some((Vec::new(), 0)), "nothing is said in between");
-        let snapshot =
-            KvSnapshot { rank: RANK, sequence_next: 4, blocks: hashes[..3].iter().rev().copied().collect() };
+        let blocks = hashes[..3].iter().rev().copied().collect();
+        let snapshot = KvSnapshot { rank: RANK, sequence_next: 4, blocks };
         let (events, unknown) = stream.snapshot(&snapshot, &ledger);
         assert_eq!((events.len(), &events[0], unknown), (2, &WireEvent::Cleared, 0));
         let WireEvent::Stored { hashes: chain, parent: None, tokens, .. } = &events[1] else {
             panic!("{events:?}")
         };
         assert_eq!((chain.as_slice(), tokens.len()), (&hashes[..3], 6));
-        assert_eq!(
-            stream.batch(&numbered(3, vec![stored(&hashes[3..], None)]), &ledger),
-            Some((Vec::new(), 0))
-        );
-        assert_eq!(
-            stream.batch(&numbered(4, vec![KvEvent::Cleared]), &ledger),
-            Some((vec![WireEvent::Cleared], 0))
-        );
+        let late = stream.batch(&numbered(3, vec![stored(&hashes[3..], None)]), &ledger);
+        assert_eq!(late, Some((Vec::new(), 0)));
+        let next = stream.batch(&numbered(4, vec![KvEvent::Cleared]), &ledger);
+        assert_eq!(next, Some((vec![WireEvent::Cleared], 0)));
     }
 }

@@ -81,6 +81,8 @@ async fn split_equals_aggregated(model: EngineModel) {
     assert_eq!(metrics.value("forebay:kv_blocks_unpublished_total"), 0.0);
     let expired = prefill_engine.metrics().await.value("vllm:nixl_num_kv_expired_reqs_total");
     assert_eq!(expired, 0.0, "what was fetched was freed");
+    let stage = "vllm:num_requests_kv_fetch_by_stage{stage=\"in_progress\"}";
+    assert!(metrics.has(stage) && !prefill_engine.metrics().await.has(stage), "only consumers fetch");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -252,8 +252,12 @@ async fn requests_that_cannot_be_are_refused_in_vllms_shape() {
         assert!(error["message"].as_str().unwrap().contains(said), "{error}");
         assert!(error["type"].is_string());
     }
-    let good = engine.client.post("/v1/completions", &json!({"prompt": "a", "max_tokens": 1})).await;
-    assert_eq!(good.status, 200, "the engine lives on");
+    let good = json!({"prompt": "a", "max_tokens": 1}).to_string().into_bytes();
+    for (rank, status) in [("0", 200), ("1", 400), ("x", 400)] {
+        let headers = [("x-data-parallel-rank", rank)];
+        let answer = engine.client.send(Method::POST, "/v1/completions", &headers, good.clone()).await;
+        assert_eq!(answer.status, status, "rank {rank}: {}", answer.body);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

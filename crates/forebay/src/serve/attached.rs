@@ -8,7 +8,10 @@ use forebay_engines::remote::{
     RemoteLimits, RemoteSpec, TokenizerProbe,
     client::{ClientSettings, HttpClient, Secret, TlsSettings},
 };
-use forebay_gateway::{cluster::Outbound, http::AttachedText};
+use forebay_gateway::{
+    cluster::{Outbound, Tokenizers},
+    http::AttachedText,
+};
 use forebay_kv_hash::BlockHasher;
 use forebay_text::{Conversation, Message};
 use forebay_types::TokenId;
@@ -103,9 +106,7 @@ fn client(ca: &Path) -> anyhow::Result<Arc<HttpClient>> {
 }
 
 /// The tokenizers of models, for engines that agents bring.
-pub(super) fn tokenizers(
-    texts: &[AttachedText],
-) -> Arc<dyn Fn(&str) -> Option<Arc<dyn TokenizerProbe>> + Send + Sync> {
+pub(super) fn tokenizers(texts: &[AttachedText]) -> Tokenizers {
     let texts = texts.to_vec();
     Arc::new(move |model| {
         let named = texts.iter().find(|text| text.model.as_deref() == Some(model));

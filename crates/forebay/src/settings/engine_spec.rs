@@ -17,7 +17,7 @@ pub(crate) enum EngineSpec {
     /// Engines of one kind that `serve` starts in its own process.
     Local(LocalSpec),
     /// An engine elsewhere.
-    Attached(AttachSpec),
+    Attached(Box<AttachSpec>),
 }
 
 /// Engines of one kind that `serve` starts in its own process.
@@ -78,7 +78,7 @@ impl EngineSpec {
     /// A sentence that says which part is wrong and what would be right.
     pub(crate) fn from_text(text: &str) -> Result<Self, String> {
         match AttachSpec::from_text(text) {
-            Some(attached) => attached.map(Self::Attached),
+            Some(attached) => attached.map(|spec| Self::Attached(Box::new(spec))),
             None => LocalSpec::from_text(text).map(Self::Local),
         }
     }

@@ -302,5 +302,5 @@ pub(crate) fn streamed(reader: BufReader<TcpStream>) -> (String, bool) {
             said += choice["delta"]["content"].as_str().or(choice["text"].as_str()).unwrap_or_default();
         }
     }
-    (said, events.last() == Some("[DONE]"))
+    (said, text.trim_end().ends_with("data: [DONE]"))
 }

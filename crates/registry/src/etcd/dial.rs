@@ -25,7 +25,7 @@ impl From<Error> for Trouble {
         }
         while let Some(cause) = source {
             let cause_text = cause.to_string();
-            if !text.contains(&cause_text) {
+            if !text.contains(&cause_text) && cause_text != "transport error" {
                 text = format!("{text}: {cause_text}");
             }
             source = cause.source();

@@ -4,7 +4,7 @@
 //! says whose it is. Every sign of life also looks after the key: whatever became of it, it is put back, unless somebody
 //! else announced the name later.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, mem, sync::Arc, time::Duration};
 
 use etcd_client::{
     Client, Compare, CompareOp, KeyValue, LeaseKeepAliveStream, LeaseKeeper, PutOptions, Txn, TxnOp,
@@ -193,13 +193,16 @@ impl Keeper {
     fn stands(&self, stands: AnnouncementState) {
         self.state.send_if_modified(|known| {
             let changed = *known != stands;
-            if changed {
-                match &stands {
-                    AnnouncementState::Registered => tracing::info!(gateway = self.record.name, "registered"),
-                    other => tracing::warn!("{other}"),
-                }
-                *known = stands;
+            let another_kind = mem::discriminant(known) != mem::discriminant(&stands);
+            let gateway = &self.record.name;
+            match &stands {
+                AnnouncementState::Registered if another_kind => tracing::info!(gateway, "registered"),
+                // Once for all endpoints that fail in turn.
+                _ if another_kind => tracing::warn!(gateway, "{stands}"),
+                _ if changed => tracing::debug!(gateway, "{stands}"),
+                _ => {}
             }
+            *known = stands;
             changed
         });
     }
