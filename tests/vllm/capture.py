@@ -15,6 +15,7 @@ import http.client
 import json
 import pathlib
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -618,7 +619,7 @@ def interesting(engine):
     """Log lines that tell how the transfer is set up, without times and paths."""
     pattern = re.compile(r"deprecat|kv_role|cross.?layer|NIXL (?:is|compat)|kv_both|layout", re.IGNORECASE)
     return sorted({clean(line) for line in engine.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
-                   if pattern.search(line) and not re.search("non-default args|Initializing|FutureWarning", line)})[:20]
+                   if pattern.search(line) and not re.search("non-default args|Initializing|FutureWarning|KVTransferConfig", line)})[:20]
 
 
 def clean(line):
@@ -630,6 +631,7 @@ GROUPS = {group.__name__: group for group in [plain, pair, odd, both, push, layo
 
 
 def main():
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through every server's clean-up
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("groups", nargs="*", metavar="group", help=f"of {', '.join(GROUPS)}; all by default")
     parser.add_argument("--folder", type=pathlib.Path, default=HERE / "captures", help="where the answers go")

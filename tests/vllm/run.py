@@ -19,280 +19,18 @@ import http.client
 import json
 import os
 import pathlib
-import re
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 import traceback
 
-HERE = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent.parent / "scripts" / "vllm"))
-import engines  # noqa: E402
-from engines import LOOPBACK, Metrics, Vllm, request  # noqa: E402
-
-# A machine of two cores that also compiles is slow; a state that does not come within this does not come.
-STATE_SECONDS_MAX = 120
-# No answer may take longer: what hangs fails.
-ANSWER_SECONDS_MAX = 300
-START_SECONDS_MAX = 60
-# Blocks that a prefill server holds for a decode leg that never comes; vLLM's default of 30 s only costs time here.
-LEASE_SECONDS = 8
-BLOCK_SIZE = 32
-# A request shows in vLLM's metrics at the end of a step; a prefill in one step would never be seen running.
-SMALL_STEPS = ["--max-num-batched-tokens", "256"]
-MODEL = "smol"
-FACTS = ("Paris is the capital of France, Berlin is the capital of Germany, Madrid is the capital of Spain, "
-         "Rome is the capital of Italy, and Lisbon is the capital of Portugal. ")
-# Error codes of Forebay after which a client may send the request again.
-RETRYABLE = {"engine_lost", "engine_lost_mid_stream", "no_engine", "engines_saturated", "too_many_requests"}
-
-
-class Failed(Exception):
-    """What a check found instead of what must hold."""
-
-
-def must(condition, otherwise):
-    if not condition:
-        raise Failed(otherwise() if callable(otherwise) else otherwise)
-
-
-def wait(what, condition, seconds=STATE_SECONDS_MAX):
-    """Waits for a state; `condition` returns it, or something false. A server that is away counts as not yet."""
-    deadline = time.monotonic() + seconds
-    last = None
-    while time.monotonic() < deadline:
-        try:
-            last = condition()
-            if last:
-                return last
-        except OSError as error:
-            last = error
-        time.sleep(0.1)
-    raise Failed(f"{what}: not within {seconds} s (last seen: {last})")
-
-
-# Requests and answers ----------------------------------------------------------------------------------------------
-
-def prompt(tag, facts=8):
-    """About 37 tokens a fact. The tag comes first, so that no two prompts share a block."""
-    return f"Note {tag}. {FACTS * facts}The capital of Italy is"
-
-
-def completion(tag, max_tokens=24, facts=8, **more):
-    return {"model": MODEL, "prompt": prompt(tag, facts), "temperature": 0, "max_tokens": max_tokens} | more
-
-
-def chat(tag, max_tokens=24, facts=8, **more):
-    question = f"Note {tag}. {FACTS * facts}In one short sentence: what is the capital of Italy?"
-    return {"model": MODEL, "messages": [{"role": "user", "content": question}], "temperature": 0,
-            "max_tokens": max_tokens} | more
-
-
-def path_of(body):
-    return "/v1/chat/completions" if "messages" in body else "/v1/completions"
-
-
-@dataclasses.dataclass
-class Answer:
-    """One answer, streamed or whole, as a client sees it."""
-    status: int = 0
-    text: str = ""
-    finish_reason: str | None = None
-    usage: dict | None = None
-    error: dict | None = None
-    done: int = 0
-    after_end: int = 0
-    cut: bool = False
-    request_id: str = ""
-
-    def same_as(self, other):
-        return (self.text, self.finish_reason, (self.usage or {}).get("completion_tokens")) == (
-            other.text, other.finish_reason, (other.usage or {}).get("completion_tokens"))
-
-    def told(self):
-        return (f"status {self.status}, {len(self.text)} characters ending in {self.text[-40:]!r}, finish "
-                f"{self.finish_reason}, usage {self.usage}, error {self.error}, cut {self.cut}")
-
-
-class Stream:
-    """A streamed answer that is read line by line, so that a test can act in its middle."""
-
-    def __init__(self, port, body, headers=None):
-        self.connection = http.client.HTTPConnection(LOOPBACK, port, timeout=ANSWER_SECONDS_MAX)
-        body = body | {"stream": True, "stream_options": {"include_usage": True}}
-        self.connection.request("POST", path_of(body), json.dumps(body), {"content-type": "application/json", **(headers or {})})
-        self.response = self.connection.getresponse()
-        self.answer = Answer(status=self.response.status, request_id=self.response.headers.get("x-request-id") or "")
-        self.chunks = 0
-        if self.response.status != 200:
-            self.answer.error = error_of(self.response.read().decode("utf-8", errors="replace"))
-
-    def read(self, chunks=None):
-        """Reads on until so many chunks with text came in all, or to the end; returns the answer so far."""
-        try:
-            while chunks is None or self.chunks < chunks:
-                line = self.response.readline()
-                if not line:
-                    break
-                self._take(line.decode("utf-8").rstrip("\r\n"))
-        except (http.client.HTTPException, OSError):
-            self.answer.cut = True
-        return self.answer
-
-    def _take(self, line):
-        if not line.startswith("data:"):
-            return
-        data = line.removeprefix("data:").strip()
-        if self.answer.done or self.answer.error:
-            self.answer.after_end += data != "[DONE]" or bool(self.answer.done)
-        if data == "[DONE]":
-            self.answer.done += 1
-            return
-        value = json.loads(data)
-        if "error" in value:
-            self.answer.error = value["error"]
-            return
-        self.answer.usage = value.get("usage") or self.answer.usage
-        for choice in value["choices"]:
-            text = choice["text"] if "text" in choice else choice["delta"].get("content") or ""
-            self.answer.text += text
-            self.chunks += bool(text)
-            self.answer.finish_reason = choice.get("finish_reason") or self.answer.finish_reason
-
-    def close(self):
-        """Leaves, whatever was read."""
-        with contextlib.suppress(OSError):
-            self.response.close()
-        self.connection.close()
-
-
-def error_of(text):
-    try:
-        value = json.loads(text)
-        return value.get("error") or {"message": text}
-    except ValueError:
-        return {"message": text}
-
-
-def whole(url, body, headers=None):
-    """An answer that is not streamed."""
-    status, value = request("POST", url + path_of(body), body, headers, ANSWER_SECONDS_MAX)
-    if status != 200:
-        error = value.get("error") if isinstance(value, dict) else {"message": value}
-        return Answer(status=status, error=error)
-    choice = value["choices"][0]
-    text = choice["text"] if "text" in choice else choice["message"]["content"]
-    return Answer(status, text, choice["finish_reason"], value["usage"], done=1)
-
-
-def streamed(port, body, headers=None):
-    stream = Stream(port, body, headers)
-    try:
-        return stream.read()
-    finally:
-        stream.close()
-
-
-def ends_once(answer):
-    must(answer.after_end == 0 and answer.done <= 1, lambda: f"the stream goes on after its end: {answer.told()}")
-    must(answer.done == 1 or answer.error, lambda: f"the stream ends without saying so: {answer.told()}")
-
-
-def right_or_retryable(answer, reference, what):
-    """Says which of the two it was: the whole right answer, or its beginning and a clear retryable error."""
-    ends_once(answer)
-    if answer.error is None:
-        must(answer.same_as(reference), lambda: f"{what}: wrong answer: {answer.told()}; right: {reference.told()}")
-        return "answered right"
-    must(reference.text.startswith(answer.text),
-         lambda: f"{what}: wrong text before the error: {answer.told()}; right: {reference.told()}")
-    must(answer.error.get("code") in RETRYABLE, lambda: f"{what}: not a retryable error: {answer.error}")
-    must(answer.error.get("message"), f"{what}: an error without a message")
-    return f"error {answer.error['code']} after {len(answer.text)} characters"
-
-
-# Forebay -----------------------------------------------------------------------------------------------------------
-
-class Forebay:
-    """`forebay serve` as a child, on free ports, ended by its own id."""
-
-    def __init__(self, binary, specs, logs, name, extra=()):
-        command = [binary, "serve", *[word for spec in specs for word in ("--engine", spec)],
-                   "--listen", f"{LOOPBACK}:0", "--admin-listen", f"{LOOPBACK}:0", *extra]
-        self.log_path = pathlib.Path(logs) / f"{name}.log"
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("FOREBAY_")}
-        with open(self.log_path, "wb") as log:
-            log.write(f"$ {' '.join(map(str, command))}\n".encode())
-            log.flush()
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                                            env=kept | {"NO_COLOR": "1"}, preexec_fn=engines.end_with_parent)
-        self.port = self.admin_port = None
-
-    @property
-    def url(self):
-        return f"http://{LOOPBACK}:{self.port}"
-
-    def log(self):
-        text = self.log_path.read_text(encoding="utf-8", errors="replace")
-        return re.sub(r"\x1b\[[0-9;]*m", "", text)
-
-    def wait_serving(self):
-        """Reads its addresses from its log."""
-        def addresses():
-            must(self.process.poll() is None, lambda: f"forebay ended with {self.process.poll()}\n{self.log()[-2000:]}")
-            public, admin = re.search(r"public=\S+?:(\d+)", self.log()), re.search(r"admin=\S+?:(\d+)", self.log())
-            return public and admin and (int(public[1]), int(admin[1]))
-        self.port, self.admin_port = wait("forebay says where it serves", addresses, START_SECONDS_MAX)
-        return self
-
-    def wait_ready(self, count):
-        """Waits until `count` engines are ready."""
-        wait(f"{count} engines ready", lambda: sum(engine["state"] == "ready" for engine in self.engines()) == count)
-        return self
-
-    def admin(self, path):
-        status, value = request("GET", f"http://{LOOPBACK}:{self.admin_port}{path}", seconds=10)
-        must(status == 200, lambda: f"{path} answers {status}: {value}")
-        return value
-
-    def engines(self):
-        return self.admin("/fleet/v1/engines")["data"]
-
-    def engine(self, vllm):
-        """The row of one vLLM server."""
-        rows = self.engines()
-        named = [row for row in rows if row["engine"] == vllm.name]
-        must(len(named) == 1, lambda: f"engines named {vllm.name}: {len(named)} of {[row['engine'] for row in rows]}")
-        return named[0]
-
-    def decision(self, request_id):
-        return self.admin(f"/fleet/v1/decisions/{request_id}")
-
-    def metrics(self):
-        return Metrics(self.admin("/metrics"))
-
-    def wait_idle(self):
-        """Its own counters are back at zero."""
-        def idle():
-            rows = self.engines()
-            return all(row["load"]["running"] == 0 and row["load"]["waiting"] == 0 and
-                       all(rank["reserved_sequences"] == 0 for rank in row.get("ranks", [])) for row in rows)
-        wait("forebay's counters return to zero", idle)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
+from harness import (  # engines is found by harness
+    ANSWER_SECONDS_MAX, BLOCK_SIZE, LEASE_SECONDS, MODEL, RETRYABLE, SMALL_STEPS, STATE_SECONDS_MAX, Failed, Forebay, Stream,
+    chat, completion, ends_once, must, path_of, right_or_retryable, streamed, wait, whole)
+import engines
+from engines import LOOPBACK, Vllm, request
 
 # Checks on one aggregated engine -------------------------------------------------------------------------------------
 
@@ -507,8 +245,6 @@ def prefill_dies_while_decode_streams(at):
 
 def prefill_dies_in_prefill(at):
     """SIGKILL to the prefill engine under a prefill: right tokens by another plan, or a clear retryable error."""
-    at.prefill.restart()
-    at.forebay.wait_ready(2)
     body = completion("p3", 20, facts=30)
     result = []
     thread = threading.Thread(target=lambda: result.append(streamed(at.forebay.port, body)))
@@ -534,9 +270,7 @@ def kv_moves(at, tag):
 
 
 def restarted_prefill_works_again(at):
-    """A prefill engine that comes back is paired again: KV moves as before."""
-    at.prefill.restart()
-    at.forebay.wait_ready(2)
+    """A prefill engine that came back is paired again: KV moves as before."""
     return kv_moves(at, "prefill is back")
 
 
@@ -559,9 +293,7 @@ def decode_dies_mid_stream(at):
 
 
 def restarted_decode_works_again(at):
-    """A decode engine that comes back is paired again."""
-    at.decode.restart()
-    at.forebay.wait_ready(2)
+    """A decode engine that came back is paired again."""
     return kv_moves(at, "decode is back")
 
 
@@ -605,9 +337,6 @@ def killed_engine_s_answer_moves(at):
 
 def seeded_sampling_does_not_move(at):
     """A request whose state cannot move ends in a retryable error, its beginning unchanged."""
-    killed = next(engine for engine in at.engines if not engine.running())
-    killed.restart()
-    at.forebay.wait_ready(2)
     body = completion("seeded", 300, ignore_eos=True, facts=2) | {"temperature": 0.8, "seed": 7}
     stream = Stream(at.forebay.port, body)
     stream.read(10)
@@ -639,6 +368,14 @@ class At:
     def decode(self):
         return self.engines[1]
 
+    def bring_back(self):
+        """Starts again what a check before killed, so that each begins with every server up and ready."""
+        for engine in self.engines:
+            if not engine.running():
+                engine.stop()
+                engine.restart()
+        self.forebay.wait_ready(len(self.engines))
+
 
 @contextlib.contextmanager
 def aggregated(options, model, logs):
@@ -651,7 +388,7 @@ def aggregated(options, model, logs):
 
 
 @contextlib.contextmanager
-def two_servers(options, model, logs, stage, roles, tokenizer):
+def two_servers(options, model, logs, stage, roles):
     connector = {"kv_connector_extra_config": {"kv_lease_duration": LEASE_SECONDS}, "kv_load_failure_policy": "fail"}
     with contextlib.ExitStack() as stack:
         servers = [stack.enter_context(Vllm(
@@ -661,7 +398,7 @@ def two_servers(options, model, logs, stage, roles, tokenizer):
             server.wait_ready()
         specs = [f"vllm={server.url},name={server.name}{f',role={role}' if roles else ''}"
                  for server, role in zip(servers, ("prefill", "decode"))]
-        flags = [*options.flags, *(["--tokenizer", str(model / "tokenizer.json")] if tokenizer else [])]
+        flags = ["--tokenizer", f"{MODEL}={model}", "--kv-lease-seconds", f"{LEASE_SECONDS}s", *options.flags]
         with Forebay(options.binary, specs, logs, f"forebay-{stage}", flags) as forebay:
             forebay.wait_serving().wait_ready(2)
             yield At(forebay, servers)
@@ -669,12 +406,12 @@ def two_servers(options, model, logs, stage, roles, tokenizer):
 
 def split(options, model, logs):
     """A prefill and a decode engine with the NIXL connector."""
-    return two_servers(options, model, logs, "split", roles=True, tokenizer=True)
+    return two_servers(options, model, logs, "split", roles=True)
 
 
 def moving(options, model, logs):
     """Two engines without roles, with a tokenizer, so that an answer can move."""
-    return two_servers(options, model, logs, "moving", roles=False, tokenizer=True)
+    return two_servers(options, model, logs, "moving", roles=False)
 
 
 STAGES = {
@@ -696,6 +433,7 @@ class Report:
     def run(self, stage, check, at):
         started = time.monotonic()
         try:
+            at.bring_back()
             self.add(stage, check.__name__, "passed", check(at), started)
         except Failed as failed:
             self.add(stage, check.__name__, "failed", str(failed), started)
@@ -713,13 +451,14 @@ class Report:
 
 
 def main():
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through every server's clean-up
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--binary", required=True, type=pathlib.Path, help="the forebay to test")
     parser.add_argument("--stage", action="append", choices=[stage.__name__ for stage in STAGES], help="only this; may be repeated")
     parser.add_argument("--json", type=pathlib.Path, help="file for a summary")
     parser.add_argument("--logs", type=pathlib.Path, help="folder for the servers' logs; by default a new one")
     parser.add_argument("--layers", type=int, help="use a model of so many layers: quicker, and its text is nonsense")
-    parser.add_argument("--flags", nargs="*", default=[], help="more flags for forebay serve")
+    parser.add_argument("--flag", dest="flags", action="append", default=[], help="one more word for forebay serve's command line")
     options = parser.parse_args()
     if not os.access(options.binary, os.X_OK):
         parser.error(f"{options.binary} is no program")
