@@ -40,9 +40,6 @@ pub(crate) async fn run(
     loop {
         let report = driver.reports().next().await;
         legs.drain();
-        if let Some((_, load)) = report.loads.last() {
-            metrics.update(|counters| counters.load = *load);
-        }
         if let Some(publisher) = &mut publisher {
             for snapshot in &report.snapshots {
                 let told = stream.snapshot(snapshot, legs.ledger());
@@ -54,6 +51,10 @@ pub(crate) async fn run(
                     None => driver.request_snapshot(0),
                 }
             }
+        }
+        // After the events: whoever sees an idle engine finds everything announced.
+        if let Some((_, load)) = report.loads.last() {
+            metrics.update(|counters| counters.load = *load);
         }
         if report.died.is_some() {
             death.send_replace(report.died);

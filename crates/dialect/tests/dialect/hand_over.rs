@@ -38,6 +38,13 @@ async fn prefill(engine: &Engine, body: &Value) -> Value {
     engine.client.post("/v1/completions", &leg).await.good()
 }
 
+/// The same, seen to hold its KV: when the engine is idle after that, the KV was freed.
+async fn hold(engine: &Engine, body: &Value) -> Value {
+    let answer = prefill(engine, body).await;
+    engine.until("the KV is held", |metrics| metrics.value("vllm:kv_cache_usage_perc") > 0.0).await;
+    answer
+}
+
 /// And then.
 fn decode_leg(body: &Value, prefilled: &Value) -> Value {
     with(body, &json!({"kv_transfer_params": prefilled["kv_transfer_params"]}))
@@ -53,7 +60,7 @@ async fn split_equals_aggregated(model: EngineModel) {
         let (prompt, sampling) = (prompt(seed, length), sampling(temperature, u64::from(seed), 20));
         let expected = in_process(&model, &prompt, sampling.clone(), choices).await;
         let body = request(&prompt, &sampling, choices);
-        let prefilled = prefill(&prefill_engine, &body).await;
+        let prefilled = hold(&prefill_engine, &body).await;
         let params = &prefilled["kv_transfer_params"];
         assert_eq!(
             (&params["remote_num_tokens"], &params["transfer_mode"]),
@@ -107,7 +114,7 @@ async fn a_split_answer_streams_and_chats_like_any_other() {
     let model = simulated(0.0);
     let (prefill_engine, decode_engine) = pair(model.clone()).await;
     let (body, expected) = case(&model, 1, 50).await;
-    let prefilled = prefill(&prefill_engine, &body).await;
+    let prefilled = hold(&prefill_engine, &body).await;
     let stream = with(
         &decode_leg(&body, &prefilled),
         &json!({"stream": true, "stream_options": {"include_usage": true}}),
@@ -138,7 +145,7 @@ async fn what_the_decode_engine_has_already_is_not_fetched() {
     // Its first 48 tokens.
     let head = json!({"prompt": prompt(1, 70)[..49], "max_tokens": 1});
     decode_engine.client.post("/v1/completions", &head).await.good();
-    let prefilled = prefill(&prefill_engine, &body).await;
+    let prefilled = hold(&prefill_engine, &body).await;
     let decoded = decode_engine.client.post("/v1/completions", &decode_leg(&body, &prefilled)).await.good();
     assert_eq!(json!(outcomes(&decoded)[0].tokens), expected);
     let metrics = decode_engine.until_idle().await;
@@ -255,7 +262,7 @@ async fn engines_of_other_block_sizes_do_not_read_each_other() {
     let alone = outcomes(
         &other.client.post("/v1/completions", &with(&body, &json!({"cache_salt": "x"}))).await.good(),
     );
-    let prefilled = prefill(&prefill_engine, &body).await;
+    let prefilled = hold(&prefill_engine, &body).await;
     let decoded = other.client.post("/v1/completions", &decode_leg(&body, &prefilled)).await.good();
     assert_eq!(outcomes(&decoded), alone);
     let metrics = other.metrics().await;
@@ -272,8 +279,9 @@ async fn kv_that_nobody_fetches_is_freed_at_the_end_of_its_lease() {
     let decode_engine = Engine::start(with_role(model.clone(), KvRole::Consumer)).await;
     let (body, expected) = case(&model, 5, 50).await;
     let prefilled = prefill(&prefill_engine, &body).await;
-    let idle = prefill_engine.until_idle().await;
-    assert_eq!(idle.value("vllm:nixl_num_kv_expired_reqs_total"), 1.0);
+    let expired = "vllm:nixl_num_kv_expired_reqs_total";
+    prefill_engine.until("the lease ends", |metrics| metrics.value(expired) == 1.0).await;
+    prefill_engine.until_idle().await;
     let decoded = decode_engine.client.post("/v1/completions", &decode_leg(&body, &prefilled)).await.good();
     assert_eq!(json!(outcomes(&decoded)[0].tokens), expected, "computed again");
     let failed =
@@ -291,8 +299,7 @@ async fn a_decode_leg_that_ends_early_frees_the_prefill_engine() {
     let endless = json!({"prompt": prompt(8, 30), "max_tokens": 2000, "ignore_eos": true, "stream": true});
     let _running = full.client.stream("/v1/completions", &endless).await;
     let (body, _) = case(&model, 6, 50).await;
-    let prefilled = prefill(&prefill_engine, &body).await;
-    assert!(prefill_engine.metrics().await.value("vllm:kv_cache_usage_perc") > 0.0, "it is held");
+    let prefilled = hold(&prefill_engine, &body).await;
     let (client, leg) = (full.client.clone(), decode_leg(&body, &prefilled));
     let waiting = tokio::spawn(async move { client.post("/v1/completions", &leg).await });
     full.until("it waits", |metrics| metrics.value("vllm:num_requests_waiting") == 1.0).await;
@@ -339,7 +346,7 @@ async fn prompts_that_no_hand_over_fits_are_computed_where_they_land() {
     let ending = [prompt(1, 20), vec![u32::from(b'!')]].concat();
     for (prompt, stop) in [(prompt(1, 1), json!([])), (ending, json!([u32::from(b'!')]))] {
         let body = json!({"prompt": prompt, "max_tokens": 6, "temperature": 0, "return_token_ids": true, "stop_token_ids": stop});
-        let prefilled = prefill(&prefill_engine, &body).await;
+        let prefilled = hold(&prefill_engine, &body).await;
         let decoded =
             decode_engine.client.post("/v1/completions", &decode_leg(&body, &prefilled)).await.good();
         let alone = prefill_engine.client.post("/v1/completions", &body).await.good();

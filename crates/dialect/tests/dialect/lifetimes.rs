@@ -1,6 +1,9 @@
 //! Clients that leave, engines that die, servers that end; and what is left then.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use forebay_dialect::{
     ConnectorOptions, DialectParts, DialectServer, Ended, EngineOptions, EngineProcess, EventOptions,
@@ -16,7 +19,9 @@ use forebay_types::{EngineName, Incarnation, Role};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, runtime::Handle};
 
-use crate::support::{BLOCK_SIZE, Engine, client::Client, limits, options, prompt, simulated, with};
+use crate::support::{
+    BLOCK_SIZE, Engine, PATIENCE, client::Client, limits, options, prompt, simulated, with,
+};
 
 /// So slow that nothing ends by itself.
 const SLOW: f64 = 0.5;
@@ -32,10 +37,14 @@ async fn clients_that_hang_up_leave_nothing_behind() {
     for _ in 0..8 {
         streams.push(engine.client.stream("/v1/completions", &endless()).await);
     }
-    let busy = engine.metrics().await;
-    assert_eq!((busy.value("vllm:num_requests_running"), busy.value("forebay:legs")), (16.0, 8.0));
+    engine
+        .until("all run", |metrics| {
+            let busy =
+                metrics.value("vllm:num_requests_running") == 16.0 && metrics.value("forebay:legs") == 8.0;
+            busy && metrics.value("vllm:kv_cache_usage_perc") > 0.0
+        })
+        .await;
     assert_eq!(engine.client.get("/load").await.good()["server_load"], 8);
-    assert!(busy.value("vllm:kv_cache_usage_perc") > 0.0);
     drop(streams);
     // Nor do those who never read a byte.
     let whole = with(&endless(), &json!({"stream": false}));
@@ -48,8 +57,10 @@ async fn clients_that_hang_up_leave_nothing_behind() {
     let idle = engine.until_idle().await;
     assert_eq!(idle.value("vllm:request_success_total{finished_reason=\"abort\"}"), 18.0);
     assert_eq!(idle.value("forebay:kv_blocks_unpublished_total"), 0.0);
-    engine.until("load", |_| true).await;
-    assert_eq!(engine.client.get("/load").await.good()["server_load"], 0);
+    let begun = Instant::now();
+    while engine.client.get("/load").await.good()["server_load"] != 0 {
+        assert!(begun.elapsed() < PATIENCE, "a request is counted that is no more");
+    }
     let generated = idle.value("vllm:generation_tokens_total");
     assert_eq!(engine.metrics().await.value("vllm:generation_tokens_total"), generated, "nothing runs on");
 }
