@@ -8,6 +8,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::{Credentials, EtcdSettings, EtcdTls};
 use crate::{backoff::Backoff, record::HostPort};
 
+/// How long logging in may take. etcd makes passwords expensive on purpose: a tenth of a second of a core that is free.
+const LOGIN_MAX: Duration = Duration::from_secs(3);
+
 /// What went wrong, as a sentence for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Trouble(pub(super) String);
@@ -39,10 +42,13 @@ pub(super) async fn call<T>(
     settings: &EtcdSettings,
     call: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Trouble> {
-    let call_max = settings.call_max();
-    match timeout(call_max, call).await {
+    within(settings.call_max(), call).await
+}
+
+async fn within<T>(max: Duration, call: impl Future<Output = Result<T, Error>>) -> Result<T, Trouble> {
+    match timeout(max, call).await {
         Ok(outcome) => Ok(outcome?),
-        Err(_) => Err(Trouble(format!("no answer in {call_max:?}"))),
+        Err(_) => Err(Trouble(format!("no answer in {max:?}"))),
     }
 }
 
@@ -70,7 +76,7 @@ impl Dialer {
         &self.settings.endpoints[self.next]
     }
 
-    /// A connection to the endpoint whose turn it is. Dials and, with credentials, authenticates.
+    /// A connection to the endpoint whose turn it is. With credentials it logs in; without, the first call dials.
     pub(super) async fn connect(&self) -> Result<Client, Trouble> {
         let EtcdSettings { credentials, tls, .. } = &*self.settings;
         let scheme = if tls.is_some() { "https" } else { "http" };
@@ -85,7 +91,7 @@ impl Dialer {
             options = options.with_user(user, password.expose()).with_auto_token_refresh(true);
         }
         let url = format!("{scheme}://{}", self.endpoint());
-        call(&self.settings, Client::connect([url], Some(options))).await
+        within(LOGIN_MAX, Client::connect([url], Some(options))).await
     }
 
     /// It works: the next pause is a short one.
