@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::net::Door;
+use crate::tokenizer::Token;
 
 /// What a double does wrong, until it is healed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,6 +41,8 @@ pub enum Fault {
         /// The name that is shown.
         name: String,
     },
+    /// `/tokenize` answers with the ids of another tokenizer.
+    OtherTokenizer,
     /// KV events give another block size than the one the server has.
     WrongEventBlockSize {
         /// The size that is told, tokens.
@@ -62,6 +65,14 @@ impl Fault {
         match fault {
             Some(Self::Slow { factor }) => *factor,
             _ => 1.0,
+        }
+    }
+
+    /// The ids that `/tokenize` gives for these.
+    pub(crate) fn shown_tokens(fault: Option<&Self>, tokens: Vec<Token>) -> Vec<Token> {
+        match fault {
+            Some(Self::OtherTokenizer) => tokens.into_iter().map(|token| (token + 1) % 256).collect(),
+            _ => tokens,
         }
     }
 

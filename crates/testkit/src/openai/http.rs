@@ -106,7 +106,7 @@ async fn tokenize(State(openai): Shared, uri: Uri, headers: HeaderMap, body: Bod
     let tokens = async {
         let body = read_body(&openai.body, &uri, &headers, body).await?;
         let text = Fields::of(&body)?.text("content")?.unwrap_or_default();
-        Ok(json!({"tokens": tokenizer::encode(&text)}))
+        Ok(json!({"tokens": Fault::shown_tokens(openai.body.fault().as_ref(), tokenizer::encode(&text))}))
     };
     tokens.await.map_or_else(|error: ApiError| refusal(&error), |value: Value| Json(value).into_response())
 }

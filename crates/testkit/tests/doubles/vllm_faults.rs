@@ -129,6 +129,9 @@ async fn other_wrong_answers() {
     assert_eq!((answer.status, &answer.json()["error"]["code"]), (200, &json!(500)));
     double.control().inject(Fault::WrongModel { name: "impostor".into() });
     assert_eq!(get(&double.url(), "/v1/models").await.json()["data"][0]["id"], json!("impostor"));
+    double.control().inject(Fault::OtherTokenizer);
+    let tokens = post(&double.url(), "/tokenize", &json!({"prompt": "ab"})).await.json();
+    assert_eq!(tokens["tokens"], json!([98, 99]));
 }
 
 #[tokio::test]

@@ -257,19 +257,20 @@ pub(super) async fn tokenize(State(sglang): Shared, uri: Uri, headers: HeaderMap
     let answer = async {
         let body = read(&sglang, &uri, &headers, body).await?;
         let fields = Fields::of(&body)?;
+        let fault = sglang.body.fault();
+        let encode = |text: &str| Fault::shown_tokens(fault.as_ref(), tokenizer::encode(text));
         let (tokens, count) = match fields.get("prompt") {
             _ if fields.get("messages").is_some() => {
                 let add = !fields.has("add_generation_prompt") || fields.flag("add_generation_prompt")?;
-                let tokens = tokenizer::encode(&tokenizer::render_chat(&chat_messages(&fields)?, add));
+                let tokens = encode(&tokenizer::render_chat(&chat_messages(&fields)?, add));
                 (json!(tokens), json!(tokens.len()))
             }
             Some(Value::String(text)) => {
-                let tokens = tokenizer::encode(text);
+                let tokens = encode(text);
                 (json!(tokens), json!(tokens.len()))
             }
             Some(Value::Array(_)) => {
-                let lists: Vec<Vec<u32>> =
-                    fields.texts("prompt")?.iter().map(|text| tokenizer::encode(text)).collect();
+                let lists: Vec<Vec<u32>> = fields.texts("prompt")?.iter().map(|text| encode(text)).collect();
                 let counts: Vec<usize> = lists.iter().map(Vec::len).collect();
                 (json!(lists), json!(counts))
             }

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use super::{Shared, read, scale_out_disabled, shown_model};
 use crate::api::error::ApiError;
 use crate::api::fields::{Fields, chat_messages};
+use crate::double::fault::Fault;
 use crate::engine::nixl::external_id;
 use crate::tokenizer;
 use crate::vllm::{Vllm, life, metrics};
@@ -86,6 +87,7 @@ pub(super) async fn tokenize(State(vllm): Shared, uri: Uri, headers: HeaderMap, 
                 tokenizer::encode(&tokenizer::render_chat(&chat_messages(&fields)?, add))
             }
         };
+        let tokens = Fault::shown_tokens(vllm.body.fault().as_ref(), tokens);
         let names = fields.flag("return_token_strs")?;
         let names: Option<Vec<String>> =
             names.then(|| tokens.iter().map(|token| tokenizer::name(*token)).collect());
