@@ -164,8 +164,9 @@ impl<'de> Deserialize<'de> for Blocks {
 /// The decode side of vLLM 0.32 wraps its OpenAI routes (`_with_kv_transfer_rejection_cleanup`): a request with
 /// `do_remote_prefill` that is refused before it reaches the engine is handed to the connector as one aborted at once
 /// (`notify_kv_transfer_request_rejected`), whose `request_finished` tells the prefill engine to free the blocks, without a
-/// block being read. A model that the engine does not have makes sure of the refusal. Engines without that clean-up refuse
-/// as well, and the blocks wait for their lease.
+/// block being read. Seen: a decode leg refused with 400 freed the blocks within 0.11 s
+/// (`tests/vllm/captures/pair/releases.json`). A model that the engine does not have makes sure of the refusal. Engines
+/// without that clean-up refuse as well, and the blocks wait for their lease.
 pub fn discard_request(model: &str, params: &RawValue) -> Vec<u8> {
     #[derive(serde::Serialize)]
     struct Discard<'a> {

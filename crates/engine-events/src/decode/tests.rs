@@ -388,9 +388,15 @@ fn bounds_hold_before_anything_is_reserved() {
         too_many(TOKENS_MAX + 1, &before_tokens, 0),
         "token_ids of event 0: more than 8388608 token ids in one batch"
     );
-    let before_keys = event(9, &[tag, list([]), Nil, list([]), Unsigned(1), Nil, Nil, Nil]);
+    let mut before_keys = event(9, &[tag, list([]), Nil, list([]), Unsigned(1), Nil, Nil, Nil]);
     assert_eq!(
         too_many(HASHES_MAX + 1, &before_keys, 0xc0),
+        "extra_keys of event 0: more than 1048576 block hashes in one batch"
+    );
+    // As many keys of one block, which counts itself.
+    before_keys.push(0x91);
+    assert_eq!(
+        too_many(HASHES_MAX, &before_keys, 0xc0),
         "extra_keys of event 0: more than 1048576 block hashes in one batch"
     );
 }

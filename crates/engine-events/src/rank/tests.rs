@@ -306,12 +306,13 @@ fn other_tokens_under_a_known_hash_are_noticed_whatever_the_block_sizes() {
         let mut cache = cache_of(own, None, 100);
         cache.says(stored_as(engine, None, &[1]));
         assert_eq!(cache.says(stored_as(engine, None, &[1])), only([]));
-        let longer = stored_as(2 * engine, None, &[1]);
-        let shorter = stored_as(engine - 1, None, &[1]);
-        for other in [longer, shorter] {
+        for size in [engine - 1, engine + 1, 2 * engine] {
             let mut cache = cache_of(own, None, 100);
             cache.says(stored_as(engine, None, &[1]));
-            assert!(matches!(cache.says(other).faults[..], [Fault::AmbiguousHash { .. }]), "{own} {engine}");
+            assert!(
+                matches!(cache.says(stored_as(size, None, &[1])).faults[..], [Fault::AmbiguousHash { .. }]),
+                "{own} {engine}"
+            );
         }
         let other = Stored { tokens: vec![9; engine as usize], ..stored_as(engine, None, &[1]) };
         assert!(matches!(cache.says(other).faults[..], [Fault::AmbiguousHash { .. }]), "{own} {engine}");

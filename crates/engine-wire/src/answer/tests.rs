@@ -48,6 +48,81 @@ fn the_captured_stream_of_vllm_is_read_to_its_end() {
     assert_eq!(usage, Some(counted));
 }
 
+/// What vLLM 0.32 answered, as `tests/vllm/capture.py` wrote it down.
+macro_rules! captured {
+    ($name:literal) => {
+        serde_json::from_str::<serde_json::Value>(include_str!(concat!(
+            "../../../../tests/vllm/captures/",
+            $name,
+            ".json"
+        )))
+        .expect("a capture is JSON")
+    };
+}
+
+#[test]
+fn what_vllm_streamed_is_read_token_by_token() {
+    let check = |captured: &serde_json::Value, mut reader: TokenReader, expected: &[&[TokenId]]| {
+        let mut events = events(captured["text"].as_str().expect("a stream"));
+        assert!(is_done(&events.pop().expect("an end")));
+        let mut choices: Vec<(Vec<TokenId>, Option<FinishReason>)> = vec![(Vec::new(), None); expected.len()];
+        let (mut usage, mut echoes) = (None, 0);
+        for event in &events {
+            let chunk = reader.read(event).expect(event);
+            assert_eq!(chunk.fault, None);
+            usage = chunk.usage.or(usage);
+            if let Some(prompt) = chunk.prompt {
+                echoes += 1;
+                assert!(prompt.is(&[504, 3575, 282, 7158, 314]));
+            }
+            for delta in chunk.deltas {
+                let (tokens, finish) = &mut choices[delta.index as usize];
+                tokens.extend(delta.tokens);
+                *finish = delta.finish.or(*finish);
+            }
+        }
+        for ((tokens, finish), expected) in choices.iter().zip(expected) {
+            assert_eq!((&tokens[..], *finish), (*expected, Some(Length)));
+        }
+        let output_tokens = Some(expected.iter().map(|tokens| tokens.len() as u32).sum());
+        assert_eq!(usage, Some(Usage { prompt_tokens: Some(5), cached_tokens: Some(0), output_tokens }));
+        echoes
+    };
+    let completions = || TokenReader::completions(None);
+    let one = check(&captured!("plain/completion_stream"), completions(), &[&[7268, 30, 198, 198]]);
+    let two = captured!("plain/completion_stream_two_choices");
+    let two = check(&two, completions(), &[&[7268, 28], &[253, 34046]]);
+    let generate = TokenReader::vllm_generate(None);
+    let none = check(&captured!("plain/generate_stream"), generate, &[&[7268, 30, 198, 198]]);
+    assert_eq!((one, two, none), (1, 2, 0), "echoes of the prompt");
+}
+
+#[test]
+fn an_aborted_stream_of_vllm_is_no_answer() {
+    for (captured, mut reader) in [
+        (captured!("plain/abort_requests_completion_with_index_effect"), TokenReader::completions(None)),
+        (captured!("plain/abort_requests_generate_effect"), TokenReader::vllm_generate(None)),
+    ] {
+        let tail = captured["seen"]["stream_ends_with"].as_str().expect("a stream");
+        let last = tail.split("data: ").find(|data| data.contains("abort")).expect("the last event");
+        let chunk = reader.read(last.trim()).expect("a chunk");
+        assert_eq!(chunk.fault, fault(None, "the engine gave the request up"));
+        assert_eq!(chunk.deltas.to_vec(), [delta(0, &[], None)]);
+    }
+}
+
+#[test]
+fn refusals_of_vllm_are_told_in_its_words() {
+    let check = |captured: serde_json::Value, expected: &str| {
+        assert_eq!(captured["status"], 400);
+        let said = message_of(captured["answer"].to_string().as_bytes());
+        assert!(said.starts_with(expected), "{said}");
+    };
+    check(captured!("plain/error_n_2_greedy"), "n must be 1 when using greedy sampling, got 2.");
+    check(captured!("plain/generate_id_out_of_vocabulary"), "Token id 999999 is out of vocabulary");
+    check(captured!("plain/error_context_too_long"), "This model's maximum context length is 2048 tokens.");
+}
+
 #[test]
 fn completions_give_tokens_prompt_finish_and_usage() {
     let mut reader = TokenReader::completions(None);

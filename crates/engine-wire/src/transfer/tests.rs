@@ -100,6 +100,10 @@ fn answers_that_are_none_say_why() {
 
 #[test]
 fn push_mode_is_told_apart() {
+    let captured = include_str!("../../../../tests/vllm/captures/push/push_completion_prefill.json");
+    let captured: Value = serde_json::from_str(captured).expect("JSON");
+    let answer = read(&captured["answer"]).expect("complete");
+    assert_eq!((answer.mode, answer.blocks), (TransferMode::Push, 8), "vLLM's push connector");
     let answer = changed(|params| params["transfer_mode"] = json!("push")).expect("complete");
     assert_eq!(answer.mode, TransferMode::Push);
     let answer = changed(|params| drop(params.remove("transfer_mode"))).expect("complete");

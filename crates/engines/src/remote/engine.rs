@@ -285,7 +285,13 @@ impl Shared {
                 HandOver::None => Err(StartError::Malformed { reason: "the engine hands no KV over" }),
                 HandOver::TransferParams | HandOver::Bootstrap { .. } => Ok(()),
             },
-            Work::Decode { kv, first } => self.check_handle(kv, !first.is_empty()),
+            Work::Decode { kv, first } => {
+                // Of a client's own words nobody here knows the length.
+                if leg.body.is_none() && kv.tokens as usize != leg.prompt.tokens.len() {
+                    return Err(StartError::ForeignKv);
+                }
+                self.check_handle(kv, !first.is_empty())
+            }
         }
     }
 

@@ -12,12 +12,13 @@ use std::{
     time::Instant,
 };
 
-use forebay_types::{Incarnation, LegId};
+use forebay_types::{Incarnation, LegId, TokenId};
 use parking_lot::Mutex;
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
 
 use super::engine::Shared;
+use crate::driver::{ClientBody, Leg};
 
 /// Hand-overs that are remembered. Beyond it, KV that nobody comes for waits for its lease.
 const HELD_MAX: usize = 32 * 1024;
@@ -43,8 +44,34 @@ struct Held {
     until: Instant,
     stage: Stage,
     what: What,
+    of: Prompted,
     /// Woken when the prefill side has failed.
     failed: Arc<Notify>,
+}
+
+/// The prompt whose KV it is, as the prefill engine was given it.
+#[derive(Debug, Clone)]
+pub(super) struct Prompted {
+    tokens: Arc<[TokenId]>,
+    body: Option<Arc<ClientBody>>,
+}
+
+impl Prompted {
+    pub(super) fn of(leg: &Leg) -> Self {
+        Self { tokens: leg.prompt.tokens.clone(), body: leg.body.clone() }
+    }
+
+    /// Whether a decode leg asks for the very same. vLLM believes that it does: another prompt would be answered with KV of
+    /// this one, and a longer one ends the engine (`assert num_decode_blocks <= len(prefill_group)`, seen with 0.32).
+    fn is_of(&self, leg: &Leg) -> bool {
+        match (&self.body, &leg.body) {
+            (None, None) => Arc::ptr_eq(&self.tokens, &leg.prompt.tokens) || self.tokens == leg.prompt.tokens,
+            (Some(ours), Some(its)) => {
+                Arc::ptr_eq(ours, its) || (ours.route == its.route && ours.json == its.json)
+            }
+            (None, Some(_)) | (Some(_), None) => false,
+        }
+    }
 }
 
 /// What a prefill leg handed out.
@@ -102,7 +129,7 @@ impl HeldKv {
     }
 
     /// A prefill leg has handed it out.
-    pub(super) fn hold(&self, leg: LegId, until: Instant, what: What) {
+    pub(super) fn hold(&self, leg: LegId, until: Instant, what: What, of: Prompted) {
         let mut inner = self.inner.lock();
         if inner.held.len() >= inner.prune_at {
             let now = Instant::now();
@@ -110,15 +137,22 @@ impl HeldKv {
             inner.prune_at = (inner.held.len() * 2).clamp(PRUNE_MIN, HELD_MAX);
         }
         if inner.held.len() < HELD_MAX {
-            let held = Held { until, stage: Stage::Waiting, what, failed: Arc::default() };
+            let held = Held { until, stage: Stage::Waiting, what, of, failed: Arc::default() };
             inner.held.insert(leg, held);
         }
     }
 
-    /// A decode engine is about to be told of it. `false`: it must not be, for another was, or it is gone.
-    pub(super) fn take(&self, leg: LegId) -> bool {
+    /// A decode engine is about to be told of it. `false`: it must not be, for another was, it is gone, or it is KV of
+    /// another prompt than this decode leg's.
+    pub(super) fn take(&self, leg: LegId, by: &Leg) -> bool {
+        let mut inner = self.inner.lock();
         // Of an unknown one, such as another process's, its own words are all there is.
-        self.step(leg, &Stage::Waiting, Stage::Taken).unwrap_or(true)
+        let Some(held) = inner.held.get_mut(&leg) else { return true };
+        if held.stage != Stage::Waiting || !held.of.is_of(by) {
+            return false;
+        }
+        held.stage = Stage::Taken;
+        true
     }
 
     /// The decode engine has not been told after all.
@@ -131,15 +165,13 @@ impl HeldKv {
         self.step(leg, &Stage::Taken, Stage::Arrived);
     }
 
-    /// Goes from one stage to another, if it is at the one. `None`: it is unknown.
-    fn step(&self, leg: LegId, from: &Stage, to: Stage) -> Option<bool> {
-        let mut inner = self.inner.lock();
-        let held = inner.held.get_mut(&leg)?;
-        let is_there = held.stage == *from;
-        if is_there {
+    /// Goes from one stage to another, if it is known and at the one.
+    fn step(&self, leg: LegId, from: &Stage, to: Stage) {
+        if let Some(held) = self.inner.lock().held.get_mut(&leg)
+            && held.stage == *from
+        {
             held.stage = to;
         }
-        Some(is_there)
     }
 
     /// The prefill side came to nothing; whoever waits for its KV is told.
@@ -181,6 +213,7 @@ impl HeldKv {
         let before = std::mem::replace(&mut entry.stage, Stage::Released);
         // What is left until the lease ends says only that it is gone.
         let what = std::mem::replace(&mut entry.what, What::Pushed);
+        entry.of = Prompted { tokens: Arc::new([]), body: None };
         let is_fresh = entry.until > Instant::now();
         match (before, what) {
             (Stage::Waiting, What::Pulled { params, layout, from }) if is_fresh => {

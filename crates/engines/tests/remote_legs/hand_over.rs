@@ -236,8 +236,33 @@ async fn handles_that_no_engine_can_use_are_refused_at_once() {
         assert!(matches!(refused(&pair.decode, several), Some(StartError::Malformed { .. })));
     }
     let body = client_leg(2, r#"{"n":2}"#, false);
-    let mut stream = pair.decode.start(Leg { work: Work::Decode { kv, first: Vec::new() }, ..body });
+    let of_elsewhere = KvHandle { leg: LegId(99), ..kv };
+    let work = Work::Decode { kv: of_elsewhere, first: Vec::new() };
+    let mut stream = pair.decode.start(Leg { work, ..body });
     assert!(told(&read(&mut stream).await).starts_with("refused: malformed leg"));
+}
+
+#[tokio::test]
+async fn kv_of_one_prompt_is_never_given_to_another() {
+    let mut pair = pair().await;
+    let kv = pair.prefilled(1).await;
+    let refused = async |attached: &Attached, leg: Leg| match attached.engine.start(leg) {
+        Err(error) => error,
+        Ok(mut stream) => match &read(&mut stream).await[..] {
+            [LegEvent::Refused(error)] => error.clone(),
+            other => panic!("{}", told(other)),
+        },
+    };
+    let as_decode = |leg: Leg| Leg { work: Work::Decode { kv: kv.clone(), first: Vec::new() }, ..leg };
+    // vLLM would answer the first with the other's KV; the second and third are longer, and would end it.
+    assert_eq!(refused(&pair.decode, as_decode(leg(2, &[10, 11, 13], 8))).await, StartError::ForeignKv);
+    assert_eq!(refused(&pair.decode, as_decode(leg(2, &[10; 40], 8))).await, StartError::ForeignKv);
+    let words = as_decode(client_leg(2, r#"{"prompt":"10 11 12"}"#, false));
+    assert_eq!(refused(&pair.decode, words).await, StartError::ForeignKv);
+    assert!(pair.at_decode.is_idle());
+    // It is still there for the one that it is of.
+    let _stream = pair.decode.start(decode_leg(3, &kv));
+    pair.at_decode.asked().await;
 }
 
 #[tokio::test]

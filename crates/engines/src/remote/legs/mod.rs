@@ -189,7 +189,7 @@ impl LegTask {
 
     async fn decode(&self, source: &KvHandle) -> Result<Done, Setback> {
         let held = &self.engine.held;
-        if !held.take(source.leg) {
+        if !held.take(source.leg, &self.leg) {
             return Err(Setback::Refused(StartError::ForeignKv));
         }
         match &source.place {

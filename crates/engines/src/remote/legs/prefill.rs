@@ -18,7 +18,10 @@ use serde_json::value::RawValue;
 use super::{Done, LegTask, Setback};
 use crate::{
     driver::{Bootstrap, KvHandle, KvPlace, LegEvent, StartError},
-    remote::{HandOver, RankPin, held::What},
+    remote::{
+        HandOver, RankPin,
+        held::{Prompted, What},
+    },
 };
 
 /// Taken off a lease: it began when the engine finished, not when we heard of it, and the decode engine must hear of it
@@ -98,7 +101,7 @@ async fn meet(task: &LegTask, bootstrap: Bootstrap) -> Result<Done, Setback> {
 /// Puts the events with which a decode leg may begin.
 fn hold(task: &LegTask, until: Instant, what: What, tokens: u32, place: KvPlace, cached_tokens: u32) {
     let leg = task.leg.id;
-    task.engine.held.hold(leg, until, what);
+    task.engine.held.hold(leg, until, what, Prompted::of(&task.leg));
     let from = task.engine.facts.rank(task.leg.dp_rank);
     let handle = KvHandle { from, leg, tokens, held_until: until, first: FirstToken::OfDecode, place };
     task.outbox.put_all(&mut vec![LegEvent::Started { cached_tokens }, LegEvent::Prefilled(handle)]);
