@@ -178,7 +178,8 @@ def errors(c):
     post("no_prompt", {"model": "smol"})
     post("no_messages", {"model": "smol"}, "/v1/chat/completions")
     post("empty_messages", {"model": "smol", "messages": []}, "/v1/chat/completions")
-    post("unknown_role", {"model": "smol", "messages": [{"role": "alien", "content": "Hi"}], "max_tokens": 1}, "/v1/chat/completions")
+    post("unknown_role", {"model": "smol", "messages": [{"role": "alien", "content": "Hi"}], "max_tokens": 1},
+         "/v1/chat/completions")
     post("wrong_type", completion("Hi", max_tokens="many"))
     post("unknown_model", completion("Hi", model="other"))
     post("empty_prompt", completion(""))
@@ -204,9 +205,12 @@ def errors(c):
     post("stop_empty", completion("Hi", stop=[""]))
     post("cache_salt_empty", completion("Hi", cache_salt=""))
     post("stream_options_without_stream", completion("Hi", stream_options={"include_usage": True}))
-    post("bad_schema", chat("Hi", response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}), "/v1/chat/completions")
-    post("tools_without_parser", chat("Hi", max_tokens=2, tool_choice="auto", tools=[{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]), "/v1/chat/completions")
-    post("image", {"model": "smol", "max_tokens": 1, "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}]}]}, "/v1/chat/completions")
+    bad_schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}
+    post("bad_schema", chat("Hi", response_format=bad_schema), "/v1/chat/completions")
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+    post("tools_without_parser", chat("Hi", max_tokens=2, tool_choice="auto", tools=[tool]), "/v1/chat/completions")
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+    post("image", chat([image], max_tokens=1), "/v1/chat/completions")
     post("content_type", b'{"model": "smol", "prompt": "Hi", "max_tokens": 1}', headers={"content-type": "text/plain"})
     post("tokenize_no_prompt", {"model": "smol"}, "/tokenize")
 
@@ -269,7 +273,6 @@ def pair(start, folder):
         prefill_variants(p)
         releases(p, d)
         expiry(p)
-        d.probe("kv_event_sources", "/kv_event_sources")
         p.note("warnings_producer", interesting(producer))
         d.note("warnings_consumer", interesting(consumer))
 
@@ -350,7 +353,8 @@ def releases(p, d):
         "seconds_until_running": started, "running_0_after": p.wait(lambda: p.running() == 0),
         "blocks_free_after": p.wait(lambda: p.kv_use() == 0, 60), "expired": p.metric("vllm:nixl_num_kv_expired_reqs_total")}
     # The decode leg runs to its end, of one token.
-    for name, finish in [("decode leg of one token", lambda body: d.probe("", "/v1/completions", body | {"max_tokens": 1}, keep=False)),
+    one_token = {"max_tokens": 1}
+    for name, finish in [("decode leg of one token", lambda body: d.probe("", "/v1/completions", body | one_token, keep=False)),
                          ("decode leg, client leaves at once", lambda body: d.open("/v1/completions", body).close()),
                          ("decode leg, client leaves when it runs", lambda body: leave_running(d, body))]:
         prompt = long_prompt(name)
@@ -442,7 +446,8 @@ def deadly(name, c, params):
 def both(start, folder):
     """A pair in which each may do both, with the policy that recomputes, and what kills do to its streams."""
     policy = {"kv_load_failure_policy": "recompute"}
-    with start("both1", role="kv_both", core=0, connector=policy) as one, start("both2", role="kv_both", core=1, connector=policy) as two:
+    with start("both1", role="kv_both", core=0, connector=policy) as one, \
+            start("both2", role="kv_both", core=1, connector=policy) as two:
         one.wait_ready()
         two.wait_ready()
         a, b = Capture(one, folder, "both"), Capture(two, folder, "both")
@@ -505,7 +510,8 @@ def rest(response):
 
 def push(start, folder):
     """The push variant: the prefill server writes to the decode server, which it knows by the request's id."""
-    connector = LEASE | {"kv_connector": "NixlPushConnector"}
+    # With vLLM's own lease: once it ends before the write, the decode leg waits for nothing.
+    connector = {"kv_connector": "NixlPushConnector"}
     with start("push1", role="kv_producer", core=0, connector=connector) as one, \
             start("push2", role="kv_consumer", core=1, connector=connector) as two:
         one.wait_ready()
@@ -518,7 +524,8 @@ def push(start, folder):
         # The id of the prefill leg is not known yet, but must be there: without it the engine ends (KeyError).
         params = {key: known[key] for key in ["remote_engine_id", "remote_host", "remote_port", "tp_size"]}
         params["remote_request_id"] = "not known yet"
-        connection = d.open("/v1/completions", body | {"kv_transfer_params": params | {"do_remote_prefill": True, "do_remote_decode": False}}, headers)
+        params |= {"do_remote_prefill": True, "do_remote_decode": False}
+        connection = d.open("/v1/completions", body | {"kv_transfer_params": params}, headers)
         waits = d.wait(lambda: d.running() == 1, 10)
         p.probe("at_once_prefill", "/v1/completions", body | {"max_tokens": 1, "kv_transfer_params": PREFILL}, headers)
         answer = json.loads(connection.getresponse().read())
@@ -571,12 +578,16 @@ def ranks(start, folder):
         c = Capture(engine, folder, "ranks")
         c.probe("kv_event_sources", "/kv_event_sources")
         for rank in ["0", "1", "2"]:
-            c.probe(f"prefill_leg_rank_{rank}", "/v1/completions", prefill_leg(long_prompt(f"rank {rank}")), {"X-data-parallel-rank": rank})
+            c.probe(f"prefill_leg_rank_{rank}", "/v1/completions", prefill_leg(long_prompt(f"rank {rank}")),
+                    {"X-data-parallel-rank": rank})
         metrics = engine.metrics()
         c.note("metrics_by_rank", {rank: {name: metrics.sum(name, engine=rank) for name in
                                           ["vllm:prompt_tokens_total", "vllm:kv_cache_usage_perc", "vllm:num_requests_running"]}
                                    for rank in ["0", "1"]})
         c.note("processes", sorted(engine.children().values()))
+
+
+REFUSAL = re.compile(r"\b(?:\w*Error|error):|Input should be|Unsupported|Value error")
 
 
 def refusals(start, folder):
@@ -585,7 +596,7 @@ def refusals(start, folder):
         "unknown_policy": {"role": "kv_consumer", "connector": {"kv_load_failure_policy": "shrug"}},
         "unknown_connector": {"role": "kv_consumer", "connector": {"kv_connector": "NoSuchConnector"}},
         "unknown_role": {"role": "kv_both", "connector": {"kv_role": "kv_nobody"}},
-        "block_size_16": {"block_size": 16},
+        "block_size_16": {"block_size": 16, "blocks": 256},
         "layout_with_block_outermost": {"environment": {"VLLM_KV_CACHE_LAYOUT": "BLHNC"}},
     }
     for name, options in cases.items():
@@ -595,14 +606,16 @@ def refusals(start, folder):
                 engine.wait_ready(240)
                 c.note(name, "started")
             except engines.EngineError:
-                c.note(name, [clean(line) for line in engine.tail(200).splitlines() if re.search(r"Error|error:|invalid", line)][-3:])
+                lines = engine.tail(200).splitlines()
+                c.note(name, [clean(line) for line in lines if REFUSAL.search(line) and "WARNING" not in line][-3:])
 
 
 def multi(start, folder):
     """MultiConnector of NIXL and a connector that keeps blocks in files, and a producer without KV events."""
     with tempfile.TemporaryDirectory() as store:
         connectors = [{"kv_connector": "NixlConnector", "kv_role": "kv_both"},
-                      {"kv_connector": "ExampleConnector", "kv_role": "kv_both", "kv_connector_extra_config": {"shared_storage_path": store}}]
+                      {"kv_connector": "ExampleConnector", "kv_role": "kv_both",
+                       "kv_connector_extra_config": {"shared_storage_path": store}}]
         config = {"kv_connector": "MultiConnector", "kv_connector_extra_config": {"connectors": connectors}}
         with start("multi", role="kv_both", connector=config, kv_events=False, extra=["--shutdown-timeout", "120"]) as engine:
             engine.wait_ready()
@@ -610,7 +623,8 @@ def multi(start, folder):
             c.probe("plain", "/v1/completions", completion(long_prompt("multi")))
             c.probe("prefill_leg", "/v1/completions", prefill_leg(long_prompt("multi leg")))
             c.probe("kv_event_sources_when_off", "/kv_event_sources")
-            c.probe("generate_without_scale_out", "/inference/v1/generate", {"token_ids": [504], "sampling_params": {"max_tokens": 1}})
+            c.probe("generate_without_scale_out", "/inference/v1/generate",
+                    {"token_ids": [504], "sampling_params": {"max_tokens": 1}})
             c.note("warnings", interesting(engine))
             c.note("sigterm_with_shutdown_timeout", sigterm(c))
 

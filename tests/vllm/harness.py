@@ -25,8 +25,9 @@ STATE_SECONDS_MAX = 120
 # No answer may take longer: what hangs fails.
 ANSWER_SECONDS_MAX = 300
 START_SECONDS_MAX = 300
-# Blocks that a prefill server holds for a decode leg that never comes; vLLM's default of 30 s only costs time here.
-LEASE_SECONDS = 8
+# For how long a prefill server holds blocks for a decode leg that never comes: vLLM's default. A first hand-over on a busy
+# machine takes more than a few seconds.
+LEASE_SECONDS = 30
 BLOCK_SIZE = 32
 # A request shows in vLLM's metrics at the end of a step; a prefill in one step would never be seen running.
 SMALL_STEPS = ["--max-num-batched-tokens", "256"]
