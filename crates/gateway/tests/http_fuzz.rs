@@ -7,7 +7,7 @@ use axum::{body::Body, http::Request};
 use http_support::*;
 use proptest::{collection, prelude::*};
 
-const PATHS: [&str; 11] = [
+const PATHS: [&str; 12] = [
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/models",
@@ -17,6 +17,7 @@ const PATHS: [&str; 11] = [
     "/openapi.json",
     "/metrics",
     "/fleet/v1/engines",
+    "/fleet/v1/links",
     "/fleet/v1/decisions",
     "/fleet/v1/policy",
 ];

@@ -191,6 +191,9 @@ async fn operators_see_engines_decisions_and_metrics() {
     let router = gateway(&fake).admin_router();
     let engines = ask(router.clone(), get("/fleet/v1/engines")).await.json();
     assert_eq!(engines["data"][0]["engine"], "embedded-0");
+    let links = ask(router.clone(), get("/fleet/v1/links")).await.json();
+    let link = &links["data"][0];
+    assert_eq!((link["to"].as_str(), link["transfers"].as_u64()), (Some("embedded-1"), Some(3)));
     let ids = async |query: &str| -> Vec<String> {
         let list = ask(router.clone(), get(&format!("/fleet/v1/decisions{query}"))).await.json();
         list["data"].as_array().unwrap().iter().map(|item| item["id"].as_str().unwrap().to_owned()).collect()

@@ -266,6 +266,11 @@ impl Links {
         self.resting.binary_search(&(source, destination)).is_ok()
     }
 
+    /// The pairs that rest, in order of their ids.
+    pub fn resting(&self) -> impl ExactSizeIterator<Item = (Incarnation, Incarnation)> {
+        self.resting.iter().copied()
+    }
+
     /// A pair has handed over.
     pub fn warmed(&mut self, source: Incarnation, destination: Incarnation) {
         if let Err(at) = self.warm.binary_search(&(source, destination)) {

@@ -150,6 +150,11 @@ pub(crate) async fn engines(State(gateway): State<Gateway>) -> Response {
     json(&List { object: "list", data: gateway.0.orchestrator.engines() })
 }
 
+/// `GET /fleet/v1/links`
+pub(crate) async fn links(State(gateway): State<Gateway>) -> Response {
+    json(&List { object: "list", data: gateway.0.orchestrator.links() })
+}
+
 /// `?engine=&lines=`
 #[derive(Debug, Deserialize)]
 pub(crate) struct WhichEngine {

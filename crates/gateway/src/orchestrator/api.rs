@@ -239,6 +239,23 @@ pub struct RankStatus {
     pub indexed_blocks: u64,
 }
 
+/// Handing KV over from one engine to another, as `/fleet/v1/links` shows it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LinkStatus {
+    /// The engine that prefills.
+    pub from: EngineName,
+    /// The engine that decodes.
+    pub to: EngineName,
+    /// `ready`; or `resting`: a hand-over failed lately, and until the pair is tried again no request goes over it.
+    pub state: String,
+    /// What a hand-over costs whatever its size, seconds, as learned so far.
+    pub latency_seconds: f64,
+    /// Bytes a second beyond that, as learned so far.
+    pub bytes_per_second: f64,
+    /// Hand-overs that this was learned from; with none, it is an assumption.
+    pub transfers: u64,
+}
+
 /// An answer to a question for an engine's log.
 pub enum LogsAnswer {
     /// There is no such engine.
@@ -270,6 +287,8 @@ pub trait Orchestrate: Send + Sync + 'static {
     fn is_ready(&self) -> bool;
     /// Every engine.
     fn engines(&self) -> Vec<EngineStatus>;
+    /// Every pair of engines that handed KV over or failed to.
+    fn links(&self) -> Vec<LinkStatus>;
     /// The newest decisions, newest first, at most `limit`.
     fn decisions(&self, limit: usize) -> Vec<Arc<DecisionRecord>>;
     /// One decision.

@@ -33,7 +33,8 @@ use tokio::{runtime::Handle, sync::Notify};
 
 use self::{
     api::{
-        EngineStatus, GenerateRequest, LogsAnswer, Orchestrate, PromptUnit, Response, RouteError, ServedModel,
+        EngineStatus, GenerateRequest, LinkStatus, LogsAnswer, Orchestrate, PromptUnit, Response, RouteError,
+        ServedModel,
     },
     core::Core,
     engines::Slot,
@@ -258,6 +259,10 @@ impl Orchestrate for Orchestrator {
 
     fn engines(&self) -> Vec<EngineStatus> {
         status::status(&self.0)
+    }
+
+    fn links(&self) -> Vec<LinkStatus> {
+        status::links(&self.0)
     }
 
     fn decisions(&self, limit: usize) -> Vec<Arc<DecisionRecord>> {

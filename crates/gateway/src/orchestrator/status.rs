@@ -1,6 +1,9 @@
 //! The fleet as operators see it.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, atomic::Ordering},
+};
 
 use forebay_engines::CacheSight;
 use forebay_placement::{Breaker, RankState, Snapshot};
@@ -8,7 +11,7 @@ use forebay_types::RankLoad;
 
 use super::{
     Shared,
-    api::{EngineStatus, RankStatus},
+    api::{EngineStatus, LinkStatus, RankStatus},
     core::Core,
     engines::Slot,
 };
@@ -19,6 +22,28 @@ pub(super) fn status(shared: &Shared) -> Vec<EngineStatus> {
     let mut core = shared.core.lock();
     let snapshot = core.fleet.snapshot(shared.now());
     slots.iter().map(|slot| engine(slot, &core, &snapshot)).collect()
+}
+
+/// Every pair of engines that was measured or rests, in the order of their lives.
+pub(super) fn links(shared: &Shared) -> Vec<LinkStatus> {
+    let links = shared.core.lock().fleet.snapshot(shared.now()).links.clone();
+    let mut pairs: BTreeSet<_> = links.measured().map(|(from, to, _)| (from, to)).collect();
+    pairs.extend(links.resting());
+    let drivers = shared.drivers.read();
+    let name = |incarnation| drivers.get(&incarnation).map(|driver| driver.facts().engine.clone());
+    let one = |(from, to)| {
+        let model = links.get(from, to);
+        let state = if links.is_resting(from, to) { "resting" } else { "ready" };
+        Some(LinkStatus {
+            from: name(from)?,
+            to: name(to)?,
+            state: state.to_owned(),
+            latency_seconds: model.latency_seconds(),
+            bytes_per_second: model.bytes_per_second(),
+            transfers: model.samples(),
+        })
+    };
+    pairs.into_iter().filter_map(one).collect()
 }
 
 fn engine(slot: &Slot, core: &Core, snapshot: &Snapshot) -> EngineStatus {

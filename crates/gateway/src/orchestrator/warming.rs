@@ -74,7 +74,15 @@ async fn warm(shared: &Shared, from: RankId, to: RankId) {
             return;
         }
     }
-    tracing::info!(from = %source.facts().engine, to = %target.facts().engine, "pair warmed");
+    let links = shared.core.lock().fleet.snapshot(shared.now()).links.clone();
+    let link = links.get(from.incarnation, to.incarnation);
+    tracing::info!(
+        from = %source.facts().engine,
+        to = %target.facts().engine,
+        latency_seconds = link.latency_seconds(),
+        bytes_per_second = link.bytes_per_second(),
+        "pair warmed",
+    );
 }
 
 fn failed(shared: &Shared, from: RankId, to: RankId, why: &str) -> Event {

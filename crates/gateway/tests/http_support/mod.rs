@@ -20,8 +20,8 @@ use forebay_gateway::{
     http::{Clock, Gateway, HttpLimits, ModelText, Parts, RequestLimits, Seeds},
     metrics::Metrics,
     orchestrator::api::{
-        EngineStatus, Feedback, GenerateRequest, LogsAnswer, Orchestrate, Response, ResponseEvent,
-        ResponseSender, RouteError, ServedModel, Usage, response,
+        EngineStatus, Feedback, GenerateRequest, LinkStatus, LogsAnswer, Orchestrate, Response,
+        ResponseEvent, ResponseSender, RouteError, ServedModel, Usage, response,
     },
 };
 use forebay_text::{ChatTemplate, Tokenizer};
@@ -122,6 +122,16 @@ impl Orchestrate for Fake {
             ranks: Vec::new(),
             cache_sight: "events".into(),
             notes: Vec::new(),
+        }]
+    }
+    fn links(&self) -> Vec<LinkStatus> {
+        vec![LinkStatus {
+            from: "embedded-0".into(),
+            to: "embedded-1".into(),
+            state: "ready".into(),
+            latency_seconds: 0.004,
+            bytes_per_second: 1.9e11,
+            transfers: 3,
         }]
     }
     fn decisions(&self, limit: usize) -> Vec<Arc<DecisionRecord>> {
