@@ -159,6 +159,17 @@ async fn late_subscriber_then_gap_with_older_replies() {
     late_subscriber_then_gap(true).await;
 }
 
+/// What is published before the publisher knows of its subscriber reaches nobody; it is learned though nothing follows.
+#[tokio::test]
+async fn what_was_missed_while_subscribing_is_asked_for() {
+    let mut publisher = Publisher::start(None, false).await;
+    publisher.store("publish", &[1], 1.0).await;
+    let mut watched = watched(&publisher).await;
+    watched.until("the replay brought it", |it| it.holds(0, "m", &tokens(&[1]))).await;
+    publisher.store("lose", &[2], 2.0).await;
+    watched.until("what was missed is known", |it| it.holds(0, "m", &tokens(&[2]))).await;
+}
+
 #[tokio::test]
 async fn a_restarted_publisher_begins_another_life() {
     let mut publisher = Publisher::start(None, false).await;

@@ -23,6 +23,10 @@ const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// Messages that are taken before others on the runtime have their turn, and before the index is told.
 const BURST_MESSAGES: usize = 64;
+/// A subscription is not confirmed: what is published before the publisher knows of it is lost without a trace, until a
+/// message comes. So as long as none has come the replay is asked again, after a pause that doubles up to the second.
+const UNHEARD_MIN: Duration = Duration::from_millis(250);
+const UNHEARD_MAX: Duration = Duration::from_secs(30);
 /// For a whole replay: 10,000 batches, what vLLM keeps, take some seconds.
 const REPLAY_MAX: Duration = Duration::from_secs(60);
 
@@ -121,9 +125,19 @@ impl Follower {
         if let Err(leave) = self.catch_up(from).await {
             return leave;
         }
+        let mut unheard = Some(UNHEARD_MIN);
+        let mut ask_at = Instant::now() + UNHEARD_MIN;
         loop {
             let message = tokio::select! {
                 message = subscriber.next() => message,
+                () = sleep_until(ask_at), if unheard.is_some() => {
+                    if let Err(leave) = self.catch_up(None).await {
+                        return leave;
+                    }
+                    unheard = unheard.map(|pause| (pause * 2).min(UNHEARD_MAX));
+                    ask_at = Instant::now() + unheard.unwrap_or_default();
+                    continue;
+                }
                 () = self.shared.ranks[&self.source.dp_rank].snapshot_wanted.notified() => {
                     self.put_snapshot();
                     continue;
@@ -133,6 +147,7 @@ impl Follower {
                 Ok(message) => Some(message),
                 Err(error) => return Leave::Broken(error),
             };
+            unheard = None;
             let mut taken = 0;
             while let Some(next) = message {
                 if let Err(leave) = self.published(&next).await {
