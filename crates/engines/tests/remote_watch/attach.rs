@@ -66,6 +66,20 @@ async fn token_routes_are_taken_where_they_are_open() {
     assert_eq!(found.speech.abort, Abort::VllmAbortRequests);
 }
 
+/// 0.25 has the route, but not for hand-overs, and nothing to abort by.
+#[tokio::test]
+async fn legs_go_where_transfer_parameters_are_heard() {
+    let plain = VllmOptions { version: VllmVersion::V0_25, ..VllmOptions::default() };
+    let (_double, found, _) = attached(plain, &spec()).await;
+    assert_eq!((found.speech.tokens, found.speech.abort), (Some(TokenRoute::VllmGenerate), Abort::Close));
+    let both = Some(ConnectorOptions::new(KvRole::Both));
+    let pair = VllmOptions { version: VllmVersion::V0_25, connector: both, ..VllmOptions::default() };
+    let (_double, found, findings) = attached(pair, &spec()).await;
+    assert_eq!(found.speech.tokens, Some(TokenRoute::Completions));
+    assert!(found.facts.kv.can_export && found.facts.kv.can_import);
+    assert!(has(&findings, "enable_cross_layers_blocks"), "{findings:?}");
+}
+
 #[tokio::test]
 async fn every_rank_of_a_group_is_a_target() {
     let (double, found, _) = attached(VllmOptions { dp: 3, ..VllmOptions::default() }, &spec()).await;
@@ -85,7 +99,7 @@ async fn a_pair_is_one_by_its_layout() {
     assert_eq!(prefill.speech.hand_over, HandOver::TransferParams);
     assert_eq!(prefill.facts.kv.layout, decode.facts.kv.layout);
     assert_eq!(apart(("p", &prefill.layout), ("d", &decode.layout)), None);
-    assert!(has(&findings, "enable_cross_layers_blocks"), "{findings:?}");
+    assert!(has(&findings, "VLLM_KV_CACHE_LAYOUT=BLHNC"), "{findings:?}");
     assert!(has(&findings, r#""kv_load_failure_policy":"recompute""#), "{findings:?}");
 
     let (_o, other, _) = attached(VllmOptions { block_size: 32, ..VllmOptions::decode() }, &spec()).await;
@@ -148,7 +162,7 @@ async fn older_engines_are_told_where_their_events_are() {
     let options = VllmOptions { version: VllmVersion::V0_22, ..VllmOptions::default() };
     let (double, found, findings) = attached(options, &spec()).await;
     assert!(matches!(found.facts.cache_sight, CacheSight::Approximate { .. }));
-    assert!(has(&findings, "name the endpoint (kv_events)"), "{findings:?}");
+    assert!(has(&findings, "name the endpoint (`events="), "{findings:?}");
     let endpoints = double.event_endpoints().remove(0);
     let mut told = spec();
     told.overrides.kv_events = Some(forebay_engine_wire::discovery::KvSource {

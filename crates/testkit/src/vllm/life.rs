@@ -119,7 +119,7 @@ fn settings(options: &VllmOptions, ports: &RankPorts, engine_id: &str, hash_root
 }
 
 fn format(options: &VllmOptions) -> EventFormat {
-    let shape = if options.version >= VllmVersion::V0_26 { Shape::Maps } else { Shape::Arrays };
+    let shape = if options.version >= VllmVersion::V0_25 { Shape::Maps } else { Shape::Arrays };
     let hashes = options.kv_events.as_ref().map_or(HashFormat::Unsigned, |config| config.hashes);
     EventFormat { shape, hashes }
 }

@@ -14,6 +14,9 @@ pub enum VllmVersion {
     /// Events as arrays, replies to replays without a topic, no `/kv_event_sources`.
     #[serde(rename = "0.22")]
     V0_22,
+    /// Events as maps; token routes that nothing guards, and that pass transfer parameters over.
+    #[serde(rename = "0.25")]
+    V0_25,
     /// Events as maps; no `/kv_event_sources`, no pause routes guarded by `--enable-scale-out`.
     #[serde(rename = "0.26")]
     V0_26,
@@ -28,6 +31,7 @@ impl VllmVersion {
     pub fn name(self) -> &'static str {
         match self {
             Self::V0_22 => "0.22.1",
+            Self::V0_25 => "0.25.0",
             Self::V0_26 => "0.26.0",
             Self::V0_32 => "0.32.0",
         }

@@ -34,8 +34,11 @@ pub(super) async fn find_out(
     configuration(&mut found, &info, first.metrics.as_ref(), spec, findings);
     sight(&mut found, &info, probe, spec, findings).await;
     let routes = probe.document("/openapi.json").await.ok().and_then(|body| routes(&body).ok());
-    speak(&mut found, routes.as_ref(), probe, spec, findings).await?;
+    let completes = speak(&mut found, routes.as_ref(), probe, spec, findings).await?;
     hand_over(&mut found, &info, first.metrics.as_ref(), probe, spec, findings).await;
+    if found.can_export && found.tokens == Some(TokenRoute::VllmGenerate) {
+        legs_route(&mut found, completes, probe, spec).await;
+    }
     Ok(found)
 }
 
@@ -66,7 +69,7 @@ fn configuration(
     if found.block_size_tokens.is_none() && spec.overrides.block_size_tokens.is_none() {
         findings.warn(
             "its block size is not known, so it takes part in no hand-over",
-            "name it (block_size_tokens)",
+            "let /metrics say it: start it without --disable-log-stats",
         );
     }
     if found.step_tokens_max.is_none() && spec.overrides.step_tokens_max.is_none() {
@@ -117,7 +120,7 @@ async fn sight(
         None => {
             findings.warn(
                 "it does not say where its KV events are",
-                "name the endpoint (kv_events), or use vLLM 0.32 or later",
+                "name the endpoint (`events=tcp://HOST:PORT` with --engine), or use vLLM 0.32 or later",
             );
             let why = "it does not say where its KV events are";
             (crate::CacheSight::Approximate { why: why.into() }, Vec::new())
@@ -129,14 +132,14 @@ fn of_ranks(first: &KvSource, dp_ranks: u16) -> Vec<KvSource> {
     (0..dp_ranks).map_while(|rank| first.of_rank(rank).ok()).collect()
 }
 
-/// In which words it takes a request.
+/// In which words it takes a request, and whether `/v1/completions` takes and answers tokens too.
 async fn speak(
     found: &mut Found,
     routes: Option<&BTreeSet<String>>,
     probe: &Probe<'_>,
     spec: &AttachSpec,
     findings: &mut Findings,
-) -> Result<(), AttachError> {
+) -> Result<bool, AttachError> {
     let prompt = tokens::sample(spec.tokenizer.as_deref());
     let has = |route: &str| routes.is_none_or(|routes| routes.contains(route));
     if has("/inference/v1/generate") {
@@ -147,7 +150,11 @@ async fn speak(
         match probe.ask("/inference/v1/generate", &question).await {
             Ok(answer) if token_ids(answer.pointer("/choices/0/token_ids")).is_some() => {
                 found.tokens = Some(TokenRoute::VllmGenerate);
-                found.abort = Abort::VllmAbortRequests;
+                // 0.25 has no such route. Of an id that nobody has, the others say nothing.
+                let nobody = json!({"request_ids": ["forebay-nobody"]});
+                if probe.ask("/inference/v1/abort_requests", &nobody).await.is_ok() {
+                    found.abort = Abort::VllmAbortRequests;
+                }
             }
             Ok(_) => findings.regret("its /inference/v1/generate answers no token ids"),
             Err(error) if status(&error) == Some(403) => {
@@ -167,14 +174,15 @@ async fn speak(
         Err(error) if matches!(status(&error), Some(401 | 403)) => return Err(AttachError::Key(error)),
         Err(error) => {
             findings.regret(format!("it did not complete a short prompt: {}", reason(&error)));
-            return Ok(());
+            return Ok(false);
         }
     };
     found.salts_cache = salted && knows_salts(found.version.as_deref());
     if !found.salts_cache {
         findings.regret("it does not know cache_salt: tenants share its prefix cache");
     }
-    if token_ids(answer.pointer("/choices/0/token_ids")).is_none() {
+    let completes = token_ids(answer.pointer("/choices/0/token_ids")).is_some();
+    if !completes {
         findings.regret(
             "it does not answer token ids (return_token_ids, vLLM 0.10.2 or later): it is given text",
         );
@@ -190,7 +198,19 @@ async fn speak(
     if found.tokens.is_some() {
         found.tokens_agree = tokens::agree(probe, found, spec, findings).await;
     }
-    Ok(())
+    Ok(completes)
+}
+
+/// Both legs of a hand-over go to one route. 0.25 has `/inference/v1/generate`, which passes transfer parameters over.
+async fn legs_route(found: &mut Found, completes: bool, probe: &Probe<'_>, spec: &AttachSpec) {
+    let question = json!({
+        "token_ids": tokens::sample(spec.tokenizer.as_deref()), "model": found.model.id,
+        "sampling_params": {"max_tokens": 1, "temperature": 0.0}, "kv_transfer_params": export(),
+    });
+    let answer = probe.ask("/inference/v1/generate", &question).await;
+    if !answer.is_ok_and(|answer| is_exported(&answer)) {
+        found.tokens = completes.then_some(TokenRoute::Completions);
+    }
 }
 
 async fn complete(
@@ -210,14 +230,24 @@ async fn complete(
 
 /// From 0.9 on. Before, the field was passed over, which no answer shows; a version that cannot be read is a newer one.
 fn knows_salts(version: Option<&str>) -> bool {
+    is_since(version, 9)
+}
+
+/// Whether it is 0.`minor` or newer. A version that cannot be read is a newer one.
+fn is_since(version: Option<&str>, minor: u32) -> bool {
     let Some((major, rest)) = version.and_then(|version| version.split_once('.')) else {
         return true;
     };
-    let minor: String = rest.chars().take_while(char::is_ascii_digit).collect();
-    match (major.parse::<u32>(), minor.parse::<u32>()) {
-        (Ok(0), Ok(minor)) => minor >= 9,
+    let its: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    match (major.parse::<u32>(), its.parse::<u32>()) {
+        (Ok(0), Ok(its)) => its >= minor,
         _ => true,
     }
+}
+
+/// NIXL reads `enable_cross_layers_blocks` up to 0.28; since 0.29 a variable names the layout instead.
+fn layout_is_a_variable(version: Option<&str>) -> bool {
+    is_since(version, 29)
 }
 
 /// Whether it exchanges KV. NIXL's connector does not act on its `kv_role`: whoever has it gives, takes and serves plain
@@ -253,14 +283,14 @@ async fn hand_over(
     };
     if !has_nixl && !exports {
         let severity = if pinned { Severity::Warning } else { Severity::Info };
-        let mend = format!("start it with {}", nixl(spec.role));
+        let mend = format!("start it with {}", nixl(spec.role, found.version.as_deref()));
         return findings.add(
             severity,
             "it has no NIXL connector, so it takes part in no hand-over",
             Some(&mend),
         );
     }
-    check_connector(told.and_then(Option::as_ref), findings);
+    check_connector(told.and_then(Option::as_ref), found.version.as_deref(), findings);
     if found.block_size_tokens.is_none() && spec.overrides.block_size_tokens.is_none() {
         return; // said already
     }
@@ -272,30 +302,39 @@ async fn hand_over(
 }
 
 /// What makes the connector there, robust and fast.
-fn nixl(role: Option<Role>) -> String {
+fn nixl(role: Option<Role>, version: Option<&str>) -> String {
     let role = match role {
         Some(Role::Prefill) => "kv_producer",
         Some(Role::Decode) => "kv_consumer",
         Some(Role::Both) | None => "kv_both",
     };
+    let (extra, variable) = match layout_is_a_variable(version) {
+        true => ("", " and VLLM_KV_CACHE_LAYOUT=BLHNC (GPUs only)"),
+        false => (r#","kv_connector_extra_config":{"enable_cross_layers_blocks":"True"}"#, ""),
+    };
     format!(
-        r#"--kv-transfer-config '{{"kv_connector":"NixlConnector","kv_role":"{role}","kv_load_failure_policy":"recompute","kv_connector_extra_config":{{"enable_cross_layers_blocks":"True"}}}}'"#
+        r#"--kv-transfer-config '{{"kv_connector":"NixlConnector","kv_role":"{role}","kv_load_failure_policy":"recompute"{extra}}}'{variable}"#
     )
 }
 
 /// What its connector's configuration lacks.
-fn check_connector(connector: Option<&FoundConnector>, findings: &mut Findings) {
+fn check_connector(connector: Option<&FoundConnector>, version: Option<&str>, findings: &mut Findings) {
+    let variable = layout_is_a_variable(version);
     let Some(connector) = connector else {
-        return findings.info(
-            "how its connector is configured is not told (VLLM_SERVER_DEV_MODE=1 would): check that \
-             enable_cross_layers_blocks is set and kv_load_failure_policy is recompute",
-        );
+        let layout =
+            if variable { "VLLM_KV_CACHE_LAYOUT=BLHNC (GPUs only)" } else { "enable_cross_layers_blocks" };
+        return findings.info(format!(
+            "how its connector is configured is not told (VLLM_SERVER_DEV_MODE=1 would): check that {layout} is set and \
+             kv_load_failure_policy is recompute",
+        ));
     };
-    if !connector.cross_layers {
-        findings.warn(
-            "its KV moves in small pieces, one for each layer and block: about six times slower than it could",
-            r#"add "kv_connector_extra_config":{"enable_cross_layers_blocks":"True"} to --kv-transfer-config"#,
-        );
+    let slow =
+        "its KV moves in small pieces, one for each layer and block: about six times slower than it could";
+    if variable {
+        findings.info(format!("unless VLLM_KV_CACHE_LAYOUT=BLHNC is set (GPUs only), {slow}"));
+    } else if !connector.cross_layers {
+        let mend = r#"add "kv_connector_extra_config":{"enable_cross_layers_blocks":"True"} to --kv-transfer-config"#;
+        findings.warn(slow, mend);
     }
     if connector.load_failure_policy.as_deref() != Some("recompute") {
         findings.warn(
@@ -305,17 +344,25 @@ fn check_connector(connector: Option<&FoundConnector>, findings: &mut Findings) 
     }
 }
 
+/// What a prefill leg asks.
+fn export() -> Value {
+    json!({"do_remote_decode": true, "do_remote_prefill": false})
+}
+
 /// Whether a prefill leg answers how others come by its KV. What it holds for that is given up when its lease ends.
 async fn exports(probe: &Probe<'_>, found: &Found, spec: &AttachSpec) -> Result<bool, String> {
     let question = json!({
         "model": found.model.id, "prompt": tokens::sample(spec.tokenizer.as_deref()),
-        "max_tokens": 1, "temperature": 0,
-        "kv_transfer_params": {"do_remote_decode": true, "do_remote_prefill": false},
+        "max_tokens": 1, "temperature": 0, "kv_transfer_params": export(),
     });
     let answer = probe.ask("/v1/completions", &question).await.map_err(|error| reason(&error))?;
+    Ok(is_exported(&answer))
+}
+
+fn is_exported(answer: &Value) -> bool {
     let params = answer.get("kv_transfer_params").unwrap_or(&Value::Null);
-    Ok(params.get("do_remote_prefill").and_then(Value::as_bool) == Some(true)
-        && params.get("remote_engine_id").is_some_and(Value::is_string))
+    params.get("do_remote_prefill").and_then(Value::as_bool) == Some(true)
+        && params.get("remote_engine_id").is_some_and(Value::is_string)
 }
 
 #[cfg(test)]

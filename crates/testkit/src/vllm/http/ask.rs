@@ -15,7 +15,7 @@ use crate::api::fields::{self, Fields};
 use crate::api::text::TextOptions;
 use crate::engine::request::{Sampling, Transfer};
 use crate::tokenizer::{self, Token};
-use crate::vllm::options::VllmOptions;
+use crate::vllm::options::{VllmOptions, VllmVersion};
 
 /// The default of `max_tokens` on `/v1/completions`.
 const COMPLETION_TOKENS: i64 = 16;
@@ -91,6 +91,9 @@ pub(crate) fn tokens(body: &Value, options: &VllmOptions) -> Result<Ask, ApiErro
         }
     };
     ask.logprobs = sampling.int("logprobs")?.map(|logprobs| logprobs.max(0) as usize);
+    if options.version == VllmVersion::V0_25 {
+        ask.transfer = Transfer::None;
+    }
     ask.prompts = vec![prompt];
     limits(&mut ask, sampling.int("max_tokens")?, "max_tokens", options)?;
     Ok(ask)

@@ -45,8 +45,10 @@ pub(super) fn router(vllm: &Arc<Vllm>) -> Router {
         .route("/v1/models", get(admin::models))
         .route("/v1/completions", post(completions))
         .route("/v1/chat/completions", post(chat))
-        .route("/inference/v1/generate", post(generate))
-        .route("/inference/v1/abort_requests", post(admin::abort_scale_out));
+        .route("/inference/v1/generate", post(generate));
+    if vllm.options.version != VllmVersion::V0_25 {
+        router = router.route("/inference/v1/abort_requests", post(admin::abort_scale_out));
+    }
     if vllm.options.version >= VllmVersion::V0_32 {
         router = router.route("/kv_event_sources", get(admin::kv_event_sources));
     }
@@ -123,7 +125,7 @@ async fn chat(State(vllm): Shared, uri: Uri, headers: HeaderMap, body: Body) -> 
 
 async fn generate(State(vllm): Shared, uri: Uri, headers: HeaderMap, body: Body) -> Response {
     let result = read(&vllm, &uri, &headers, body).await;
-    if !vllm.options.scale_out {
+    if !vllm.options.scale_out && vllm.options.version != VllmVersion::V0_25 {
         return scale_out_disabled().into_response();
     }
     let asked = result.and_then(|body| ask::tokens(&body, &vllm.options)).and_then(|ask| alive(&vllm, ask));
