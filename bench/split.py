@@ -108,7 +108,8 @@ def slice_of(options, loadgen, target, rate, seed):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--binary", type=pathlib.Path, required=True)
-    parser.add_argument("--engine", action="append", required=True, help="URL of a vLLM server; say it twice")
+    parser.add_argument("--engine", action="append", required=True,
+                        help="URL of a vLLM server, and options as of `forebay serve` (events=…); say it twice")
     parser.add_argument("--model", required=True, help="the model's name at the engines")
     parser.add_argument("--tokenizer", help="as of `forebay serve`; without it, text is passed on")
     parser.add_argument("--prompt-tokens", type=int, default=4000)
@@ -127,7 +128,8 @@ def main():
         parser.error("say --engine twice")
     logs = options.logs or pathlib.Path(tempfile.mkdtemp(prefix="forebay-split-"))
     logs.mkdir(parents=True, exist_ok=True)
-    specs = [f"vllm={url},name=e{number}" for number, url in enumerate(options.engine)]
+    specs = [f"vllm={spec},name=e{number}" for number, spec in enumerate(options.engine)]
+    urls = [spec.split(",")[0] for spec in options.engine]
     split = [f"{spec},role={role}" for spec, role in zip(specs, ("prefill", "decode"))]
     ways = {"aggregated": (specs, ["--policy", "least-load"]), "split": (split, []), "cost": (specs, [])}
     running, results, seed = {}, [], int(time.time())
@@ -137,15 +139,15 @@ def main():
             # One after another: what one tries on an engine when it joins would be in the other's figures.
             running[name].wait_ready(2).wait_warm(1 if name == "split" else 2)
         links = {name: each.admin_page("/fleet/v1/links") for name, each in running.items()}
-        direct = ",".join(url.split("//", 1)[1] for url in options.engine)
+        direct = ",".join(url.split("//", 1)[1] for url in urls)
         targets = {"direct": direct} | {name: f"{LOOPBACK}:{each.port}" for name, each in running.items()}
         for rate in [float(rate) for rate in options.rates.split(",")]:
             for _ in range(options.slices):
                 for name, target in targets.items():
                     seed += 1
-                    before = [moved(url) for url in options.engine]
+                    before = [moved(url) for url in urls]
                     report = slice_of(options, loadgen, target, rate, seed)
-                    after = [moved(url) for url in options.engine]
+                    after = [moved(url) for url in urls]
                     nixl = {key: sum(a[key] - b[key] for a, b in zip(after, before)) for key in NIXL}
                     results.append({"way": name, "rate": rate, "report": report, "nixl": nixl})
                     print(f"{name} at {rate}/s: ttft {report.get('ttft_ms')}, itl {report.get('itl_ms')}", file=sys.stderr)
@@ -154,7 +156,7 @@ def main():
         for each in running.values():
             each.stop()
     print(json.dumps({
-        "engines": options.engine, "prompt_tokens": options.prompt_tokens, "output_tokens": options.output_tokens,
+        "engines": urls, "prompt_tokens": options.prompt_tokens, "output_tokens": options.output_tokens,
         "slice_seconds": options.seconds, "links_after_warming": links, "links_after_load": after_load,
         "summary": summary(results), "slices": results}, indent=1))
 

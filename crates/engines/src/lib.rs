@@ -9,9 +9,9 @@ pub mod simulated;
 mod stream;
 
 pub use driver::{
-    Accepts, Bootstrap, CacheSight, ClientBody, ClientRoute, Driver, EngineFacts, EngineLimits, FirstToken,
-    KvAbilities, KvHandle, KvPlace, Launch, LaunchError, Leg, LegEvent, LegUsage, Prompt, Reply, StartError,
-    TransferOutcome, TransferReport, Work,
+    Accepts, Audit, Bootstrap, CacheSight, ClientBody, ClientRoute, Driver, EngineFacts, EngineLimits,
+    FirstToken, KvAbilities, KvHandle, KvPlace, Launch, LaunchError, Leg, LegEvent, LegUsage, Prompt, Reply,
+    StartError, TransferOutcome, TransferReport, Work,
 };
 pub use local::{LocalEngine, LocalFleet, LocalLauncher};
 pub use reports::{KvSnapshot, Notice, Report, Reports};

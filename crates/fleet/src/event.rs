@@ -64,6 +64,8 @@ pub enum Event {
     Silent(Incarnation),
     /// It said something that cannot be true: nothing more goes there.
     Fenced(Incarnation),
+    /// Its tokenizer is not ours: from now on it is given text alone.
+    TextOnly(Incarnation),
     /// Its lease has lapsed, or it ended.
     Lost(Incarnation),
     /// A rank reported its load.

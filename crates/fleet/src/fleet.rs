@@ -85,6 +85,7 @@ impl Fleet {
             Event::Draining(incarnation) => self.set_state(incarnation, RankState::Draining),
             Event::Silent(incarnation) => self.set_state(incarnation, RankState::Silent),
             Event::Fenced(incarnation) => self.set_state(incarnation, RankState::Fenced),
+            Event::TextOnly(incarnation) => self.take_text_alone(incarnation),
             Event::Lost(incarnation) => self.lose(incarnation),
             Event::Load { rank, load } => self.report(now, rank, load),
             Event::Step { rank, step } => self.observe_step(now, rank, &step),
@@ -205,6 +206,20 @@ impl Fleet {
             if self.ranks[index].state != RankState::Fenced && self.ranks[index].state != state {
                 self.ranks[index].state = state;
                 self.mark(index);
+                applied = Applied::Changed;
+            }
+        }
+        applied
+    }
+
+    fn take_text_alone(&mut self, incarnation: Incarnation) -> Applied {
+        if !self.engines.contains_key(&incarnation) {
+            return Applied::Ignored(Ignored::Fenced);
+        }
+        let mut applied = Applied::Unchanged;
+        for index in self.ranks_of(incarnation) {
+            if self.ranks[index].take_text_alone() {
+                self.changed.members = true;
                 applied = Applied::Changed;
             }
         }

@@ -100,6 +100,14 @@ impl Rank {
         }
     }
 
+    /// From now on it is given no tokens; whether that is new.
+    pub(crate) fn take_text_alone(&mut self) -> bool {
+        self.facts.takes_tokens && {
+            Arc::make_mut(&mut self.facts).takes_tokens = false;
+            true
+        }
+    }
+
     pub(crate) fn needs_warming(&self) -> bool {
         self.facts.needs_warming
     }

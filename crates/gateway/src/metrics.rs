@@ -150,6 +150,25 @@ pub struct DecisionLabels {
     pub kind: DecisionKind,
 }
 
+label_values! {
+    /// What came of asking an engine for a request's tokens.
+    Audited {
+        /// They are ours.
+        Agrees = "agrees",
+        /// They are others: the engine is given text from then on.
+        Differs = "differs",
+        /// It did not say.
+        Unanswered = "unanswered",
+    }
+}
+
+/// Label of `forebay_tokenizer_audits_total`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct AuditLabels {
+    /// What came of it.
+    pub outcome: Audited,
+}
+
 /// Label of `forebay_transfers_total`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct TransferLabels {
@@ -191,6 +210,8 @@ pub struct Metrics {
     pub transfer: SecondsHistogram,
     /// `forebay_decisions_total{policy,kind}`: placements. Set by the orchestrator.
     pub decisions: Family<DecisionLabels, Counter>,
+    /// `forebay_tokenizer_audits_total{outcome}`: requests whose tokens an engine was asked for. Set by the orchestrator.
+    pub tokenizer_audits: Family<AuditLabels, Counter>,
     /// `forebay_retries_total`: requests placed again before their first token. Set by the orchestrator.
     pub retries: Counter,
     /// `forebay_migrations_total`: responses continued on another engine. Set by the orchestrator.
@@ -254,6 +275,7 @@ impl Metrics {
             transfer_bytes: Counter::default(),
             transfer: SecondsHistogram::new(TRANSFER_SECONDS),
             decisions: Family::default(),
+            tokenizer_audits: Family::default(),
             retries: Counter::default(),
             migrations: Counter::default(),
             disconnects: Counter::default(),
@@ -307,6 +329,11 @@ impl Metrics {
             "forebay_cached_tokens",
             "Prompt tokens of good answers that a prefix cache served",
             self.cached_tokens.clone(),
+        );
+        registry.register(
+            "forebay_tokenizer_audits",
+            "Requests whose tokens an engine was asked for",
+            self.tokenizer_audits.clone(),
         );
         registry.register("forebay_transfers", "Hand-overs of KV between engines", self.transfers.clone());
         registry.register(

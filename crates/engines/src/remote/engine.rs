@@ -18,6 +18,7 @@ use std::{
 use bytes::Bytes;
 use forebay_engine_wire::transfer::discard_request;
 use forebay_types::{FirstToken, LegId, TokenId};
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use serde_json::value::RawValue;
 use tokio::{
@@ -28,12 +29,13 @@ use tokio::{
 
 use super::{
     Abort, Dialect, HandOver, Speech,
+    attach::{audit, tokenize_question},
     client::{Endpoint, HttpError, Limits},
     held::{HeldKv, Release},
     legs::{LegTask, Stops},
 };
 use crate::{
-    driver::{Driver, EngineFacts, KvHandle, KvPlace, Leg, StartError, Work},
+    driver::{Audit, ClientBody, Driver, EngineFacts, KvHandle, KvPlace, Leg, StartError, Work},
     reports::{Notice, Reports},
     stream::{LegControl, LegStream, leg_stream},
 };
@@ -179,6 +181,13 @@ impl RemoteEngine {
 impl Driver for RemoteEngine {
     fn facts(&self) -> &EngineFacts {
         &self.shared.facts
+    }
+
+    fn audit_tokens(&self, body: &ClientBody, ours: Arc<[TokenId]>) -> Option<BoxFuture<'static, Audit>> {
+        let Shared { endpoint, speech, .. } = &*self.shared;
+        let question = tokenize_question(speech, body)?;
+        let endpoint = endpoint.clone();
+        Some(Box::pin(async move { audit(&endpoint, &question, &ours).await }))
     }
 
     fn start(&self, leg: Leg) -> Result<LegStream, StartError> {

@@ -1,6 +1,13 @@
 //! What the HTTP side is made of, and what it takes from outside.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use forebay_text::{ChatTemplate, Tokenizer};
 use forebay_types::TokenId;
@@ -95,6 +102,21 @@ pub(crate) struct Shared {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) seeds: Arc<dyn Seeds>,
     pub(crate) live: Arc<LiveIds>,
+    pub(crate) audits: Audits,
+}
+
+/// Of the requests that attached engines are given as tokens, one in so many is audited.
+const AUDITED_ONE_IN: u64 = 1_000;
+
+/// Which requests are audited: the first, and every so many after it.
+#[derive(Debug, Default)]
+pub(crate) struct Audits(AtomicU64);
+
+impl Audits {
+    /// Whether this request is.
+    pub(crate) fn is_due(&self) -> bool {
+        self.0.fetch_add(1, Ordering::Relaxed).is_multiple_of(AUDITED_ONE_IN)
+    }
 }
 
 impl Gateway {
@@ -123,6 +145,7 @@ impl Gateway {
             clock,
             seeds,
             live: Arc::default(),
+            audits: Audits::default(),
         }))
     }
 

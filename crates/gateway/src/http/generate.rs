@@ -11,6 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
+use forebay_engines::{ClientBody, ClientRoute};
 use forebay_text::{EncodeError, StopMatcher};
 use forebay_types::{Sampling, TokenId};
 use smallvec::SmallVec;
@@ -51,6 +52,8 @@ struct Job {
     prompts: Vec<(Arc<[TokenId]>, Sampling)>,
     /// See [`GenerateRequest::sampling_is_particular`].
     sampling_is_particular: bool,
+    /// See [`GenerateRequest::audit`].
+    audit: Option<Arc<ClientBody>>,
 }
 
 /// `POST /v1/chat/completions`
@@ -127,12 +130,24 @@ async fn prepare_for_attached(
     if served.takes_tokens && text.is_some() && !peek.has_tools() {
         match prepare_tokens(app, endpoint, body, observation).await {
             Err(error) if PASSED_ON.contains(&error.code) => {}
-            prepared => return prepared.map(|job| Some(Ready::Tokens(job))),
+            prepared => {
+                let audit = app.audits.is_due().then(|| words(endpoint, body));
+                return prepared.map(|job| Some(Ready::Tokens(Job { audit, ..job })));
+            }
         }
     }
     observation.names_model(served.id.clone());
     let passed = passed::prepare(endpoint, body, &peek, text.as_deref())?;
     Ok(Some(Ready::Passed(served.id, passed)))
+}
+
+/// A client's own words.
+fn words(endpoint: Endpoint, body: &Bytes) -> Arc<ClientBody> {
+    let route = match endpoint {
+        Endpoint::Chat => ClientRoute::Chat,
+        Endpoint::Completions => ClientRoute::Completions,
+    };
+    Arc::new(ClientBody { route, json: body.clone(), streams: false })
 }
 
 /// What tokens cannot express and an engine may: it is passed on, and the engine judges it.
@@ -156,6 +171,7 @@ async fn pass_on(
         prompt,
         unit,
         body: Some(body),
+        audit: None,
         choices,
         sampling,
         sampling_is_particular: true,
@@ -311,7 +327,7 @@ fn job(
         Ok((tokens, sampling))
     });
     let prompts = sampled.collect::<Result<Vec<_>, ApiError>>()?;
-    Ok(Job { endpoint, model, spec, matcher, prompts, sampling_is_particular })
+    Ok(Job { endpoint, model, spec, matcher, prompts, sampling_is_particular, audit: None })
 }
 
 /// The name that errors use for the prompt when an engine refuses it.
@@ -384,6 +400,7 @@ fn submit(app: &Shared, context: &Context, job: &Job) -> Result<(SmallVec<[Gener
             prompt: prompt.clone(),
             unit: PromptUnit::Tokens,
             body: None,
+            audit: job.audit.clone().filter(|_| job.prompts.len() == 1),
             choices: job.spec.choices,
             sampling: sampling.clone(),
             sampling_is_particular: job.sampling_is_particular,

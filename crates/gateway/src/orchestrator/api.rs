@@ -35,6 +35,8 @@ pub struct GenerateRequest {
     pub unit: PromptUnit,
     /// Given: engines are sent this and their answer is passed on, as [`ResponseEvent::Reply`].
     pub body: Option<Arc<ClientBody>>,
+    /// Given: the words that `prompt` was made of, to ask the engine whether it makes the same of them.
+    pub audit: Option<Arc<ClientBody>>,
     /// `n`: how many answers to sample from one prefill. At least 1.
     pub choices: u32,
     /// How to sample.
@@ -250,8 +252,10 @@ pub struct LinkStatus {
     pub state: String,
     /// What a hand-over costs whatever its size, seconds, as learned so far.
     pub latency_seconds: f64,
-    /// Bytes a second beyond that, as learned so far.
-    pub bytes_per_second: f64,
+    /// Tokens of KV a second beyond that, as learned so far.
+    pub tokens_per_second: f64,
+    /// The same in bytes, if the engines say how much KV a token has.
+    pub bytes_per_second: Option<f64>,
     /// Hand-overs that this was learned from; with none, it is an assumption.
     pub transfers: u64,
 }

@@ -5,15 +5,16 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-use forebay_engines::{CacheSight, Driver, EngineFacts, Launch, Notice, Report};
+use forebay_engines::{Audit, CacheSight, ClientBody, Driver, EngineFacts, Launch, Notice, Report};
 use forebay_fleet::Event;
 use forebay_kv_index::Applied;
-use forebay_types::{EngineName, FirstToken, Incarnation, Role};
+use forebay_types::{EngineName, FirstToken, Incarnation, Role, TokenId};
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::time::{Duration, Instant, sleep_until};
 
 use super::Shared;
+use crate::metrics::{AuditLabels, Audited};
 
 /// Longest pause before an engine that lives elsewhere is looked for again: its return should be seen soon, and looking
 /// is one connection.
@@ -70,6 +71,17 @@ impl Slot {
         let mut said = self.said.lock();
         said.state = state;
         said.detail = detail.into();
+    }
+
+    /// Keeps what an operator should read, once, the latest ones.
+    fn remember(&self, note: Arc<str>) {
+        let mut said = self.said.lock();
+        if said.notes.len() == NOTES_MAX {
+            said.notes.remove(0);
+        }
+        if !said.notes.contains(&note) {
+            said.notes.push(note);
+        }
     }
 }
 
@@ -197,9 +209,9 @@ fn join(shared: &Shared, slot: &Slot, driver: &Arc<dyn Driver>) {
             notes: facts.notes.clone(),
             cache_sight: Some(facts.cache_sight.clone()),
         };
+        shared.count_models(&mut core);
     }
     tracing::info!(engine = %facts.engine, incarnation = %facts.incarnation, model = %facts.model, "engine joined");
-    shared.count_models();
     shared.joined.notify_one();
 }
 
@@ -209,7 +221,7 @@ fn leave(shared: &Shared, slot: &Slot, incarnation: Incarnation, why: &str) {
     if shared.drivers.write().remove(&incarnation).is_none() {
         return;
     }
-    shared.count_models();
+    shared.count_models(&mut core);
     let now = shared.now();
     core.note(now, Event::Lost(incarnation));
     core.forget(incarnation);
@@ -322,18 +334,42 @@ fn take_notice(shared: &Shared, slot: &Slot, facts: &EngineFacts, notice: Notice
         }
         Notice::Note(text) => {
             tracing::warn!(engine = %slot.name, note = %text, "engine");
-            let mut said = slot.said.lock();
-            if said.notes.len() == NOTES_MAX {
-                said.notes.remove(0);
-            }
-            if !said.notes.contains(&text) {
-                said.notes.push(text);
-            }
+            slot.remember(text);
         }
     }
 }
 
+/// Asks an engine for the tokens of a request that it was just given as ours. If they are others it is given text from
+/// then on.
+pub(super) fn audit(shared: &Arc<Shared>, driver: &dyn Driver, words: &ClientBody, ours: Arc<[TokenId]>) {
+    let Some(audit) = driver.audit_tokens(words, ours) else { return };
+    let (shared, facts) = (shared.clone(), driver.facts());
+    let (engine, incarnation) = (facts.engine.clone(), facts.incarnation);
+    tokio::spawn(async move {
+        let outcome = match audit.await {
+            Audit::Agrees => Audited::Agrees,
+            Audit::Unanswered => Audited::Unanswered,
+            Audit::Differs(difference) => {
+                let why = format!(
+                    "its tokenizer disagrees with ours on a request: {difference}; it is given text, not tokens"
+                );
+                tracing::error!(%engine, %why, "engine");
+                let slot = shared.slots.read().iter().find(|slot| slot.name == engine).cloned();
+                if let Some(slot) = slot {
+                    slot.remember(why.into());
+                }
+                let mut core = shared.core.lock();
+                core.note(shared.now(), Event::TextOnly(incarnation));
+                shared.count_models(&mut core);
+                Audited::Differs
+            }
+        };
+        shared.metrics.tokenizer_audits.get_or_create(&AuditLabels { outcome }).inc();
+    });
+}
+
 fn fleet_facts(facts: &EngineFacts, in_process: bool) -> forebay_fleet::EngineFacts {
+    let block_bytes = facts.block_bytes_or_nominal();
     let EngineFacts {
         engine,
         kind: _,
@@ -342,7 +378,7 @@ fn fleet_facts(facts: &EngineFacts, in_process: bool) -> forebay_fleet::EngineFa
         role,
         dp_ranks,
         block_size_tokens,
-        block_bytes,
+        block_bytes: _,
         blocks_total,
         step_tokens_max,
         context_tokens_max,

@@ -300,21 +300,24 @@ impl Orchestrate for Orchestrator {
 
 impl Shared {
     /// Says anew which models are served: an engine came or went.
-    fn count_models(&self) {
+    fn count_models(&self, core: &mut Core) {
         let mut models: Vec<ServedModel> = Vec::new();
+        let snapshot = core.fleet.snapshot(self.now());
         for driver in self.drivers.read().values() {
             let facts = driver.facts();
+            let found_out = snapshot.rank(facts.rank(0)).is_none_or(|rank| rank.takes_tokens);
+            let takes_tokens = facts.accepts.tokens && found_out;
             match models.iter_mut().find(|model| model.id == facts.model) {
                 Some(model) => {
                     model.context_tokens_max = model.context_tokens_max.max(facts.context_tokens_max);
-                    model.takes_tokens &= facts.accepts.tokens;
+                    model.takes_tokens &= takes_tokens;
                     model.takes_body |= facts.accepts.body;
                 }
                 None => models.push(ServedModel {
                     id: facts.model.clone(),
                     context_tokens_max: facts.context_tokens_max,
                     created: self.settings.unix_ms / 1000,
-                    takes_tokens: facts.accepts.tokens,
+                    takes_tokens,
                     takes_body: facts.accepts.body,
                 }),
             }

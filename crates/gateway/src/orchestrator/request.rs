@@ -322,6 +322,9 @@ impl RequestRun {
                 }
                 core.note_routed(now, order.rank, self.request.unit, &hashes);
                 drop(core);
+                if let Some(words) = self.request.audit.take() {
+                    super::engines::audit(&shared, &*driver, &words, self.request.prompt.clone());
+                }
                 let (id, rank) = (order.leg, order.rank);
                 live.legs.push(LiveLeg { id, rank, stream, source, generated: 0 });
             }

@@ -30,16 +30,19 @@ pub(super) fn links(shared: &Shared) -> Vec<LinkStatus> {
     let mut pairs: BTreeSet<_> = links.measured().map(|(from, to, _)| (from, to)).collect();
     pairs.extend(links.resting());
     let drivers = shared.drivers.read();
-    let name = |incarnation| drivers.get(&incarnation).map(|driver| driver.facts().engine.clone());
     let one = |(from, to)| {
+        let (source, target) = (drivers.get(&from)?.facts(), drivers.get(&to)?.facts());
         let model = links.get(from, to);
         let state = if links.is_resting(from, to) { "resting" } else { "ready" };
+        let bytes_per_second = model.bytes_per_second();
+        let token_bytes = target.block_bytes_or_nominal() as f64 / f64::from(target.block_size_tokens.max(1));
         Some(LinkStatus {
-            from: name(from)?,
-            to: name(to)?,
+            from: source.engine.clone(),
+            to: target.engine.clone(),
             state: state.to_owned(),
             latency_seconds: model.latency_seconds(),
-            bytes_per_second: model.bytes_per_second(),
+            tokens_per_second: bytes_per_second / token_bytes,
+            bytes_per_second: (target.block_bytes > 0).then_some(bytes_per_second),
             transfers: model.samples(),
         })
     };

@@ -59,7 +59,7 @@ async fn warm(shared: &Shared, from: RankId, to: RankId) {
             Ok(Ok(_)) if round == 0 => continue,
             Ok(Ok(report)) => {
                 let bytes = match report.bytes {
-                    0 => u64::from(blocks) * source.facts().block_bytes,
+                    0 => u64::from(blocks) * target.facts().block_bytes_or_nominal(),
                     bytes => bytes,
                 };
                 Event::Transferred { from, to, bytes, seconds: report.seconds }
@@ -74,15 +74,7 @@ async fn warm(shared: &Shared, from: RankId, to: RankId) {
             return;
         }
     }
-    let links = shared.core.lock().fleet.snapshot(shared.now()).links.clone();
-    let link = links.get(from.incarnation, to.incarnation);
-    tracing::info!(
-        from = %source.facts().engine,
-        to = %target.facts().engine,
-        latency_seconds = link.latency_seconds(),
-        bytes_per_second = link.bytes_per_second(),
-        "pair warmed",
-    );
+    tracing::info!(from = %source.facts().engine, to = %target.facts().engine, "pair warmed");
 }
 
 fn failed(shared: &Shared, from: RankId, to: RankId, why: &str) -> Event {

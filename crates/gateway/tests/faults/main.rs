@@ -118,3 +118,24 @@ async fn a_slow_engine_is_slow_and_right() {
     rig.doubles[0].control().inject(Fault::Slow { factor: 10.0 });
     assert_eq!(rig.ask(&prompt(3), 6).await, Ok(expected(&prompt(3), 6)));
 }
+
+/// An engine whose tokenizer agreed when it joined and no longer does is given no more tokens.
+#[tokio::test]
+async fn an_audit_ends_token_mode() {
+    let rig = Rig::start(vec![rig::options()]).await;
+    let text = "7: the mill turns as long as the river runs";
+    let tokens = forebay_testkit::tokenizer::encode(text);
+    let asked = || rig.doubles[0].seen().iter().filter(|seen| seen.path == "/tokenize").count();
+    let before = asked();
+    assert_eq!(rig.ask_audited(text, 4).await, Ok(expected(&tokens, 4)));
+    rig.until(|_| asked() == before + 1).await;
+    assert!(rig.orchestrator.models()[0].takes_tokens);
+    rig.doubles[0].control().inject(Fault::OtherTokenizer);
+    assert_eq!(rig.ask_audited(text, 4).await, Ok(expected(&tokens, 4)));
+    rig.until(|_| !rig.orchestrator.models()[0].takes_tokens).await;
+    let engine = &rig.orchestrator.engines()[0];
+    assert!(engine.notes.iter().any(|note| note.contains("disagrees with ours on a request")), "{engine:?}");
+    let error = rig.ask(&tokens, 4).await.expect_err("tokens have no place any more");
+    assert!(error.contains("no engine"), "{error}");
+    rig.assert_nothing_is_held().await;
+}

@@ -3,7 +3,7 @@
 use std::{future::poll_fn, sync::Arc, time::Duration};
 
 use forebay_engines::{
-    Launch,
+    ClientBody, ClientRoute, Launch,
     remote::{
         AttachSettings, HeldKv, ObserveSettings, RemoteContext, RemoteLauncher, RemoteLimits, RemoteSpec,
         TokenizerProbe,
@@ -116,6 +116,23 @@ impl Rig {
     }
 
     fn submit(&self, prompt: &[TokenId], count: usize) -> Result<Response, String> {
+        self.submit_of(prompt, None, count)
+    }
+
+    /// The tokens of a text, and the text to be audited by.
+    pub(crate) async fn ask_audited(&self, text: &str, count: usize) -> Result<Vec<TokenId>, String> {
+        let json = serde_json::json!({"prompt": text, "max_tokens": count}).to_string().into();
+        let words = ClientBody { route: ClientRoute::Completions, json, streams: false };
+        let response = self.submit_of(&tokenizer::encode(text), Some(Arc::new(words)), count)?;
+        Answer { response, tokens: Vec::new() }.read().await
+    }
+
+    fn submit_of(
+        &self,
+        prompt: &[TokenId],
+        audit: Option<Arc<ClientBody>>,
+        count: usize,
+    ) -> Result<Response, String> {
         let request = GenerateRequest {
             id: "asked".into(),
             tenant: "test".into(),
@@ -124,6 +141,7 @@ impl Rig {
             prompt: prompt.into(),
             unit: PromptUnit::Tokens,
             body: None,
+            audit,
             choices: 1,
             sampling: Sampling {
                 temperature: 0.0,

@@ -152,6 +152,7 @@ pub(crate) fn request(
         prompt: prompt.into(),
         unit: PromptUnit::Tokens,
         body: None,
+        audit: None,
         sampling_is_particular: true,
         choices,
         sampling: Sampling {

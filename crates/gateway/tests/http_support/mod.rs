@@ -130,7 +130,8 @@ impl Orchestrate for Fake {
             to: "embedded-1".into(),
             state: "ready".into(),
             latency_seconds: 0.004,
-            bytes_per_second: 1.9e11,
+            tokens_per_second: 1.45e6,
+            bytes_per_second: Some(1.9e11),
             transfers: 3,
         }]
     }

@@ -34,6 +34,7 @@ use crate::driver::{Accepts, CacheSight, EngineFacts, KvAbilities};
 use probe::Probe;
 
 pub use tokens::{ComparedByGateways, TokenizerProbe, tokenizers_agree};
+pub(super) use tokens::{audit, tokenize_question};
 
 /// Legs that may wait at a rank of an engine that names no bound.
 const WAITING_MAX_DEFAULT: u32 = 256;

@@ -11,10 +11,13 @@ use super::{
     AttachSettings, AttachSpec, Found,
     probe::{Probe, reason, status},
 };
-use crate::remote::{
-    Dialect, HandOver, Speech,
-    client::{Endpoint, HttpError},
-    findings::Findings,
+use crate::{
+    driver::{Audit, ClientBody, ClientRoute},
+    remote::{
+        Dialect, HandOver, Speech,
+        client::{Endpoint, HttpError},
+        findings::Findings,
+    },
 };
 
 /// The gateway's tokenizer and chat template, as they would be used for a request.
@@ -200,6 +203,41 @@ async fn compare_chat_lengths(
         }
     }
     Ok(())
+}
+
+/// The question that `/tokenize` is asked about a client's body. `None`: it takes no such thing.
+pub(in crate::remote) fn tokenize_question(speech: &Speech, body: &ClientBody) -> Option<Value> {
+    let Value::Object(said) = serde_json::from_slice(&body.json).ok()? else { return None };
+    let kept: &[&str] = match body.route {
+        ClientRoute::Completions if said.get("prompt").is_some_and(Value::is_string) => {
+            &["prompt", "add_special_tokens"]
+        }
+        // SGLang's route takes no chats.
+        ClientRoute::Chat if speech.dialect == Dialect::Vllm => {
+            &["messages", "tools", "chat_template", "chat_template_kwargs", "add_generation_prompt"]
+        }
+        ClientRoute::Completions | ClientRoute::Chat => return None,
+    };
+    let mut question = json!({"model": speech.model});
+    for name in kept {
+        if let Some(value) = said.get(*name) {
+            question[name] = value.clone();
+        }
+    }
+    Some(question)
+}
+
+/// Asks an engine for the tokens of a client's words, and compares them with ours.
+pub(in crate::remote) async fn audit(endpoint: &Endpoint, question: &Value, ours: &[TokenId]) -> Audit {
+    let settings = AttachSettings::default();
+    let answer = Probe::new(endpoint, &settings).ask("/tokenize", question).await;
+    let Some(theirs) = answer.ok().and_then(|answer| token_ids(answer.get("tokens"))) else {
+        return Audit::Unanswered;
+    };
+    match difference(&Ok(ours.to_vec()), &Ok(theirs)) {
+        None => Audit::Agrees,
+        Some(difference) => Audit::Differs(difference),
+    }
 }
 
 fn messages(chat: &[(&str, &str)]) -> Vec<Value> {

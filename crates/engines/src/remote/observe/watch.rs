@@ -28,6 +28,8 @@ const GAP_MIN: Duration = Duration::from_millis(100);
 const CONFIRM_AFTER: Duration = Duration::from_millis(200);
 /// Of an answer that only says that it is there. vLLM's and SGLang's have no body; others list their models.
 const HEALTH_BYTES_MAX: usize = 1 << 20;
+/// Held KV that nobody fetched before anything is made of it: whoever attaches, and `doctor`, leaves one or two behind.
+const PROBES_EXPIRED_MAX: f64 = 16.0;
 /// Of `/v1/loads`.
 const LOADS_BYTES_MAX: usize = 1 << 20;
 
@@ -207,8 +209,8 @@ impl Watch {
             let grown = |(rank, now): (&u16, &Figures)| of(now) - self.first.get(rank).map_or(0.0, of);
             scrape.ranks.iter().map(grown).sum()
         };
-        // One is what the attaching probe left behind.
-        let (failed, expired) = (grown(|it| it.transfers_failed) > 0.0, grown(|it| it.holds_expired) > 1.0);
+        let failed = grown(|it| it.transfers_failed) > 0.0;
+        let expired = grown(|it| it.holds_expired) > PROBES_EXPIRED_MAX;
         if failed && !std::mem::replace(&mut self.told.transfers_failed, true) {
             self.note("transfers of KV to it fail".to_owned());
         }

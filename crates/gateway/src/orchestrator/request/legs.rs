@@ -109,7 +109,12 @@ impl RequestRun {
         {
             let [source, target] = [from, to].map(|(leg, rank)| engine_name(live.trail.engine_of(leg), rank));
             live.trail.transferred(source, target, report);
-            let (from, to, bytes, seconds) = (from.1, to.1, report.bytes, report.seconds);
+            let (from, to, seconds) = (from.1, to.1, report.seconds);
+            let block_bytes = self
+                .shared
+                .driver(to.incarnation)
+                .map_or(0, |driver| driver.facts().block_bytes_or_nominal());
+            let bytes = if report.bytes == 0 { u64::from(report.blocks) * block_bytes } else { report.bytes };
             // A document comes whole: the time to its first byte is that of the answer, and says nothing of the pair.
             if self.request.body.as_ref().is_none_or(|body| body.streams) {
                 self.note(FleetEvent::Transferred { from, to, bytes, seconds });
