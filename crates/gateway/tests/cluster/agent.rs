@@ -99,6 +99,18 @@ impl Drop for Rig {
 
 impl Rig {
     pub(crate) async fn start() -> Self {
+        Self::start_with(ClusterSettings {
+            gateway: "gw".to_owned(),
+            hash_key: key(),
+            heartbeat: HEARTBEAT,
+            silence_max: SILENCE,
+            lease: LEASE,
+            engines_max: 8,
+        })
+        .await
+    }
+
+    pub(crate) async fn start_with(cluster: ClusterSettings) -> Self {
         let hasher = BlockHasher::new(BlockKey(key().key), key().block_size_tokens);
         let settings = OrchestratorSettings::default();
         let metrics = Arc::new(Metrics::new());
@@ -107,14 +119,7 @@ impl Rig {
         let address = listener.local_addr().expect("bound");
         let parts = ClusterParts {
             orchestrator: orchestrator.clone(),
-            settings: ClusterSettings {
-                gateway: "gw".to_owned(),
-                hash_key: key(),
-                heartbeat: HEARTBEAT,
-                silence_max: SILENCE,
-                lease: LEASE,
-                engines_max: 8,
-            },
+            settings: cluster,
             outbound: Outbound {
                 http: HttpClient::new(&ClientSettings::default()).expect("a client"),
                 held: HeldKv::new(),

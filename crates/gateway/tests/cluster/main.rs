@@ -4,7 +4,10 @@ mod agent;
 
 use std::time::Duration;
 
-use forebay_gateway::orchestrator::api::{LogsAnswer, Orchestrate};
+use forebay_gateway::{
+    cluster::ClusterSettings,
+    orchestrator::api::{EngineStatus, LogsAnswer, Orchestrate},
+};
 use forebay_proto::v1::{self, from_agent::Body, from_gateway::Body as Answer};
 
 use agent::{LEASE, Rig, hello, key};
@@ -25,6 +28,36 @@ async fn an_engine_joins_with_its_cache_and_leaves_with_its_death() {
     rig.until(|engines| engines[0].load.running == 9).await;
     agent.send(Body::Died(v1::Died { last_words: "signal 9".to_owned(), log_tail: vec![] }));
     rig.until(Vec::is_empty).await;
+}
+
+#[tokio::test]
+async fn a_thousand_engines_register() {
+    const ENGINES: usize = 1_000;
+    let patient = Duration::from_secs(60);
+    let rig = Rig::start_with(ClusterSettings {
+        gateway: "gw".to_owned(),
+        hash_key: key(),
+        heartbeat: Duration::from_secs(5),
+        silence_max: patient,
+        lease: patient,
+        engines_max: ENGINES,
+    })
+    .await;
+    let mut agents = Vec::new();
+    for number in 0..ENGINES {
+        let mut agent = rig.attach_without_heartbeat(hello(&format!("e{number}"), number as u64 + 1)).await;
+        agent.snapshot(0, 0, &[number as u64 + 1]).await;
+        agents.push(agent);
+    }
+    let counted = |engines: &Vec<EngineStatus>| {
+        engines.iter().filter(|engine| engine.state == "ready" && engine.indexed_blocks == 1).count()
+    };
+    rig.until(|engines| counted(engines) == ENGINES).await;
+    let reject = rig.rejected(hello("one more", 5_000)).await;
+    assert_eq!(reject.reason(), v1::RejectReason::TooManyEngines, "{}", reject.sentence);
+    // A host with a tenth of them dies.
+    agents.drain(..ENGINES / 10);
+    rig.until(|engines| counted(engines) == ENGINES - ENGINES / 10).await;
 }
 
 #[tokio::test]
