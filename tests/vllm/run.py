@@ -381,7 +381,7 @@ class At:
     def bring_back(self):
         """Starts again what a check before killed, so that each begins with every server up and ready."""
         for engine in self.engines:
-            if not engine.running():
+            if not engine.running() or not engine.healthy():
                 engine.stop()
                 engine.restart()
         self.forebay.wait_ready(len(self.engines))

@@ -376,3 +376,14 @@ async fn sglang_servers_are_what_they_were_started_as() {
     assert_eq!(found.facts.role, Role::Decode);
     assert!(found.facts.kv.can_import && !found.facts.kv.can_export);
 }
+
+/// A server's front outlives its core for a moment, and lists its models meanwhile.
+#[tokio::test]
+async fn a_server_whose_core_is_dead_is_not_taken() {
+    let double = VllmDouble::start(VllmOptions::default()).await;
+    double.control().inject(forebay_testkit::Fault::InternalError);
+    let Examination { attached, .. } = examined(&double.url(), &spec()).await;
+    assert!(matches!(attached, Err(AttachError::NotReady(_))), "{attached:?}");
+    double.control().heal();
+    assert!(examined(&double.url(), &spec()).await.attached.is_ok());
+}

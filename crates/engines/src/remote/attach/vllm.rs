@@ -172,6 +172,10 @@ async fn speak(
     let answer = match answer {
         Ok(answer) => answer,
         Err(error) if matches!(status(&error), Some(401 | 403)) => return Err(AttachError::Key(error)),
+        // Its front outlives its core for a moment.
+        Err(error) if matches!(status(&error), Some(500 | 502..=504)) => {
+            return Err(AttachError::NotReady(error));
+        }
         Err(error) => {
             findings.regret(format!("it did not complete a short prompt: {}", reason(&error)));
             return Ok(false);
