@@ -10,13 +10,15 @@ use forebay_engines::remote::{
 };
 use forebay_gateway::{
     cluster::{Outbound, Tokenizers},
-    http::AttachedText,
+    http::{AttachedText, AttachedTexts},
 };
 use forebay_kv_hash::BlockHasher;
+use forebay_proto::TokenizerFile;
 use forebay_text::{Conversation, Message};
 use forebay_types::TokenId;
 use tokio::runtime::Handle;
 
+use super::texts::text_of_attached;
 use crate::settings::{Settings, attach_spec::AttachSpec};
 
 /// What all attached engines share.
@@ -48,7 +50,7 @@ pub(crate) fn context(
 /// Its key or certificate cannot be read, or cannot be one.
 pub(crate) fn launcher(
     spec: &AttachSpec,
-    texts: &[AttachedText],
+    texts: &AttachedTexts,
     environment: &BTreeMap<String, String>,
     context: &Arc<RemoteContext>,
 ) -> anyhow::Result<RemoteLauncher> {
@@ -105,24 +107,36 @@ fn client(ca: &Path) -> anyhow::Result<Arc<HttpClient>> {
         .with_context(|| format!("the certificate {}", ca.display()))
 }
 
-/// The tokenizers of models, for engines that agents bring.
-pub(super) fn tokenizers(texts: &[AttachedText]) -> Tokenizers {
-    let texts = texts.to_vec();
-    Arc::new(move |model| {
-        let named = texts.iter().find(|text| text.model.as_deref() == Some(model));
-        let text = named.or_else(|| texts.iter().find(|text| text.model.is_none()))?;
-        Some(Arc::new(Probe(text.clone())) as Arc<dyn TokenizerProbe>)
-    })
+/// The tokenizers of models, for engines that agents bring: from the settings, else from the agents.
+pub(super) struct SharedTexts(pub(super) AttachedTexts);
+
+impl Tokenizers for SharedTexts {
+    fn of(&self, model: &str) -> Option<Arc<dyn TokenizerProbe>> {
+        self.0.of(model).map(|text| Arc::new(Probe(text)) as Arc<dyn TokenizerProbe>)
+    }
+
+    fn learn(&self, model: &str, files: &[TokenizerFile]) -> Result<(), String> {
+        if self.0.of(model).is_some() {
+            return Ok(());
+        }
+        let loaded = || -> anyhow::Result<AttachedText> {
+            let folder = tempfile::tempdir().context("cannot make a folder for its files")?;
+            for TokenizerFile { name, bytes } in files {
+                std::fs::write(folder.path().join(name), bytes).context("cannot keep its files")?;
+            }
+            text_of_attached(Some(model), folder.path())
+        };
+        let text = loaded().map_err(|error| format!("{error:#}"))?;
+        self.0.add(text)?;
+        tracing::info!(model, "tokenizer taken from an agent");
+        Ok(())
+    }
 }
 
 /// The tokenizer that is compared with the engine's. Which model it is for shows only when the engine answers, so it is the
 /// one for any model, or the only one.
-fn probe(texts: &[AttachedText]) -> Option<Arc<dyn TokenizerProbe>> {
-    let text = texts
-        .iter()
-        .find(|text| text.model.is_none())
-        .or_else(|| texts.first().filter(|_| texts.len() == 1))?;
-    Some(Arc::new(Probe(text.clone())))
+fn probe(texts: &AttachedTexts) -> Option<Arc<dyn TokenizerProbe>> {
+    Some(Arc::new(Probe(texts.of_any()?)))
 }
 
 struct Probe(AttachedText);

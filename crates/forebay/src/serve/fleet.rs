@@ -14,7 +14,7 @@ use forebay_engines::{
 };
 use forebay_gateway::{
     cluster::Outbound,
-    http::{AttachedText, ModelText},
+    http::{AttachedTexts, ModelText},
 };
 use forebay_kv_hash::{BlockHasher, HashKey};
 use forebay_kv_move::{Mover, SharedMemoryMover, SharedMemorySettings};
@@ -37,7 +37,7 @@ pub(super) struct Fleet {
     pub(super) launchers: Vec<Arc<dyn Launch>>,
     pub(super) models: Vec<ModelText>,
     /// Text of models that attached engines may serve.
-    pub(super) attached: Vec<AttachedText>,
+    pub(super) attached: AttachedTexts,
     pub(super) hasher: BlockHasher,
     /// What agents hash with.
     pub(super) hash_key: forebay_proto::HashKey,
@@ -148,12 +148,12 @@ fn empty(settings: &Settings) -> anyhow::Result<Fleet> {
     let block_size_tokens = engines.block_size_tokens.get();
     let hasher = BlockHasher::new(key, block_size_tokens);
     let hash_key = forebay_proto::HashKey { key: key.0, block_size_tokens };
-    let attached = texts::texts_of_attached(&engines.tokenizer)?;
+    let attached = AttachedTexts::new(texts::texts_of_attached(&engines.tokenizer)?);
     let outbound = Outbound {
         http: HttpClient::new(&ClientSettings::default()).context("the HTTP client for engines")?,
         held: HeldKv::new(),
         draw: Arc::new(outside::entropy),
-        tokenizers: attached::tokenizers(&attached),
+        tokenizers: Arc::new(attached::SharedTexts(attached.clone())),
     };
     Ok(Fleet { launchers: Vec::new(), models: Vec::new(), attached, hasher, hash_key, outbound })
 }

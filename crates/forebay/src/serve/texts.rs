@@ -102,13 +102,14 @@ fn path_for<'a>(model: &str, tokenizers: &'a [TokenizerSpec]) -> Option<&'a Path
 
 /// The text sides of models that attached engines may serve.
 pub(super) fn texts_of_attached(tokenizers: &[TokenizerSpec]) -> anyhow::Result<Vec<AttachedText>> {
-    let one = |spec: &TokenizerSpec| {
-        let tokenizer = load_tokenizer(&spec.path)?;
-        let text = text("".into(), tokenizer, 0)?;
-        let ModelText { tokenizer, template, stop_tokens, .. } = text;
-        Ok(AttachedText { model: spec.model.as_deref().map(Arc::from), tokenizer, template, stop_tokens })
-    };
-    tokenizers.iter().map(one).collect()
+    tokenizers.iter().map(|spec| text_of_attached(spec.model.as_deref(), &spec.path)).collect()
+}
+
+/// The text side of one of them, or of any.
+pub(super) fn text_of_attached(model: Option<&str>, path: &Path) -> anyhow::Result<AttachedText> {
+    let text = text("".into(), load_tokenizer(path)?, 0)?;
+    let ModelText { tokenizer, template, stop_tokens, .. } = text;
+    Ok(AttachedText { model: model.map(Arc::from), tokenizer, template, stop_tokens })
 }
 
 fn load_tokenizer(path: &Path) -> anyhow::Result<Tokenizer> {

@@ -60,8 +60,9 @@ settings! {
         /// (`$XDG_CACHE_HOME` or `~/.cache`).
         model_folder: Option<PathBuf> = None => advanced;
         /// Tokenizer: [MODEL=]PATH of a `tokenizer.json`, of the folder it is in, or of a GGUF file. For the engines that this
-        /// process starts the default is the model's own, or a byte tokenizer for simulated ones. Attached engines have none
-        /// without it: their requests are then passed on as text. Repeat the flag for several models.
+        /// process starts the default is the model's own, or a byte tokenizer for simulated ones. Engines that agents bring bring
+        /// theirs; engines by URL have none without it: their requests are then passed on as text. Repeat the flag for several
+        /// models.
         tokenizer: Vec<TokenizerSpec> = Vec::new() => common;
         /// Pace of simulated engines: 1 is real time, 2 twice as fast, 0 does not wait at all.
         sim_speed: f64 = 1.0 => common;

@@ -10,13 +10,22 @@ use forebay_engines::{
         tokenizers_agree,
     },
 };
-use forebay_proto::{self as proto, Hello, Ready};
+use forebay_proto::{self as proto, Hello, Ready, TokenizerFile};
 use tokio::{runtime::Handle, sync::Notify, time::timeout};
 
 use super::keeper::Asker;
 
-/// The tokenizer of a model, if there is one.
-pub type Tokenizers = Arc<dyn Fn(&str) -> Option<Arc<dyn TokenizerProbe>> + Send + Sync>;
+/// The tokenizers of this process.
+pub trait Tokenizers: Send + Sync {
+    /// That of a model, to be compared with an engine's. Without one its engines are given text.
+    fn of(&self, model: &str) -> Option<Arc<dyn TokenizerProbe>>;
+
+    /// Takes that of a model from the files that an agent sent. May take seconds, and blocks.
+    ///
+    /// # Errors
+    /// A sentence: why it cannot be used.
+    fn learn(&self, model: &str, files: &[TokenizerFile]) -> Result<(), String>;
+}
 
 /// What speaks to engines: one for all of a process.
 #[derive(Clone)]
@@ -27,8 +36,8 @@ pub struct Outbound {
     pub held: Arc<HeldKv>,
     /// Unpredictable numbers, for meeting points and request ids.
     pub draw: Arc<dyn Fn() -> u64 + Send + Sync>,
-    /// The tokenizer of a model, to be compared with an engine's. Without one its engines are given text.
-    pub tokenizers: Tokenizers,
+    /// Tokenizers of models.
+    pub tokenizers: Arc<dyn Tokenizers>,
 }
 
 /// Longest that comparing tokenizers may take: a stream's other news wait for it.
@@ -77,7 +86,7 @@ async fn agreement(
     model: &str,
     shared: &Outbound,
 ) -> Result<(), String> {
-    let probe = (shared.tokenizers)(model).ok_or("there is no tokenizer for its model here")?;
+    let probe = shared.tokenizers.of(model).ok_or("there is no tokenizer for its model here")?;
     let settings = AttachSettings::default();
     let compared = tokenizers_agree(endpoint, speech, &*probe, &settings);
     match timeout(COMPARISON_WITHIN, compared).await {

@@ -28,7 +28,7 @@ use forebay_proto::{
 use forebay_types::Incarnation;
 use futures::Stream;
 use parking_lot::Mutex;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
@@ -65,6 +65,8 @@ pub(crate) struct Cluster {
     seats: Mutex<HashMap<String, Arc<Seat>>>,
     /// Lives that are over here, the latest last: none of them comes back.
     over: Mutex<VecDeque<Incarnation>>,
+    /// Whose stream may fetch a tokenizer.
+    fetches: Arc<Semaphore>,
 }
 
 /// Lives that are remembered to be over.
@@ -117,6 +119,7 @@ pub async fn serve(
         outbound,
         seats: Mutex::default(),
         over: Mutex::default(),
+        fetches: Arc::new(Semaphore::new(1)),
     });
     server
         .add_service(fleet_server(Door(cluster)))

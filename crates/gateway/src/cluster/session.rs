@@ -1,14 +1,18 @@
 //! One stream of an agent, from Hello to its end.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use forebay_engines::{KvSnapshot, Notice, Reports};
 use forebay_proto::{
     self as proto, EngineState, Hello, Life as WireLife, LoadReport, Ready, SnapshotReader, StepsReport,
-    WIRE_VERSION, Welcome, WireError, agree,
+    TokenizerReader, WIRE_VERSION, Welcome, WireError, agree,
     v1::{self, RejectReason, from_agent::Body, from_gateway::Body as Answer},
 };
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    task::spawn_blocking,
+    time::{Instant, sleep_until, timeout},
+};
 use tonic::{Status, Streaming};
 
 use super::{
@@ -38,6 +42,35 @@ struct Seated {
     wire: WireLife,
     /// Pieces of snapshots under way, by rank.
     snapshots: Vec<SnapshotReader>,
+    /// The engine serves and has not joined yet.
+    pending: Option<Pending>,
+    /// Tokenizers asked for.
+    fetches: u64,
+}
+
+/// How long an engine waits for its tokenizer before it is given text.
+const TOKENIZER_WITHIN: Duration = Duration::from_secs(30);
+/// Between two looks for whether another stream has brought it.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// An engine that joins once the tokenizer of its model is here.
+struct Pending {
+    ready: Ready,
+    /// One stream of all fetches at a time: a tokenizer takes tens of megabytes, and a model often has many engines.
+    asked: Option<Fetch>,
+    look_at: Instant,
+    until: Instant,
+    /// What was said of it meanwhile, the latest at most.
+    notices: VecDeque<Notice>,
+}
+
+/// Notices that are kept for an engine that has not joined yet.
+const NOTICES_MAX: usize = 64;
+
+struct Fetch {
+    request_id: u64,
+    reader: TokenizerReader,
+    _turn: OwnedSemaphorePermit,
 }
 
 /// How a stream came to its end.
@@ -85,7 +118,17 @@ impl Session {
         let Self { cluster, stream, outbox, peer } = self;
         tracing::info!(engine = %hello.engine, incarnation = %hello.incarnation, %peer, "agent attached");
         let wire = WireLife { incarnation: hello.incarnation, dp_ranks: 0 };
-        let seated = Seated { cluster, seat, number, hello, outbox, wire, snapshots: Vec::new() };
+        let seated = Seated {
+            cluster,
+            seat,
+            number,
+            hello,
+            outbox,
+            wire,
+            snapshots: Vec::new(),
+            pending: None,
+            fetches: 0,
+        };
         seated.run(stream).await;
     }
 
@@ -168,8 +211,15 @@ impl Seated {
         let mut is_silent = false;
         loop {
             let due = heard + if is_silent { lease } else { silence_max };
+            let look_at = self.pending.as_ref().map(|pending| pending.look_at);
             let message = tokio::select! {
                 message = stream.message() => message,
+                () = sleep_until(look_at.unwrap_or(due)), if look_at.is_some() => {
+                    match self.look_for_tokenizer().await {
+                        Ok(()) => continue,
+                        Err(wrong) => return End::Broken(wrong),
+                    }
+                }
                 () = sleep_until(due) => {
                     if !self.seat.is_held_by(self.number) {
                         return End::Superseded;
@@ -195,7 +245,10 @@ impl Seated {
             (heard, is_silent) = (Instant::now(), false);
             self.seat.heard(heard);
             let Some(body) = body else { continue };
-            match self.take(body).await {
+            let taken = self.take(body).await;
+            // What it took to take is not the agent's silence.
+            heard = Instant::now();
+            match taken {
                 Ok(None) => {}
                 Ok(Some(end)) => return end,
                 Err(error) => {
@@ -238,7 +291,7 @@ impl Seated {
                 let batches = batches?;
                 self.report(|reports| reports.put_kv(batches));
             }
-            Body::Drain(_) => self.report(|reports| reports.put_notice(Notice::Draining)),
+            Body::Drain(_) => self.notice(Notice::Draining),
             Body::Died(died) => {
                 let died = proto::Died::from(died);
                 if !died.log_tail.is_empty() {
@@ -249,8 +302,11 @@ impl Seated {
             Body::Logs(logs) => {
                 self.seat.asker.logs_came(logs);
             }
-            // Not asked for: this process has its tokenizers from its settings.
-            Body::Tokenizer(_) => {}
+            Body::Tokenizer(piece) => {
+                if let Err(wrong) = self.tokenizer(piece).await? {
+                    return Ok(Some(End::Broken(wrong)));
+                }
+            }
             Body::Notice(notice) => {
                 let notice = match proto::Notice::try_from(notice)? {
                     proto::Notice::Silent { why } => Notice::Silent { why: why.into() },
@@ -259,7 +315,7 @@ impl Seated {
                     proto::Notice::CacheSight(sight) => Notice::CacheSight(connect::sight(sight)),
                     proto::Notice::Note(text) => Notice::Note(text.into()),
                 };
-                self.report(|reports| reports.put_notice(notice));
+                self.notice(notice);
             }
         }
         Ok(None)
@@ -280,10 +336,10 @@ impl Seated {
         }
     }
 
-    fn progress(&self, progress: &proto::Progress) {
+    fn progress(&mut self, progress: &proto::Progress) {
         match progress.state {
             EngineState::Ready => {}
-            EngineState::Draining => self.report(|reports| reports.put_notice(Notice::Draining)),
+            EngineState::Draining => self.notice(Notice::Draining),
             state => {
                 let dash = if progress.sentence.is_empty() { "" } else { ": " };
                 self.seat.member.starting(&format!("{state}{dash}{}", progress.sentence));
@@ -302,6 +358,99 @@ impl Seated {
             }
             return Ok(());
         }
+        let known = self.cluster.outbound.tokenizers.of(&ready.facts.model).is_some();
+        if known || !ready.facts.accepts.tokens {
+            return self.join(ready).await;
+        }
+        let now = Instant::now();
+        self.seat.member.starting("the tokenizer of its model is fetched");
+        self.pending = Some(Pending {
+            ready,
+            asked: None,
+            look_at: now,
+            until: now + TOKENIZER_WITHIN,
+            notices: VecDeque::new(),
+        });
+        Ok(())
+    }
+
+    /// Asks for the tokenizer when it is this stream's turn; joins if another stream has brought it, or the time is over.
+    async fn look_for_tokenizer(&mut self) -> Result<(), String> {
+        let Some(mut pending) = self.pending.take() else { return Ok(()) };
+        let now = Instant::now();
+        if self.cluster.outbound.tokenizers.of(&pending.ready.facts.model).is_some() {
+            return self.join_late(pending).await;
+        }
+        if now >= pending.until {
+            return self.join_without(pending, "it did not come in time").await;
+        }
+        if pending.asked.is_none()
+            && let Ok(turn) = self.cluster.fetches.clone().try_acquire_owned()
+        {
+            self.fetches += 1;
+            let request_id = self.fetches;
+            pending.asked = Some(Fetch { request_id, reader: TokenizerReader::default(), _turn: turn });
+            self.say(Answer::RequestTokenizer(v1::RequestTokenizer { request_id }));
+        }
+        pending.look_at = (now + LOOK_EVERY).min(pending.until);
+        self.pending = Some(pending);
+        Ok(())
+    }
+
+    /// Takes a piece of the tokenizer; the engine joins with the last one.
+    async fn tokenizer(&mut self, piece: v1::Tokenizer) -> Result<Result<(), String>, WireError> {
+        let fetch = self.pending.as_mut().and_then(|pending| pending.asked.as_mut());
+        let Some(fetch) = fetch.filter(|fetch| fetch.request_id == piece.request_id) else {
+            return Ok(Ok(())); // too late
+        };
+        let Some(files) = fetch.reader.take(piece)? else { return Ok(Ok(())) };
+        let Some(pending) = self.pending.take() else { return Ok(Ok(())) };
+        let learned = match files {
+            Err(why) => Err(why),
+            Ok(files) => {
+                let (tokenizers, model) =
+                    (self.cluster.outbound.tokenizers.clone(), pending.ready.facts.model.clone());
+                let learning = spawn_blocking(move || tokenizers.learn(&model, &files));
+                learning.await.unwrap_or_else(|_| Err("it could not be loaded".to_owned()))
+            }
+        };
+        Ok(match learned {
+            Ok(()) => self.join_late(pending).await,
+            Err(why) => self.join_without(pending, &why).await,
+        })
+    }
+
+    async fn join_without(&mut self, mut pending: Pending, why: &str) -> Result<(), String> {
+        let note = format!("the tokenizer of its model could not be had from its host: {why}");
+        pending.ready.facts.notes.push(note);
+        self.join_late(pending).await
+    }
+
+    /// Joins, and makes up for what the agent said in the meantime. Its loads come again by themselves.
+    async fn join_late(&mut self, pending: Pending) -> Result<(), String> {
+        let Pending { ready, notices, .. } = pending;
+        let dp_ranks = ready.facts.dp_ranks;
+        self.join(ready).await?;
+        for notice in notices {
+            self.notice(notice);
+        }
+        for dp_rank in 0..dp_ranks {
+            self.seat.asker.request_snapshot(dp_rank);
+        }
+        Ok(())
+    }
+
+    fn notice(&mut self, notice: Notice) {
+        let Some(pending) = &mut self.pending else {
+            return self.report(|reports| reports.put_notice(notice));
+        };
+        if pending.notices.len() == NOTICES_MAX {
+            pending.notices.pop_front();
+        }
+        pending.notices.push_back(notice);
+    }
+
+    async fn join(&mut self, ready: Ready) -> Result<(), String> {
         let reports = Arc::new(Reports::default());
         let dp_ranks = ready.facts.dp_ranks;
         let outbound = &self.cluster.outbound;

@@ -51,6 +51,51 @@ pub struct AttachedText {
     pub stop_tokens: Vec<TokenId>,
 }
 
+/// Most models whose texts are kept: each takes tens of megabytes.
+const TEXTS_MAX: usize = 64;
+
+/// Texts of models that attached engines serve: those that an operator gave, and those that agents brought. Clones share
+/// them.
+#[derive(Debug, Clone, Default)]
+pub struct AttachedTexts(Arc<RwLock<Vec<AttachedText>>>);
+
+impl AttachedTexts {
+    /// Those of an operator.
+    pub fn new(texts: Vec<AttachedText>) -> Self {
+        Self(Arc::new(RwLock::new(texts)))
+    }
+
+    /// That of a model: its own, or the one for any.
+    pub fn of(&self, model: &str) -> Option<AttachedText> {
+        let texts = self.0.read();
+        let named = texts.iter().find(|text| text.model.as_deref() == Some(model));
+        named.or_else(|| texts.iter().find(|text| text.model.is_none())).cloned()
+    }
+
+    /// That of a model whose name is not known yet: the one for any, or the only one.
+    pub fn of_any(&self) -> Option<AttachedText> {
+        let texts = self.0.read();
+        let any = texts.iter().find(|text| text.model.is_none());
+        any.or_else(|| texts.first().filter(|_| texts.len() == 1)).cloned()
+    }
+
+    /// Keeps another one, unless there is one for its model.
+    ///
+    /// # Errors
+    /// A sentence, if too many are kept.
+    pub fn add(&self, text: AttachedText) -> Result<(), String> {
+        let mut texts = self.0.write();
+        if texts.iter().any(|known| known.model == text.model) {
+            return Ok(());
+        }
+        if texts.len() >= TEXTS_MAX {
+            return Err(format!("{TEXTS_MAX} tokenizers are kept, which is the limit; give --tokenizer"));
+        }
+        texts.push(text);
+        Ok(())
+    }
+}
+
 /// The time, for metrics and for the field `created`.
 pub trait Clock: Send + Sync + 'static {
     /// Since an origin of the clock's choice; never goes back.
@@ -72,7 +117,7 @@ pub struct Parts {
     /// Text of the models whose engines this process starts.
     pub models: Vec<ModelText>,
     /// Text of models whose engines are attached.
-    pub attached: Vec<AttachedText>,
+    pub attached: AttachedTexts,
     /// Who may ask. `None` lets everybody in, as the tenant `anonymous`.
     pub keys: Option<ApiKeys>,
     /// Shared with the orchestrator.
@@ -94,7 +139,7 @@ pub struct Gateway(pub(crate) Arc<Shared>);
 pub(crate) struct Shared {
     pub(crate) orchestrator: Arc<dyn Orchestrate>,
     models: RwLock<BTreeMap<Arc<str>, Arc<ModelText>>>,
-    attached: Vec<AttachedText>,
+    attached: AttachedTexts,
     pub(crate) keys: Option<ApiKeys>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) http_limits: HttpLimits,
@@ -169,15 +214,13 @@ impl Shared {
             return Some(text);
         }
         let served = served?;
-        let named = |text: &&AttachedText| text.model.as_deref() == Some(name);
-        let source = self.attached.iter().find(named);
-        let source = source.or_else(|| self.attached.iter().find(|text| text.model.is_none()))?;
+        let AttachedText { model: _, tokenizer, template, stop_tokens } = self.attached.of(name)?;
         let text = Arc::new(ModelText {
             id: served.id.clone(),
-            tokenizer: source.tokenizer.clone(),
-            template: source.template.clone(),
+            tokenizer,
+            template,
             context_tokens_max: served.context_tokens_max,
-            stop_tokens: source.stop_tokens.clone(),
+            stop_tokens,
         });
         // Bounded: only models that engines serve get here.
         self.models.write().insert(served.id.clone(), text.clone());

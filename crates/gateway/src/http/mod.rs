@@ -26,7 +26,7 @@ mod request;
 mod routes;
 mod server;
 
-pub use app::{AttachedText, Clock, Gateway, ModelText, Parts, Seeds};
+pub use app::{AttachedText, AttachedTexts, Clock, Gateway, ModelText, Parts, Seeds};
 pub use keys::{ApiKeys, KeysError};
 pub use limits::{HttpLimits, RequestLimits};
 pub use server::{Ended, serve_admin, serve_public};

@@ -118,7 +118,7 @@ pub(crate) async fn health() -> Response {
     json(&Health { status: "ok" })
 }
 
-/// `GET /ready`: at least one engine can serve.
+/// `GET /ready`: some model can be served.
 pub(crate) async fn ready(State(gateway): State<Gateway>) -> Response {
     if gateway.0.orchestrator.is_ready() {
         return json(&Health { status: "ready" });

@@ -287,7 +287,7 @@ pub trait Orchestrate: Send + Sync + 'static {
     fn takes_bodies(&self) -> bool {
         self.models().iter().any(|model| model.takes_body)
     }
-    /// Whether at least one engine can serve.
+    /// Whether some model can be served from its prompt to its last token.
     fn is_ready(&self) -> bool;
     /// Every engine.
     fn engines(&self) -> Vec<EngineStatus>;

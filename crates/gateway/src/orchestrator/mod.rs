@@ -254,7 +254,7 @@ impl Orchestrate for Orchestrator {
     }
 
     fn is_ready(&self) -> bool {
-        !self.0.closing.load(Ordering::Acquire) && !self.0.drivers.read().is_empty()
+        !self.0.closing.load(Ordering::Acquire) && self.0.can_serve()
     }
 
     fn engines(&self) -> Vec<EngineStatus> {
@@ -299,6 +299,18 @@ impl Orchestrate for Orchestrator {
 }
 
 impl Shared {
+    /// Whether some model has engines for both halves of a request.
+    fn can_serve(&self) -> bool {
+        let drivers = self.drivers.read();
+        let has = |model: &Arc<str>, can: fn(Role) -> bool| {
+            drivers.values().any(|driver| driver.facts().model == *model && can(driver.facts().role))
+        };
+        self.serving
+            .read()
+            .iter()
+            .any(|model| has(&model.id, Role::prefills) && has(&model.id, Role::decodes))
+    }
+
     /// Says anew which models are served: an engine came or went.
     fn count_models(&self, core: &mut Core) {
         let mut models: Vec<ServedModel> = Vec::new();

@@ -1,13 +1,13 @@
 //! A gateway with a door, and agents that do what a test says.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
 use forebay_engines::remote::{
-    Abort, Dialect as Kind, HandOver, HeldKv, RankPin, Speech,
+    Abort, Dialect as Kind, HandOver, HeldKv, RankPin, Speech, TokenizerProbe,
     client::{ClientSettings, HttpClient},
 };
 use forebay_gateway::{
-    cluster::{self, ClusterParts, ClusterSettings, Outbound},
+    cluster::{self, ClusterParts, ClusterSettings, Outbound, Tokenizers},
     metrics::Metrics,
     orchestrator::{
         Orchestrator, OrchestratorSettings,
@@ -17,10 +17,12 @@ use forebay_gateway::{
 use forebay_kv_hash::{BlockHasher, HashKey as BlockKey};
 use forebay_proto::{
     Accepts, CacheSight, DataPlane, Dialect, EngineFacts, EngineState, HashKey, Hello, KvAbilities, Progress,
-    Secret, WIRE_VERSION, Welcome, fleet_client, snapshot_chunks,
+    Secret, TokenizerFile, WIRE_VERSION, Welcome, fleet_client, snapshot_chunks,
     v1::{self, from_agent::Body, from_gateway::Body as Answer},
 };
-use forebay_types::{BlockHash, Incarnation, Role};
+use forebay_testkit::tokenizer;
+use forebay_types::{BlockHash, Incarnation, Role, TokenId};
+use parking_lot::Mutex;
 use tokio::{
     net::TcpListener,
     runtime::Handle,
@@ -84,6 +86,39 @@ pub(crate) fn hello(engine: &str, incarnation: u64) -> Hello {
     }
 }
 
+/// Tokenizers that are the doubles', once any file of them was sent.
+#[derive(Default)]
+struct Learned(Mutex<BTreeSet<String>>);
+
+impl Tokenizers for Learned {
+    fn of(&self, model: &str) -> Option<Arc<dyn TokenizerProbe>> {
+        self.0.lock().contains(model).then(|| Arc::new(Probe) as Arc<dyn TokenizerProbe>)
+    }
+
+    fn learn(&self, model: &str, files: &[TokenizerFile]) -> Result<(), String> {
+        assert_eq!(files[0].name, "tokenizer.json");
+        if files[0].bytes.is_empty() {
+            return Err("it is empty".to_owned());
+        }
+        self.0.lock().insert(model.to_owned());
+        Ok(())
+    }
+}
+
+struct Probe;
+
+impl TokenizerProbe for Probe {
+    fn prompt(&self, text: &str) -> Result<Vec<TokenId>, String> {
+        Ok(tokenizer::encode(text))
+    }
+
+    fn chat(&self, messages: &[(&str, &str)]) -> Result<Vec<TokenId>, String> {
+        let owned = |(role, content): &(&str, &str)| ((*role).to_owned(), (*content).to_owned());
+        let messages: Vec<_> = messages.iter().map(owned).collect();
+        Ok(tokenizer::encode(&tokenizer::render_chat(&messages, true)))
+    }
+}
+
 /// A gateway without engines of its own.
 pub(crate) struct Rig {
     pub(crate) orchestrator: Orchestrator,
@@ -124,7 +159,7 @@ impl Rig {
                 http: HttpClient::new(&ClientSettings::default()).expect("a client"),
                 held: HeldKv::new(),
                 draw: Arc::new(|| 4),
-                tokenizers: Arc::new(|_| None),
+                tokenizers: Arc::new(Learned::default()),
             },
             tls: None,
         };

@@ -4,13 +4,19 @@ mod agent;
 
 use std::time::Duration;
 
+use forebay_engines::remote::TokenRoute;
 use forebay_gateway::{
     cluster::ClusterSettings,
     orchestrator::api::{EngineStatus, LogsAnswer, Orchestrate},
 };
-use forebay_proto::v1::{self, from_agent::Body, from_gateway::Body as Answer};
+use forebay_proto::{
+    Hello, TokenizerFile, tokenizer_chunks, tokenizer_unavailable,
+    v1::{self, from_agent::Body, from_gateway::Body as Answer},
+};
+use forebay_testkit::{VllmDouble, VllmOptions};
+use forebay_types::Role;
 
-use agent::{LEASE, Rig, hello, key};
+use agent::{Agent, LEASE, Rig, hello, key};
 
 #[tokio::test]
 async fn an_engine_joins_with_its_cache_and_leaves_with_its_death() {
@@ -28,6 +34,20 @@ async fn an_engine_joins_with_its_cache_and_leaves_with_its_death() {
     rig.until(|engines| engines[0].load.running == 9).await;
     agent.send(Body::Died(v1::Died { last_words: "signal 9".to_owned(), log_tail: vec![] }));
     rig.until(Vec::is_empty).await;
+}
+
+#[tokio::test]
+async fn half_of_a_pair_is_not_ready() {
+    let rig = Rig::start().await;
+    let _prefill = rig.attach(Hello { role: Role::Prefill, ..hello("p", 7) }).await;
+    rig.until(|engines| engines.len() == 1 && engines[0].state == "ready").await;
+    assert!(!rig.orchestrator.is_ready(), "nobody decodes");
+    let mut decode = rig.attach(Hello { role: Role::Decode, ..hello("d", 8) }).await;
+    rig.until(|engines| engines.len() == 2 && engines[1].state == "ready").await;
+    assert!(rig.orchestrator.is_ready());
+    decode.send(Body::Died(v1::Died::default()));
+    rig.until(|engines| engines.len() == 1).await;
+    assert!(!rig.orchestrator.is_ready());
 }
 
 #[tokio::test]
@@ -161,4 +181,69 @@ async fn welcome_says_how_the_fleet_names_blocks() {
     assert_eq!(agent.welcome.lease, LEASE);
     assert!(agent.welcome.heartbeat_interval < LEASE);
     assert!(Duration::ZERO < agent.welcome.heartbeat_interval);
+}
+
+/// An engine that takes tokens of a model that nobody here has the tokenizer of.
+fn hello_with_tokens(engine: &str, incarnation: u64, double: &VllmDouble) -> Hello {
+    let mut hello = hello(engine, incarnation);
+    hello.data_plane.url = double.url();
+    let facts = hello.facts.as_mut().expect("it serves");
+    facts.accepts.tokens = true;
+    facts.dialect.speech.tokens = Some(TokenRoute::Completions);
+    facts.dialect.speech.model = double.options().model.as_str().into();
+    hello
+}
+
+async fn asked_for_its_tokenizer(agent: &mut Agent) -> u64 {
+    match agent.expect(|answer| matches!(answer, Answer::RequestTokenizer(_))).await {
+        Answer::RequestTokenizer(v1::RequestTokenizer { request_id }) => request_id,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn the_tokenizer_comes_from_the_engines_host() {
+    let double = VllmDouble::start(VllmOptions::default()).await;
+    let rig = Rig::start().await;
+    let mut agent = rig.attach(hello_with_tokens("e", 7, &double)).await;
+    let request_id = asked_for_its_tokenizer(&mut agent).await;
+    // One at a time: the second engine of the model waits for the first one's.
+    let mut other = rig.attach(hello_with_tokens("f", 8, &double)).await;
+    assert!(rig.orchestrator.models().is_empty(), "nothing is served before it is known how");
+    agent.send(Body::Drain(v1::Drain::default()));
+    let files = [TokenizerFile { name: "tokenizer.json".to_owned(), bytes: vec![1; 300_000].into() }];
+    for piece in tokenizer_chunks(request_id, &files).expect("it fits") {
+        agent.send(Body::Tokenizer(piece));
+    }
+    rig.until(|engines| engines.len() == 2 && engines.iter().any(|engine| engine.state == "ready")).await;
+    rig.until(|engines| engines.iter().any(|engine| engine.state == "draining")).await;
+    assert!(rig.orchestrator.models()[0].takes_tokens);
+    // What they told of their caches in the meantime was not heard.
+    for agent in [&mut agent, &mut other] {
+        agent.expect(|answer| matches!(answer, Answer::RequestSnapshot(_))).await;
+    }
+}
+
+#[tokio::test]
+async fn without_its_tokenizer_an_engine_is_given_text() {
+    let double = VllmDouble::start(VllmOptions::default()).await;
+    let rig = Rig::start().await;
+    let empty = [TokenizerFile { name: "tokenizer.json".to_owned(), bytes: vec![].into() }];
+    for (name, incarnation, why) in [("e", 7, "its folder is on another host"), ("f", 8, "it is empty")] {
+        let mut agent = rig.attach(hello_with_tokens(name, incarnation, &double)).await;
+        let request_id = asked_for_its_tokenizer(&mut agent).await;
+        let pieces: Vec<_> = match name {
+            "e" => vec![tokenizer_unavailable(request_id, why)],
+            _ => tokenizer_chunks(request_id, &empty).expect("it fits").collect(),
+        };
+        for piece in pieces {
+            agent.send(Body::Tokenizer(piece));
+        }
+        rig.until(|engines| engines.len() == 1 && engines[0].state == "ready").await;
+        assert!(!rig.orchestrator.models()[0].takes_tokens);
+        let engine = &rig.orchestrator.engines()[0];
+        assert!(engine.notes.iter().any(|note| note.contains(why)), "{:?}", engine.notes);
+        agent.send(Body::Died(v1::Died::default()));
+        rig.until(Vec::is_empty).await;
+    }
 }

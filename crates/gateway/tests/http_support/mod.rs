@@ -17,7 +17,7 @@ use axum::{
 };
 use forebay_gateway::{
     decisions::{DecisionLog, DecisionRecord},
-    http::{Clock, Gateway, HttpLimits, ModelText, Parts, RequestLimits, Seeds},
+    http::{AttachedTexts, Clock, Gateway, HttpLimits, ModelText, Parts, RequestLimits, Seeds},
     metrics::Metrics,
     orchestrator::api::{
         EngineStatus, Feedback, GenerateRequest, LinkStatus, LogsAnswer, Orchestrate, Response,
@@ -220,7 +220,7 @@ impl Setup {
         let gateway = Gateway::new(Parts {
             orchestrator: fake.clone(),
             models: vec![text(MODEL), text("org/other")],
-            attached: Vec::new(),
+            attached: AttachedTexts::default(),
             keys: self.keys.map(|keys| forebay_gateway::http::ApiKeys::parse(keys).unwrap()),
             metrics: metrics.clone(),
             http_limits: self.http_limits,
