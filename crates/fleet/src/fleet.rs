@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use forebay_perf_model::LinkModel;
+use forebay_perf_model::{LinkModel, LinkPrior};
 use forebay_placement::{Links, RankState, Reserved, Snapshot};
 use forebay_types::{EngineName, Incarnation, RankId, RankLoad, ReservationId, StepObservation};
 
@@ -22,6 +22,9 @@ use crate::{
     reservation::Reservation,
     settings::{BreakerSettings, FleetSettings},
 };
+
+/// No hand-over is quicker, seconds.
+const LATENCY_MIN: f64 = 1e-5;
 
 /// What is known of every engine.
 #[derive(Debug)]
@@ -382,6 +385,11 @@ impl Fleet {
             return Applied::Ignored(Ignored::Fenced);
         }
         let pair = (from.incarnation, to.incarnation);
+        // The first one that is measured is a short one: what it took is what any takes, not what its bytes took.
+        if self.index_of(to).is_some_and(|index| self.ranks[index].needs_warming()) {
+            let prior = LinkPrior { latency_seconds: seconds.max(LATENCY_MIN), ..LinkPrior::CONNECTOR };
+            self.links.begin(pair.0, pair.1, LinkModel::new(prior));
+        }
         if !self.links_at.contains_key(&pair) && self.links_at.len() >= self.settings.links_max {
             let oldest = self.links_at.iter().min_by_key(|&(pair, at)| (*at, *pair)).map(|(&pair, _)| pair);
             let Some(oldest) = oldest else { return Applied::Unchanged };

@@ -285,7 +285,15 @@ impl Links {
         self.resting = Arc::new(pairs);
     }
 
-    /// Learns from one transfer. The pair's model starts from the prior.
+    /// What a pair that was never measured is taken to cost from now on.
+    pub fn begin(&mut self, source: Incarnation, destination: Incarnation, model: LinkModel) {
+        let pair = (source, destination);
+        if let Err(index) = self.measured.binary_search_by_key(&pair, |link| link.0) {
+            Arc::make_mut(&mut self.measured).insert(index, (pair, Arc::new(model)));
+        }
+    }
+
+    /// Learns from one transfer. The pair's model starts from the prior, unless it was begun.
     pub fn observe(&mut self, source: Incarnation, destination: Incarnation, bytes: u64, seconds: f64) {
         let pair = (source, destination);
         let measured = Arc::make_mut(&mut self.measured);

@@ -1,8 +1,9 @@
 //! What `vllm serve` needs.
 //!
 //! Flag names and shapes are those of vLLM 0.25 to 0.32. `enable_cross_layers_blocks` is NIXL's switch for KV blocks that
-//! are contiguous over the layers; versions that know no such switch ignore it. Of the two keys of the API the variable
-//! is used, because everybody on the host can read a process's words.
+//! are contiguous over the layers; from 0.29 on it is ignored, and a variable, not set here because it was never run on a
+//! GPU, takes its place. Of the two keys of the API the variable is used, because everybody on the host can read a
+//! process's words.
 
 use std::collections::BTreeMap;
 
@@ -96,6 +97,12 @@ fn transfer(command: &EngineCommand, setup: &Setup<'_>, additions: &mut Addition
     config.insert("kv_connector".to_owned(), json!("NixlConnector"));
     if setup.gpu {
         config.insert("kv_connector_extra_config".to_owned(), json!({ "enable_cross_layers_blocks": true }));
+        if !setup.environment.contains_key("VLLM_KV_CACHE_LAYOUT") {
+            additions.note(
+                "up to vLLM 0.28 KV moves in large pieces by the flag that is added; from 0.29 on set \
+                 VLLM_KV_CACHE_LAYOUT=BLHNC for that, the same for every engine of the fleet",
+            );
+        }
     }
     config.insert("kv_load_failure_policy".to_owned(), json!("recompute"));
     config.insert("kv_role".to_owned(), json!(kv_role(setup.role)));
