@@ -21,8 +21,8 @@ test: model ## Everything that continuous integration runs.
 
 test-vllm: model ## Real vLLM, end to end: installs it (6.5 GB) the first time, then some ten minutes.
 	scripts/vllm/install.sh
-	cargo build --release --locked --bin forebay
-	python3 tests/vllm/run.py --binary $(TARGET)/release/forebay
+	cargo build --release --locked --bin forebay --bin testkit
+	python3 tests/vllm/run.py --binary $(TARGET)/release/forebay --testkit $(TARGET)/release/testkit
 
 bench: ## The benchmarks that need no other program; see bench/README.md for the rest.
 	cargo build --release --locked --bin forebay

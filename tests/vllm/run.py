@@ -20,6 +20,7 @@ import json
 import os
 import pathlib
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -200,6 +201,16 @@ def split_requests_at_once(at):
         must(answer.same_as(direct), lambda: f"request {number}: {answer.told()}; aggregated: {direct.told()}")
     at.forebay.wait_idle()
     return "8 answers"
+
+
+def what_doubles_are_held_against(at):
+    """The suite that the doubles pass is passed by vLLM itself."""
+    ran = subprocess.run([at.testkit, "suite", *[engine.url for engine in at.engines]], capture_output=True, text=True)
+    lines = ran.stdout.splitlines()
+    failed = [line for line in lines if line.startswith("FAIL")]
+    must(ran.returncode == 0 and lines and not failed, lambda: "; ".join(failed) or ran.stderr[-500:])
+    skipped = [line for line in lines if line.startswith("skip")]
+    return f"{len(lines) - len(skipped)} checks passed, {len(skipped)} skipped {skipped or ''}".strip()
 
 
 def blocks_go_back(at):
@@ -389,6 +400,16 @@ class At:
             kv_moves(self, "before")
 
 
+@dataclasses.dataclass
+class Servers:
+    """Servers without Forebay, and the program of crates/testkit."""
+    engines: list
+    testkit: str
+
+    def bring_back(self):
+        """Nothing is killed here."""
+
+
 @contextlib.contextmanager
 def aggregated(options, model, logs):
     """One engine."""
@@ -421,12 +442,25 @@ def split(options, model, logs):
     return two_servers(options, model, logs, "split", roles=True)
 
 
+@contextlib.contextmanager
+def doubles(options, model, logs):
+    """A pair that can do all that the doubles in crates/testkit do, without Forebay."""
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(Vllm(
+            f"doubles-{number}", model, logs, role=("kv_producer", "kv_consumer")[number], core=number, block_size=BLOCK_SIZE,
+            blocks=256, environment={"VLLM_SERVER_DEV_MODE": "1"}, extra=["--enable-scale-out"])) for number in range(2)]
+        for server in servers:
+            server.wait_ready()
+        yield Servers(servers, options.testkit)
+
+
 def moving(options, model, logs):
     """Two engines without roles, with a tokenizer, so that an answer can move."""
     return two_servers(options, model, logs, "moving", roles=False)
 
 
 STAGES = {
+    doubles: [what_doubles_are_held_against],
     aggregated: [discovered, same_tokens_as_direct, kv_events_counted, errors_reach_the_client,
                  transfer_parameters_of_clients_are_harmless, disconnect_aborts, engine_core_dies_mid_stream, restart_is_seen],
     split: [split_answers_are_the_same, split_requests_at_once, blocks_go_back, transfer_parameters_of_clients_are_harmless,
@@ -466,6 +500,7 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through every server's clean-up
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--binary", required=True, type=pathlib.Path, help="the forebay to test")
+    parser.add_argument("--testkit", help="the program of crates/testkit; without it the stage `doubles` is left out")
     parser.add_argument("--stage", action="append", choices=[stage.__name__ for stage in STAGES], help="only this; may be repeated")
     parser.add_argument("--json", type=pathlib.Path, help="file for a summary")
     parser.add_argument("--logs", type=pathlib.Path, help="folder for the servers' logs; by default a new one")
@@ -485,6 +520,9 @@ def main():
     report = Report()
     for stage, checks in STAGES.items():
         if options.stage and stage.__name__ not in options.stage:
+            continue
+        if stage is doubles and not options.testkit:
+            print("skipped doubles: no --testkit", flush=True)
             continue
         started = time.monotonic()
         try:
