@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 
+mod chains;
+mod fingerprint;
 mod key;
 
 use std::hash::Hasher as _;
@@ -7,6 +9,7 @@ use std::hash::Hasher as _;
 use forebay_types::{BlockHash, TokenId};
 use siphasher::sip::SipHasher13;
 
+pub use chains::{ChainLimits, ChainStats, Reused, SessionChains};
 pub use key::HashKey;
 
 /// Computes block hashes for one key and block size. Small and `Copy`: pass it by value.
