@@ -14,6 +14,8 @@ use forebay_gateway::{
     metrics::Metrics,
     orchestrator::{Orchestrator, OrchestratorSettings},
 };
+use forebay_kv_hash::ChainLimits;
+use forebay_kv_index::IndexLimits;
 use forebay_lifecycle::Limits;
 use tokio::{
     net::TcpListener,
@@ -115,6 +117,11 @@ fn orchestrator_settings(settings: &Settings) -> OrchestratorSettings {
             total_max,
             ..Limits::default()
         },
+        index: IndexLimits {
+            bytes_max: settings.limits.index_bytes_max.as_usize(),
+            ..IndexLimits::default()
+        },
+        chains: ChainLimits { bytes_max: settings.limits.chain_bytes_max.as_usize() },
         stall_min: settings.cluster.stall_seconds_min,
         stall_itl_factor: settings.cluster.stall_itl_factor,
         weights: settings.routing.weights(),

@@ -3,6 +3,7 @@
 //! Labels are closed sets (models, engines, endpoints, outcomes); nothing that a client controls is a label.
 //! Nothing here takes a lock per token: a response gathers its token gaps in a [`LocalHistogram`] and merges it once.
 
+mod caches;
 mod histogram;
 
 use std::{
@@ -10,6 +11,8 @@ use std::{
     sync::{Arc, atomic::AtomicU64},
 };
 
+use forebay_kv_hash::ChainStats;
+use forebay_kv_index::IndexStats;
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text},
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -18,6 +21,7 @@ use prometheus_client::{
 
 pub use histogram::{LocalHistogram, SecondsHistogram};
 
+use self::caches::CacheMetrics;
 use crate::orchestrator::api::EngineStatus;
 
 /// Content type of [`Metrics::render`].
@@ -230,6 +234,7 @@ pub struct Metrics {
     rank_cached_tokens: Family<RankLabels, Gauge>,
     rank_indexed_blocks: Family<RankLabels, Gauge>,
     rank_load_age: Family<RankLabels, Gauge<f64, AtomicU64>>,
+    caches: CacheMetrics,
     registry: Registry,
 }
 
@@ -291,6 +296,7 @@ impl Metrics {
             rank_cached_tokens: Family::default(),
             rank_indexed_blocks: Family::default(),
             rank_load_age: Family::default(),
+            caches: CacheMetrics::default(),
             registry: Registry::default(),
         };
         metrics.register();
@@ -404,6 +410,17 @@ impl Metrics {
             "Age of its load report",
             self.rank_load_age.clone(),
         );
+        self.caches.register(registry);
+    }
+
+    /// Notes the figures of an index: `announced` or `routed`.
+    pub fn set_index(&self, index: &'static str, stats: &IndexStats) {
+        self.caches.set_index(index, stats);
+    }
+
+    /// Notes the figures of the chains of recent prompts.
+    pub fn set_chains(&self, stats: &ChainStats) {
+        self.caches.set_chains(stats);
     }
 
     /// Everything as OpenMetrics text; see [`CONTENT_TYPE`]. The gauges of engines are taken from `engines`, so they

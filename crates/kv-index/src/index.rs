@@ -1,26 +1,29 @@
 //! The index itself: events in, overlaps out.
 
 use forebay_types::{BlockHash, Incarnation, KvEvent, KvEventBatch, RankId, Tier};
-use smallvec::SmallVec;
 
 use crate::{
-    holders::WORD_RANKS,
     overlaps::Overlaps,
-    ranks::{RankStats, Ranks},
-    table::{Inserted, Table},
+    ranks::RankStats,
+    segment::{Holder, Plane},
+    sync::{Mutex, MutexGuard},
+    writer::{Shared, Writer},
 };
 
 /// Bounds of an index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IndexLimits {
-    /// Bytes that blocks may take. A growing table briefly takes up to two thirds more while it copies.
+    /// Bytes that it may take. Beyond them the coldest blocks that end a chain go.
     pub bytes_max: usize,
-    /// Ranks that may be followed at a time.
+    /// Ranks that may be followed at a time; at most 32,768.
     pub ranks_max: u16,
 }
 
+/// The least that `bytes_max` can be: room to grow a table by, and some blocks.
+pub const BYTES_MIN: usize = 1 << 20;
+
 impl Default for IndexLimits {
-    /// 256 MiB: some nine million distinct blocks, 140 million tokens at 16 a block. 4,096 ranks.
+    /// 256 MiB: some eleven million distinct blocks, 180 million tokens at 16 a block. 4,096 ranks.
     fn default() -> Self {
         Self { bytes_max: 256 << 20, ranks_max: 4096 }
     }
@@ -49,8 +52,10 @@ pub enum Applied {
 pub struct IndexStats {
     /// Distinct blocks.
     pub blocks: u64,
-    /// Pairs of a block and a rank that holds it.
+    /// Pairs of a block and a place where a rank holds it.
     pub entries: u64,
+    /// Runs of blocks that they are kept in.
+    pub segments: u64,
     /// Bytes allocated.
     pub bytes: u64,
     /// Ranks followed.
@@ -59,6 +64,10 @@ pub struct IndexStats {
     pub ranks_stale: u64,
     /// Blocks that were not recorded for lack of room, since the start.
     pub refused: u64,
+    /// Blocks that were dropped for lack of room, since the start.
+    pub evicted: u64,
+    /// Removals of what was not recorded, since the start.
+    pub removals_unknown: u64,
     /// Gaps in event streams, since the start.
     pub gaps: u64,
     /// Batches that came twice, since the start.
@@ -66,202 +75,216 @@ pub struct IndexStats {
 }
 
 /// Which rank holds which prefix. See the crate's documentation for what always holds.
+///
+/// All methods take `&self`: look-ups run at any time, on any thread, and wait for nothing; changes wait for each other.
 #[derive(Debug)]
 pub struct KvIndex {
     limits: IndexLimits,
-    table: Table,
-    ranks: Ranks,
-    refused: u64,
+    pub(crate) shared: Shared,
+    changes: Mutex<Changes>,
+}
+
+/// What changes need.
+#[derive(Debug)]
+struct Changes {
+    writer: Writer,
     gaps: u64,
     duplicates: u64,
 }
 
 impl KvIndex {
-    /// An empty index.
+    /// An empty index. A budget below [`BYTES_MIN`] is taken as that.
     pub fn new(limits: IndexLimits) -> Self {
-        Self { limits, table: Table::default(), ranks: Ranks::default(), refused: 0, gaps: 0, duplicates: 0 }
+        let limits = IndexLimits {
+            bytes_max: limits.bytes_max.max(BYTES_MIN),
+            // As many slots again are for ranks that are being taken out.
+            ranks_max: limits.ranks_max.min(1 << 15),
+        };
+        Self::unchecked(limits)
+    }
+
+    fn unchecked(limits: IndexLimits) -> Self {
+        Self {
+            limits,
+            shared: Shared::default(),
+            changes: Mutex::new(Changes { writer: Writer::new(limits.bytes_max), gaps: 0, duplicates: 0 }),
+        }
+    }
+
+    fn changes(&self) -> MutexGuard<'_, Changes> {
+        // A panic within a change is a defect; what it left is still sound to read, and claims less.
+        self.changes.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Applies the events of one step of one rank. A rank is known from its batch 0 or its first
     /// [`reset`](Self::reset) on; a late batch of a removed one therefore leaves no trace.
-    pub fn apply(&mut self, batch: &KvEventBatch) -> Applied {
-        let slot = match self.ranks.find(batch.rank) {
-            Some(slot) => slot,
-            None if batch.sequence > 0 => {
-                self.gaps += 1;
+    pub fn apply(&self, batch: &KvEventBatch) -> Applied {
+        let mut changes = self.changes();
+        let Changes { writer, gaps, duplicates } = &mut *changes;
+        if writer.ranks.find_mut(batch.rank).is_none() {
+            if batch.sequence > 0 {
+                *gaps += 1;
                 return Applied::Gap { expected: 0 };
             }
-            None => match self.ranks.intern(batch.rank, self.limits.ranks_max) {
-                Some(slot) => slot,
-                None => return Applied::TooManyRanks,
-            },
-        };
-        let RankStats { sequence_next, stale, .. } = self.ranks.get(slot).stats;
-        if batch.sequence < sequence_next {
-            self.duplicates += 1;
+            if !writer.add_rank(batch.rank, &self.shared, self.limits.ranks_max) {
+                return Applied::TooManyRanks;
+            }
+        }
+        let rank = writer.ranks.find_mut(batch.rank).expect("added above");
+        let expected = rank.sequence_next;
+        if batch.sequence < expected {
+            *duplicates += 1;
             return Applied::Duplicate;
         }
-        if stale {
-            return Applied::Gap { expected: sequence_next };
+        if rank.stale {
+            return Applied::Gap { expected };
         }
-        if batch.sequence > sequence_next {
-            self.gaps += 1;
-            self.clear(slot);
-            self.ranks.stats_mut(slot).stale = true;
-            return Applied::Gap { expected: sequence_next };
+        if batch.sequence > expected {
+            *gaps += 1;
+            rank.stale = true;
+            writer.clear_rank(batch.rank, &self.shared);
+            return Applied::Gap { expected };
         }
-        self.ranks.stats_mut(slot).sequence_next += 1;
-        for event in &batch.events {
-            self.apply_event(slot, event);
+        rank.sequence_next += 1;
+        let mut slot = rank.slot;
+        for (index, event) in batch.events.iter().enumerate() {
+            if let Some(ahead) = batch.events.get(index + EVENTS_AHEAD) {
+                writer.fetch(ahead);
+            }
+            match event {
+                KvEvent::Stored { parent, hashes, tier } => {
+                    writer.store(&self.shared, holder(slot, *tier), *parent, hashes);
+                }
+                KvEvent::Removed { hashes, tier } => {
+                    writer.remove(&self.shared, holder(slot, *tier), hashes);
+                }
+                KvEvent::Cleared => slot = writer.clear_rank(batch.rank, &self.shared),
+            }
         }
+        writer.after_change(&self.shared);
         Applied::Ok
     }
 
-    fn apply_event(&mut self, slot: u16, event: &KvEvent) {
-        match event {
-            KvEvent::Stored { parent: _, hashes, tier: Tier::Device } => {
-                self.store(slot, hashes.iter().copied())
-            }
-            KvEvent::Removed { hashes, tier: Tier::Device } => {
-                for &hash in hashes {
-                    let removed = self.table.remove(hash, slot);
-                    self.ranks.stats_mut(slot).blocks -= u64::from(removed);
-                }
-            }
-            // Only what is on the device is an overlap.
-            KvEvent::Stored { .. } | KvEvent::Removed { .. } => {}
-            KvEvent::Cleared => self.clear(slot),
-        }
-    }
-
-    /// Stores a chain until room ends. What follows a refused block could not be matched before it, so it is refused too
-    /// rather than given the room of something useful.
-    fn store(&mut self, slot: u16, chain: impl Iterator<Item = BlockHash>) {
-        let mut has_room = true;
-        for hash in chain {
-            let held = |table: &Table| table.get(hash).is_some_and(|holders| holders.contains(slot));
-            if !has_room {
-                self.refused += u64::from(!held(&self.table));
-                continue;
-            }
-            match self.table.insert(hash, slot, self.limits.bytes_max) {
-                Inserted::New => self.ranks.stats_mut(slot).blocks += 1,
-                Inserted::Already => {}
-                Inserted::NoRoom => {
-                    has_room = false;
-                    self.refused += 1;
-                }
-            }
-        }
-    }
-
-    fn clear(&mut self, slot: u16) {
-        let stats = self.ranks.stats_mut(slot);
-        if std::mem::take(&mut stats.blocks) > 0 {
-            self.table.remove_rank(slot);
-        }
-    }
-
-    /// Replaces all that is known of `rank` by a snapshot, `blocks` in any order, taken before its batch number
-    /// `sequence_next`. The rank is no longer stale. Says [`Applied::TooManyRanks`] if there is no place for it.
+    /// Replaces all that is known of `rank` by a snapshot taken before its batch number `sequence_next`. The rank is no
+    /// longer stale. Says [`Applied::TooManyRanks`] if there is no place for it.
+    ///
+    /// `blocks` are those on the device. Any order is right; chains one after the other, each from its first block on,
+    /// make an index that is quicker to look up.
     pub fn reset(
-        &mut self,
+        &self,
         rank: RankId,
         sequence_next: u64,
         blocks: impl IntoIterator<Item = BlockHash>,
     ) -> Applied {
-        let Some(slot) = self.ranks.intern(rank, self.limits.ranks_max) else {
-            return Applied::TooManyRanks;
+        let mut blocks = blocks.into_iter();
+        let slot = {
+            let mut changes = self.changes();
+            let writer = &mut changes.writer;
+            if !writer.add_rank(rank, &self.shared, self.limits.ranks_max) {
+                return Applied::TooManyRanks;
+            }
+            let slot = writer.clear_rank(rank, &self.shared);
+            let rank = writer.ranks.find_mut(rank).expect("added above");
+            (rank.sequence_next, rank.stale) = (sequence_next, false);
+            slot
         };
-        self.clear(slot);
-        *self.ranks.stats_mut(slot) = RankStats { sequence_next, blocks: 0, stale: false };
-        // A snapshot is no chain: one block without room says nothing about the next.
-        for hash in blocks {
-            self.store(slot, std::iter::once(hash));
+        // In pieces, so that other ranks' events get their turns.
+        let mut piece = Vec::with_capacity(RESET_PIECE_BLOCKS);
+        loop {
+            piece.clear();
+            piece.extend(blocks.by_ref().take(RESET_PIECE_BLOCKS));
+            if piece.is_empty() {
+                return Applied::Ok;
+            }
+            let mut changes = self.changes();
+            let writer = &mut changes.writer;
+            // It may have been removed meanwhile, or reset again.
+            if writer.ranks.find(rank).is_none_or(|rank| rank.slot != slot) {
+                return Applied::Ok;
+            }
+            writer.store_loose(&self.shared, holder(slot, Tier::Device), &piece);
+            writer.after_change(&self.shared);
         }
-        Applied::Ok
     }
 
-    /// Forgets `rank`: it left. Its memory is freed.
-    pub fn remove_rank(&mut self, rank: RankId) {
-        if let Some(slot) = self.ranks.find(rank) {
-            self.clear(slot);
-            self.ranks.free(slot);
-        }
+    /// Forgets `rank`: it left. From now on it has no overlap; its memory is freed bit by bit, with each change and by
+    /// [`tidy`](Self::tidy).
+    pub fn remove_rank(&self, rank: RankId) {
+        self.changes().writer.remove_rank(rank, &self.shared);
     }
 
     /// Forgets every rank of an incarnation: its engine died or its lease lapsed.
-    pub fn remove_incarnation(&mut self, incarnation: Incarnation) {
-        let ranks: Vec<RankId> =
-            self.ranks.iter().map(|rank| rank.id).filter(|id| id.incarnation == incarnation).collect();
-        for rank in ranks {
-            self.remove_rank(rank);
+    pub fn remove_incarnation(&self, incarnation: Incarnation) {
+        let writer = &mut self.changes().writer;
+        let first = RankId { incarnation, dp_rank: 0 };
+        let last = RankId { incarnation, dp_rank: u16::MAX };
+        for rank in writer.ranks.between(first, last) {
+            writer.remove_rank(rank, &self.shared);
         }
     }
 
-    /// Leading blocks of `chain` that each rank holds on its device, into `out`, which is cleared first. Ranks with none,
-    /// stale ones among them, are left out.
-    pub fn overlaps(&self, chain: &[BlockHash], out: &mut Overlaps) {
-        out.0.clear();
-        // Ranks that held every block so far, 64 a word. Four words are on the stack; more only in fleets beyond that.
-        let mut alive: SmallVec<[u64; 4]> =
-            SmallVec::from_elem(u64::MAX, self.ranks.slots().div_ceil(WORD_RANKS));
-        for (depth, &hash) in chain.iter().enumerate() {
-            let holders = self.table.get(hash);
-            let mut any = 0;
-            for (index, word) in alive.iter_mut().enumerate() {
-                let held = *word & holders.map_or(0, |holders| holders.word(index));
-                if depth > 0 {
-                    self.push(*word & !held, index, depth, out);
-                }
-                *word = held;
-                any |= held;
-            }
-            if any == 0 {
-                break;
-            }
-        }
-        if !chain.is_empty() {
-            for (index, &word) in alive.iter().enumerate() {
-                self.push(word, index, chain.len(), out);
-            }
-        }
-        out.0.sort_unstable_by_key(|&(rank, _)| rank);
-    }
-
-    /// Lists the ranks of the bits of `word` with `depth` blocks.
-    fn push(&self, mut word: u64, index: usize, depth: usize, out: &mut Overlaps) {
-        while word != 0 {
-            let slot = index * WORD_RANKS + word.trailing_zeros() as usize;
-            out.0.push((self.ranks.get(slot as u16).id, depth as u32));
-            word &= word - 1;
-        }
+    /// Does some of the work that removed ranks left behind, at most some tens of microseconds of it. True if more is
+    /// left. Changes do the same by the way; call it where there are none, or to have memory back sooner.
+    pub fn tidy(&self) -> bool {
+        self.changes().writer.tidy(&self.shared)
     }
 
     /// What is known of one rank; `None` if it is not followed.
     pub fn rank(&self, rank: RankId) -> Option<RankStats> {
-        self.ranks.find(rank).map(|slot| self.ranks.get(slot).stats)
+        let changes = self.changes();
+        let ranks = &changes.writer.ranks;
+        ranks.find(rank).map(|rank| ranks.stats(rank))
     }
 
     /// Ranks that await a snapshot, in order of their ids.
-    pub fn stale_ranks(&self) -> impl Iterator<Item = RankId> + '_ {
-        self.ranks.iter().filter(|rank| rank.stats.stale).map(|rank| rank.id)
+    pub fn stale_ranks(&self) -> Vec<RankId> {
+        let changes = self.changes();
+        changes.writer.ranks.iter().filter(|(_, rank)| rank.stale).map(|(id, _)| id).collect()
     }
 
     /// Figures for metrics. Walks the ranks, not the blocks.
     pub fn stats(&self) -> IndexStats {
+        let changes = self.changes();
+        let Changes { writer, gaps, duplicates } = &*changes;
         IndexStats {
-            blocks: self.table.len() as u64,
-            entries: self.ranks.iter().map(|rank| rank.stats.blocks).sum(),
-            bytes: (self.table.bytes() + self.ranks.bytes()) as u64,
-            ranks: self.ranks.iter().count() as u64,
-            ranks_stale: self.stale_ranks().count() as u64,
-            refused: self.refused,
-            gaps: self.gaps,
-            duplicates: self.duplicates,
+            blocks: writer.blocks(),
+            entries: writer.ranks.entries(),
+            segments: u64::from(writer.segments()),
+            bytes: writer.bytes() as u64,
+            ranks: writer.ranks.len() as u64,
+            ranks_stale: writer.ranks.iter().filter(|(_, rank)| rank.stale).count() as u64,
+            refused: writer.counts.refused,
+            evicted: writer.counts.evicted,
+            removals_unknown: writer.counts.removals_unknown,
+            gaps: *gaps,
+            duplicates: *duplicates,
         }
+    }
+
+    /// Leading blocks of `chain`, from a prompt's first block on, that each rank holds, into `out`, which is cleared first.
+    /// Ranks with none, stale ones among them, are left out.
+    ///
+    /// Never waits. O(segments of the chain x ranks that hold them).
+    pub fn overlaps(&self, chain: &[BlockHash], out: &mut Overlaps) {
+        crate::lookup::overlaps(&self.shared, chain, out);
     }
 }
 
-#[cfg(test)]
+/// Events whose places are fetched ahead: a step of decoding stores a block in each of many sequences.
+const EVENTS_AHEAD: usize = 4;
+
+/// Blocks of a snapshot that are stored at a time: under a millisecond.
+const RESET_PIECE_BLOCKS: usize = 8192;
+
+fn holder(slot: u16, tier: Tier) -> Holder {
+    Holder { slot, plane: Plane::new(tier) }
+}
+
+impl Drop for KvIndex {
+    fn drop(&mut self) {
+        self.changes.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner).writer.clear(&self.shared);
+    }
+}
+
+#[cfg(all(test, not(feature = "shuttle")))]
 mod tests;

@@ -1,86 +1,259 @@
-//! The ranks of an index: small numbers for their ids, and how far their events were followed.
+//! The ranks of an index: slots for their ids, and how far their events were followed.
+//!
+//! A slot stands for a rank in masks' keys. A rank that is cleared or leaves gives its slot up at once and with it all that
+//! it held; the slot is used again when nothing in the index names it and no reader can have seen it.
 
 use std::collections::BTreeMap;
 
-use forebay_types::RankId;
+use forebay_types::{Incarnation, RankId};
+
+use crate::{
+    reclaim::{Heap, Pinned, WriterKey, follow},
+    segment::{Holder, Plane},
+    sync::{
+        AtomicU64,
+        Ordering::{Relaxed, SeqCst},
+    },
+};
 
 /// What the index knows of one rank.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RankStats {
     /// Number of the next batch expected.
     pub sequence_next: u64,
-    /// Blocks recorded.
+    /// Blocks recorded on its device.
     pub blocks: u64,
     /// Events were lost: it counts as empty until a snapshot resets it.
     pub stale: bool,
 }
 
-/// One rank, under its slot.
+/// Slots there can be: those of ranks, and those that are being given up.
+pub(crate) const SLOTS_MAX: usize = 1 << 16;
+
+const IN_USE: u64 = 1 << 16;
+/// The rank holds, or held, blocks elsewhere than on its device.
+const TIERED: u64 = 1 << 17;
+
+/// What readers see of the ranks: a link to a block with two words a slot, the incarnation, and the DP rank with
+/// [`IN_USE`] and [`TIERED`]. The first pair is the block's length, and how many slots are tiered.
+#[derive(Debug, Default)]
+pub(crate) struct Slots(AtomicU64);
+
+/// The slots, as they are while a look-up runs: the first pair, and those of slots.
+#[derive(Clone, Copy)]
+pub(crate) struct SlotsRead<'a>(Option<(&'a [AtomicU64; 2], &'a [[AtomicU64; 2]])>);
+
+impl Slots {
+    #[inline]
+    pub(crate) fn read<'a>(&self, pinned: &'a impl Pinned) -> SlotsRead<'a> {
+        SlotsRead(follow(&self.0, pinned).and_then(|words| words.as_chunks().0.split_first()))
+    }
+}
+
+impl<'a> SlotsRead<'a> {
+    #[inline]
+    fn pair(self, slot: u16) -> Option<&'a [AtomicU64; 2]> {
+        self.0?.1.get(usize::from(slot))
+    }
+
+    /// Whose slot it is; `None` if it was given up.
+    #[inline]
+    pub(crate) fn rank(self, slot: u16) -> Option<RankId> {
+        let [incarnation, rank] = self.pair(slot)?;
+        let rank = rank.load(SeqCst);
+        let incarnation = Incarnation(incarnation.load(Relaxed));
+        (rank & IN_USE != 0).then_some(RankId { incarnation, dp_rank: rank as u16 })
+    }
+
+    /// Whether the rank may hold blocks elsewhere than on its device.
+    pub(crate) fn is_tiered(self, slot: u16) -> bool {
+        self.pair(slot).is_some_and(|[_, rank]| rank.load(SeqCst) & TIERED != 0)
+    }
+
+    /// Whether any may.
+    #[inline]
+    pub(crate) fn any_tiered(self) -> bool {
+        self.0.is_some_and(|([_, tiered], _)| tiered.load(SeqCst) > 0)
+    }
+
+    /// One more than the highest slot there is.
+    #[inline]
+    pub(crate) fn len(self) -> usize {
+        self.0.map_or(0, |(_, slots)| slots.len())
+    }
+}
+
+/// One rank, under its id.
 #[derive(Debug)]
 pub(crate) struct Rank {
-    pub(crate) id: RankId,
-    pub(crate) stats: RankStats,
+    pub(crate) slot: u16,
+    pub(crate) sequence_next: u64,
+    pub(crate) stale: bool,
+}
+
+/// What is recorded under one slot.
+#[derive(Debug, Clone, Copy, Default)]
+struct Held {
+    /// Blocks on the device.
+    device: u64,
+    /// Pairs of a block and a plane, those on the device among them.
+    all: u64,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Ranks {
-    by_id: BTreeMap<RankId, u16>,
-    slots: Vec<Option<Rank>>,
+    by_id: BTreeMap<RankId, Rank>,
+    held: Vec<Held>,
+    free: Vec<u16>,
+    /// Given up, and not yet taken out of the index.
+    leaving: Vec<u16>,
 }
 
 impl Ranks {
-    pub(crate) fn find(&self, id: RankId) -> Option<u16> {
-        self.by_id.get(&id).copied()
+    pub(crate) fn find(&self, id: RankId) -> Option<&Rank> {
+        self.by_id.get(&id)
     }
 
-    /// The slot of `id`, taken if it has none. `None` if all `ranks_max` are taken.
-    pub(crate) fn intern(&mut self, id: RankId, ranks_max: u16) -> Option<u16> {
-        if let Some(slot) = self.find(id) {
-            return Some(slot);
-        }
-        // The lowest free one keeps sets of ranks short.
-        let slot = self.slots.iter().position(Option::is_none).unwrap_or(self.slots.len());
-        let number = u16::try_from(slot).ok().filter(|&number| number < ranks_max)?;
-        if slot == self.slots.len() {
-            self.slots.push(None);
-        }
-        self.slots[slot] = Some(Rank { id, stats: RankStats { sequence_next: 0, blocks: 0, stale: false } });
-        self.by_id.insert(id, number);
-        Some(number)
+    pub(crate) fn find_mut(&mut self, id: RankId) -> Option<&mut Rank> {
+        self.by_id.get_mut(&id)
     }
 
-    pub(crate) fn free(&mut self, slot: u16) {
-        if let Some(rank) = self.slots[usize::from(slot)].take() {
-            self.by_id.remove(&rank.id);
-        }
-        while self.slots.last().is_some_and(Option::is_none) {
-            self.slots.pop();
-        }
-        if self.slots.len() * 4 < self.slots.capacity() {
-            self.slots.shrink_to_fit();
-        }
+    pub(crate) fn len(&self) -> usize {
+        self.by_id.len()
     }
 
-    pub(crate) fn get(&self, slot: u16) -> &Rank {
-        self.slots[usize::from(slot)].as_ref().expect("a slot in use")
-    }
-
-    pub(crate) fn stats_mut(&mut self, slot: u16) -> &mut RankStats {
-        &mut self.slots[usize::from(slot)].as_mut().expect("a slot in use").stats
+    pub(crate) fn stats(&self, rank: &Rank) -> RankStats {
+        RankStats {
+            sequence_next: rank.sequence_next,
+            blocks: self.held[usize::from(rank.slot)].device,
+            stale: rank.stale,
+        }
     }
 
     /// In order of their ids.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Rank> {
-        self.by_id.values().map(|&slot| self.get(slot))
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (RankId, &Rank)> {
+        self.by_id.iter().map(|(&id, rank)| (id, rank))
     }
 
-    /// One more than the highest slot in use.
-    pub(crate) fn slots(&self) -> usize {
-        self.slots.len()
+    /// Those with ids from `first` to `last`.
+    pub(crate) fn between(&self, first: RankId, last: RankId) -> Vec<RankId> {
+        self.by_id.range(first..=last).map(|(&id, _)| id).collect()
+    }
+
+    /// Makes `id` known; a rank that is known already stays as it is. False if there is no slot.
+    pub(crate) fn add(&mut self, id: RankId, slots: &Slots, heap: &mut Heap, key: &WriterKey) -> bool {
+        if self.by_id.contains_key(&id) {
+            return true;
+        }
+        let Some(slot) = self.take_slot(id, slots, heap, key) else { return false };
+        self.by_id.insert(id, Rank { slot, sequence_next: 0, stale: false });
+        true
+    }
+
+    /// Whether any slot is given up and still named in the index.
+    pub(crate) fn leaving(&self) -> &[u16] {
+        &self.leaving
+    }
+
+    fn take_slot(&mut self, id: RankId, slots: &Slots, heap: &mut Heap, key: &WriterKey) -> Option<u16> {
+        let slot = match self.free.pop() {
+            Some(slot) => slot,
+            None if self.held.len() < SLOTS_MAX => {
+                self.held.push(Held::default());
+                (self.held.len() - 1) as u16
+            }
+            None => return None,
+        };
+        if usize::from(slot) >= slots.read(key).len() {
+            let block = heap.alloc(2 + 2 * (usize::from(slot) + 1).next_power_of_two().max(8), 0);
+            let old = follow(&slots.0, key).unwrap_or_default();
+            for (to, from) in block.words().iter().zip(old).skip(1) {
+                to.store(from.load(Relaxed), Relaxed);
+            }
+            heap.relink(&slots.0, Some(block));
+        }
+        let [incarnation, rank] = slots.read(key).pair(slot).expect("made above");
+        incarnation.store(id.incarnation.0, Relaxed);
+        rank.store(u64::from(id.dp_rank) | IN_USE, SeqCst);
+        Some(slot)
+    }
+
+    /// Unlinks what readers see: the index goes.
+    pub(crate) fn clear_slots(&mut self, slots: &Slots, heap: &mut Heap) {
+        heap.relink(&slots.0, None);
+    }
+
+    /// Empties a rank: what it held is of nobody from now on. Takes nothing out of the index. False if that needs a slot
+    /// and there is none: then nothing changed.
+    ///
+    /// # Panics
+    /// If the rank is not known.
+    pub(crate) fn clear(&mut self, id: RankId, slots: &Slots, heap: &mut Heap, key: &WriterKey) -> bool {
+        let old = self.by_id[&id].slot;
+        if self.held[usize::from(old)].all == 0 {
+            return true;
+        }
+        let Some(slot) = self.take_slot(id, slots, heap, key) else { return false };
+        self.give_up(old, slots, key);
+        self.by_id.get_mut(&id).expect("found above").slot = slot;
+        true
+    }
+
+    /// Forgets a rank.
+    pub(crate) fn remove(&mut self, id: RankId, slots: &Slots, key: &WriterKey) {
+        if let Some(rank) = self.by_id.remove(&id) {
+            self.give_up(rank.slot, slots, key);
+        }
+    }
+
+    fn give_up(&mut self, slot: u16, slots: &Slots, key: &WriterKey) {
+        let read = slots.read(key);
+        if let (Some([_, rank]), Some(([_, tiered], _))) = (read.pair(slot), read.0) {
+            if rank.swap(0, SeqCst) & TIERED != 0 {
+                tiered.fetch_sub(1, SeqCst);
+            }
+        }
+        self.leaving.push(slot);
+    }
+
+    /// Notes that a slot's rank may hold blocks elsewhere than on its device.
+    pub(crate) fn set_tiered(&self, slot: u16, slots: &Slots, key: &WriterKey) {
+        let read = slots.read(key);
+        if let (Some([_, rank]), Some(([_, tiered], _))) = (read.pair(slot), read.0)
+            && rank.fetch_or(TIERED, SeqCst) & TIERED == 0
+        {
+            tiered.fetch_add(1, SeqCst);
+        }
+    }
+
+    /// The slots that are given up, for whoever takes them out of the index.
+    pub(crate) fn take_leaving(&mut self) -> Vec<u16> {
+        std::mem::take(&mut self.leaving)
+    }
+
+    /// Nothing names the slot any more, and no reader can have seen its former owner.
+    pub(crate) fn reuse(&mut self, slot: u16) {
+        self.held[usize::from(slot)] = Held::default();
+        self.free.push(slot);
+    }
+
+    /// `blocks` more are held, or less.
+    #[inline]
+    pub(crate) fn count(&mut self, holder: Holder, blocks: i64) {
+        let held = &mut self.held[usize::from(holder.slot)];
+        held.all = held.all.wrapping_add_signed(blocks);
+        if holder.plane == Plane::DEVICE {
+            held.device = held.device.wrapping_add_signed(blocks);
+        }
+    }
+
+    /// Pairs of a block and a plane that ranks hold; those of ranks that left not among them.
+    pub(crate) fn entries(&self) -> u64 {
+        self.by_id.values().map(|rank| self.held[usize::from(rank.slot)].all).sum()
     }
 
     /// An estimate for the tree: about two words a node entry.
     pub(crate) fn bytes(&self) -> usize {
-        self.slots.capacity() * size_of::<Option<Rank>>() + self.by_id.len() * size_of::<(RankId, u16, u64)>()
+        self.held.capacity() * size_of::<Held>() + self.by_id.len() * size_of::<(RankId, Rank, u64)>()
     }
 }

@@ -50,25 +50,32 @@ impl RoutedCache {
         Self { limits, blocks: BTreeMap::new(), order: BTreeSet::new() }
     }
 
-    /// A request with this chain ran on the rank. Returns what changed: at most one batch of stores and one of removals.
+    /// A request with this chain ran on the rank. Returns what changed: chains of stores and at most one event of removals.
     /// O(blocks x log blocks).
     pub fn note(&mut self, now: Duration, chain: &[BlockHash]) -> Vec<KvEvent> {
         let chain = &chain[..chain.len().min(self.limits.blocks_max)];
-        let mut stored = Vec::new();
+        // Events, one for each run of blocks that were not held: what is between them is not announced again.
+        let mut events = Vec::new();
+        let mut before = None;
+        let mut run: Vec<BlockHash> = Vec::new();
         for (depth, &hash) in (0..).zip(chain) {
             let used = Used { at: now, depth: Reverse(depth) };
             match self.blocks.insert(hash, used) {
-                Some(before) => {
-                    self.order.remove(&(before, hash));
+                Some(last_use) => {
+                    self.order.remove(&(last_use, hash));
+                    end_run(&mut run, &mut events);
                 }
-                None => stored.push(hash),
+                None => {
+                    if run.is_empty() {
+                        events.push(KvEvent::Stored { parent: before, hashes: vec![], tier: Tier::Device });
+                    }
+                    run.push(hash);
+                }
             }
+            before = Some(hash);
             self.order.insert((used, hash));
         }
-        let mut events = Vec::new();
-        if !stored.is_empty() {
-            events.push(KvEvent::Stored { parent: None, hashes: stored, tier: Tier::Device });
-        }
+        end_run(&mut run, &mut events);
         events.extend(self.expire(now));
         events
     }
@@ -99,6 +106,13 @@ impl RoutedCache {
     }
 }
 
+/// Gives the last event its hashes.
+fn end_run(run: &mut Vec<BlockHash>, events: &mut [KvEvent]) {
+    if let Some(KvEvent::Stored { hashes, .. }) = events.last_mut().filter(|_| !run.is_empty()) {
+        *hashes = std::mem::take(run);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -107,6 +121,10 @@ mod tests {
 
     fn hashes(numbers: impl IntoIterator<Item = u64>) -> Vec<BlockHash> {
         numbers.into_iter().map(BlockHash).collect()
+    }
+
+    fn stored_after(parent: u64, numbers: impl IntoIterator<Item = u64>) -> KvEvent {
+        KvEvent::Stored { parent: Some(BlockHash(parent)), hashes: hashes(numbers), tier: Tier::Device }
     }
 
     fn stored(numbers: impl IntoIterator<Item = u64>) -> KvEvent {
@@ -126,7 +144,7 @@ mod tests {
         let mut cache = RoutedCache::new(RoutedLimits { blocks_max: 4, unused_max: seconds(100) });
         assert_eq!(cache.note(seconds(1), &hashes([1, 2, 3])), [stored([1, 2, 3])]);
         assert_eq!(cache.note(seconds(2), &hashes([1, 2])), [], "used again");
-        assert_eq!(cache.note(seconds(3), &hashes([1, 7, 8])), [stored([7, 8]), removed([3])]);
+        assert_eq!(cache.note(seconds(3), &hashes([1, 7, 8])), [stored_after(1, [7, 8]), removed([3])]);
         assert_eq!(cache.note(seconds(4), &hashes([9])), [stored([9]), removed([2])]);
         assert_eq!(cache.expire(seconds(103)), None);
         assert_eq!(cache.expire(seconds(104)), Some(removed([8, 7, 1])));

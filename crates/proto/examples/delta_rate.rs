@@ -74,8 +74,7 @@ fn encoded(blocks_per_event: u64, events_per_batch: u64) -> Answer<Vec<Vec<u8>>>
 fn deltas(shape: &str, blocks_per_event: u64, events_per_batch: u64) -> Answer<()> {
     let messages = encoded(blocks_per_event, events_per_batch)?;
     let bytes: usize = messages.iter().map(Vec::len).sum();
-    let run = |index: Option<&mut KvIndex>| -> Answer<f64> {
-        let mut index = index;
+    let run = |index: Option<&KvIndex>| -> Answer<f64> {
         let mut operations = 0_u64;
         let started = cpu_seconds()?;
         for message in &messages {
@@ -86,7 +85,7 @@ fn deltas(shape: &str, blocks_per_event: u64, events_per_batch: u64) -> Answer<(
             for delta in deltas.deltas {
                 let batch = black_box(LIFE.kv_batch(delta)?);
                 operations += batch.events.iter().map(blocks).sum::<u64>();
-                if let Some(index) = index.as_deref_mut()
+                if let Some(index) = index
                     && index.apply(&batch) != Applied::Ok
                 {
                     return Err("the index lost its place".into());
@@ -96,7 +95,7 @@ fn deltas(shape: &str, blocks_per_event: u64, events_per_batch: u64) -> Answer<(
         Ok(operations as f64 / (cpu_seconds()? - started))
     };
     let decode_convert = run(None)?;
-    let with_index = run(Some(&mut KvIndex::new(IndexLimits::default())))?;
+    let with_index = run(Some(&KvIndex::new(IndexLimits::default())))?;
     println!(
         "{{\"shape\":\"{shape}\",\"blocks_per_event\":{blocks_per_event},\"messages\":{},\"message_bytes\":{},\
          \"decode_convert_per_cpu_second\":{decode_convert:.0},\"with_index_per_cpu_second\":{with_index:.0}}}",
@@ -124,7 +123,7 @@ fn snapshot() -> Answer<()> {
     }
     let whole = whole.ok_or("no last piece")?;
     let read = cpu_seconds()? - started;
-    let mut index = KvIndex::new(IndexLimits::default());
+    let index = KvIndex::new(IndexLimits::default());
     let applied = index.reset(whole.rank, whole.sequence_next, whole.blocks);
     let all = cpu_seconds()? - started;
     if applied != Applied::Ok || index.stats().blocks != SNAPSHOT_BLOCKS {

@@ -11,7 +11,8 @@ use std::{
 };
 
 use forebay_gateway::http::{HttpLimits, RequestLimits};
-use forebay_kv_hash::HashKey;
+use forebay_kv_hash::{ChainLimits, HashKey};
+use forebay_kv_index::IndexLimits;
 use forebay_placement::{Policy, Weights};
 use forebay_types::Role;
 
@@ -180,6 +181,12 @@ settings! {
         request_seconds_max: Duration = Duration::from_secs(600) => advanced;
         /// Decisions kept for `forebay explain`; older ones are forgotten.
         decisions_max: NonZeroUsize = at_least_one_usize(1_024) => advanced;
+        /// Memory of the index of what engines say that they cache, and as much again for what was routed to engines that
+        /// say nothing. Some 24 bytes a block; beyond it the blocks that nobody asked for lately are forgotten.
+        index_bytes_max: ByteCount = byte_count(IndexLimits::default().bytes_max) => advanced;
+        /// Memory of the hashes of recent prompts: 8.4 bytes a block. A conversation's next turn then costs as much as
+        /// what is new in it.
+        chain_bytes_max: ByteCount = byte_count(ChainLimits::default().bytes_max) => advanced;
     }
 }
 

@@ -23,6 +23,7 @@ fn touched() -> Metrics {
     }
     metrics.transfers.get_or_create(&TransferLabels { outcome: TransferOutcome::Done }).inc();
     metrics.decisions.get_or_create(&DecisionLabels { policy: "cost", kind: DecisionKind::Split }).inc();
+    metrics.set_index("announced", &IndexStats::default());
     metrics
 }
 

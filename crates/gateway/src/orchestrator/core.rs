@@ -8,12 +8,15 @@ use std::{
 };
 
 use forebay_fleet::{Event, Fleet, FleetSettings};
-use forebay_kv_index::{IndexLimits, KvIndex, Overlaps, RoutedCache, RoutedLimits};
+use forebay_kv_index::{RoutedCache, RoutedLimits};
 use forebay_lifecycle::{Quarantine, QuarantineLimits};
 use forebay_placement::{Decision, Form, PlaceError, Policy, Request, Weights, place};
 use forebay_types::{BlockHash, Incarnation, KvEventBatch, RankId};
 
-use super::api::PromptUnit;
+use super::{
+    api::PromptUnit,
+    caches::{Caches, Known},
+};
 
 /// Output expected of a choice before any has ended.
 const OUTPUT_TOKENS_PRIOR: f64 = 64.0;
@@ -23,14 +26,10 @@ const OUTPUT_NEWEST_WEIGHT: f64 = 0.02;
 /// Fleet, index and what is learned of output lengths.
 pub(super) struct Core {
     pub(super) fleet: Fleet,
-    /// What ranks say that they cache.
-    pub(super) index: KvIndex,
-    /// What was routed to ranks lately, as far as `index` cannot tell.
-    pub(super) routed: KvIndex,
+    caches: Arc<Caches>,
     routed_caches: HashMap<RankId, Routed>,
     pub(super) quarantine: Quarantine,
     block_size_tokens: u32,
-    overlaps: Overlaps,
     /// Running mean of output tokens, by model. Bounded: only served models get here.
     output_tokens: BTreeMap<Arc<str>, f64>,
 }
@@ -47,7 +46,6 @@ struct Routed {
 pub(super) struct Question<'a> {
     pub(super) model: &'a Arc<str>,
     pub(super) prompt_tokens: u32,
-    pub(super) hashes: &'a [BlockHash],
     pub(super) unit: PromptUnit,
     pub(super) form: Form,
     pub(super) output_tokens_max: u32,
@@ -56,15 +54,13 @@ pub(super) struct Question<'a> {
 }
 
 impl Core {
-    pub(super) fn new(fleet: FleetSettings, index: IndexLimits, block_size_tokens: u32) -> Self {
+    pub(super) fn new(fleet: FleetSettings, caches: Arc<Caches>, block_size_tokens: u32) -> Self {
         Self {
             fleet: Fleet::new(fleet),
-            index: KvIndex::new(index),
-            routed: KvIndex::new(index),
+            caches,
             routed_caches: HashMap::new(),
             quarantine: Quarantine::new(QuarantineLimits::default()),
             block_size_tokens,
-            overlaps: Overlaps::default(),
             output_tokens: BTreeMap::new(),
         }
     }
@@ -78,29 +74,25 @@ impl Core {
         &mut self,
         now: Duration,
         question: &Question<'_>,
+        known: &mut Known,
         policy: Policy,
         weights: &Weights,
         seed: u64,
     ) -> Result<Decision, PlaceError> {
-        match question.unit {
-            PromptUnit::Text => self.routed.overlaps(question.hashes, &mut self.overlaps),
+        let overlaps = match question.unit {
+            PromptUnit::Text => &known.routed,
             PromptUnit::Tokens => {
-                self.index.overlaps(question.hashes, &mut self.overlaps);
-                if !self.routed_caches.is_empty() {
-                    let mut routed = Overlaps::default();
-                    self.routed.overlaps(question.hashes, &mut routed);
-                    let caches = &self.routed_caches;
-                    let guessed =
-                        |rank: &RankId| caches.get(rank).is_some_and(|routed| routed.instead_of_events);
-                    self.overlaps.0.extend(routed.0.into_iter().filter(|(rank, _)| guessed(rank)));
-                }
+                let caches = &self.routed_caches;
+                let guessed = |rank: &RankId| caches.get(rank).is_some_and(|routed| routed.instead_of_events);
+                known.announced.extend(known.routed.iter().filter(|(rank, _)| guessed(rank)));
+                &known.announced
             }
-        }
+        };
         let expected = self.output_tokens.get(question.model).copied().unwrap_or(OUTPUT_TOKENS_PRIOR);
         let request = Request {
             model: question.model,
             prompt_tokens: question.prompt_tokens,
-            overlaps: &self.overlaps.0,
+            overlaps: overlaps.as_slice(),
             overlap_block_tokens: self.block_size_tokens,
             form: question.form,
             output_tokens_expected: expected.ceil() as u32,
@@ -124,7 +116,7 @@ impl Core {
         });
         routed.instead_of_events = instead_of_events;
         if instead_of_events {
-            self.index.remove_rank(rank);
+            self.caches.index.remove_rank(rank);
         }
     }
 
@@ -138,14 +130,13 @@ impl Core {
         if !events.is_empty() {
             let batch = KvEventBatch { rank, sequence: routed.sequence, events };
             routed.sequence += 1;
-            let _ = self.routed.apply(&batch); // numbered here: only a full index refuses, and then it claims less
+            let _ = self.caches.routed.apply(&batch); // numbered here: only a full index refuses, and then it claims less
         }
     }
 
     /// Forgets what was cached there.
     pub(super) fn forget(&mut self, incarnation: Incarnation) {
-        self.index.remove_incarnation(incarnation);
-        self.routed.remove_incarnation(incarnation);
+        self.caches.forget(incarnation);
         self.routed_caches.retain(|rank, _| rank.incarnation != incarnation);
     }
 

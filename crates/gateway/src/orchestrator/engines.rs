@@ -240,21 +240,23 @@ async fn follow(shared: &Shared, slot: &Slot, driver: &Arc<dyn Driver>) -> Arc<s
         let now = shared.now();
         let mut lost_events = Vec::new();
         {
-            let mut core = shared.core.lock();
+            // Without the cores' lock: look-ups go on, and nobody waits for a large snapshot.
+            let index = &shared.caches.index;
             for snapshot in snapshots {
                 // Anything but `Ok` leaves the rank out of the index: it is then routed to by load alone.
-                let reset = core.index.reset(snapshot.rank, snapshot.sequence_next, snapshot.blocks);
+                let reset = index.reset(snapshot.rank, snapshot.sequence_next, snapshot.blocks);
                 if reset != Applied::Ok {
                     tracing::warn!(rank = %snapshot.rank, ?reset, "the index cannot follow this rank");
                 }
             }
             for batch in &kv {
-                if matches!(core.index.apply(batch), Applied::Gap { .. })
+                if matches!(index.apply(batch), Applied::Gap { .. })
                     && !lost_events.contains(&batch.rank.dp_rank)
                 {
                     lost_events.push(batch.rank.dp_rank);
                 }
             }
+            let mut core = shared.core.lock();
             for (dp_rank, load) in loads {
                 core.note(now, Event::Load { rank: facts.rank(dp_rank), load });
             }

@@ -5,6 +5,7 @@
 //! [`api`] is the seam to HTTP.
 
 pub mod api;
+mod caches;
 mod core;
 mod engines;
 mod request;
@@ -23,7 +24,7 @@ use std::{
 
 use forebay_engines::{Driver, Launch, Prompt};
 use forebay_fleet::FleetSettings;
-use forebay_kv_hash::BlockHasher;
+use forebay_kv_hash::{BlockHasher, ChainLimits};
 use forebay_kv_index::IndexLimits;
 use forebay_lifecycle::Limits;
 use forebay_placement::{Policy, Weights};
@@ -36,6 +37,7 @@ use self::{
         EngineStatus, GenerateRequest, LinkStatus, LogsAnswer, Orchestrate, PromptUnit, Response, RouteError,
         ServedModel,
     },
+    caches::Caches,
     core::Core,
     engines::Slot,
     request::RequestRun,
@@ -60,8 +62,10 @@ pub struct OrchestratorSettings {
     pub policy: Policy,
     /// Breakers, reservations, links.
     pub fleet: FleetSettings,
-    /// Memory of the KV index.
+    /// Memory of each of the two KV indexes, of what engines announce and of what was routed to them.
     pub index: IndexLimits,
+    /// Memory of the hashes of recent prompts.
+    pub chains: ChainLimits,
     /// Shortest silence after which a response that has begun counts as stalled, where its engine is another process.
     pub stall_min: Duration,
     /// And in token gaps of the rank: how many times its P99.
@@ -86,6 +90,7 @@ impl Default for OrchestratorSettings {
             policy: Policy::default(),
             fleet: FleetSettings::default(),
             index: IndexLimits::default(),
+            chains: ChainLimits::default(),
             stall_min: Duration::from_secs(2),
             stall_itl_factor: 20.0,
             restart_back_off: Duration::from_millis(200),
@@ -106,6 +111,7 @@ struct Shared {
     settings: OrchestratorSettings,
     hasher: BlockHasher,
     origin: Instant,
+    caches: Arc<Caches>,
     core: Mutex<Core>,
     drivers: RwLock<HashMap<Incarnation, Arc<dyn Driver>>>,
     slots: RwLock<Vec<Arc<Slot>>>,
@@ -147,9 +153,11 @@ impl Orchestrator {
         metrics: Arc<Metrics>,
         runtime: &Handle,
     ) -> Self {
+        let caches = Caches::new(settings.index, settings.chains, hasher);
         let shared = Arc::new(Shared {
             origin: Instant::now(),
-            core: Mutex::new(Core::new(settings.fleet, settings.index, hasher.block_size_tokens())),
+            core: Mutex::new(Core::new(settings.fleet, caches.clone(), hasher.block_size_tokens())),
+            caches,
             drivers: RwLock::new(HashMap::new()),
             slots: RwLock::default(),
             serving: RwLock::new([].into()),
@@ -169,6 +177,7 @@ impl Orchestrator {
             hasher,
         });
         runtime.spawn(warming::keep_warm(Arc::downgrade(&shared)));
+        runtime.spawn(caches::keep_tidy(Arc::downgrade(&shared)));
         let orchestrator = Self(shared);
         launchers.into_iter().for_each(|launcher| orchestrator.attach(launcher));
         orchestrator
@@ -357,7 +366,7 @@ impl Shared {
             PromptUnit::Tokens => self.hasher.root(&request.model, &request.salt),
             PromptUnit::Text => self.hasher.root(&request.model, &format!("{}\0text", request.salt)),
         };
-        let hashes = self.hasher.chain(root, &request.prompt).into();
+        let hashes = self.caches.hashes(root, &request.prompt);
         Prompt { tokens: request.prompt.clone(), hashes, root, salt: request.salt.clone() }
     }
 

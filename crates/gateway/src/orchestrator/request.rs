@@ -27,6 +27,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::{
     Shared,
     api::{GenerateRequest, PromptUnit, ResponseEvent, ResponseSource, RouteError, Usage},
+    caches::Known,
     core::Question,
     trail::Trail,
 };
@@ -197,7 +198,7 @@ impl RequestRun {
             Purpose::Continue { choice, generated_tokens } => {
                 let generated = &live.lifecycle.generated(choice)[..generated_tokens as usize];
                 let tokens: Arc<[_]> = self.prompt.tokens.iter().chain(generated).copied().collect();
-                let hashes = self.shared.hasher.chain(self.prompt.root, &tokens).into();
+                let hashes = self.shared.caches.hashes(self.prompt.root, &tokens);
                 Prompt { hashes, tokens, ..self.prompt.clone() }
             }
         }
@@ -214,7 +215,6 @@ impl RequestRun {
         let question = Question {
             model: &self.request.model,
             prompt_tokens: prompt.tokens.len() as u32,
-            hashes: &prompt.hashes,
             unit: self.request.unit,
             form: if self.request.body.is_some() { PlacedForm::Body } else { PlacedForm::Tokens },
             output_tokens_max: self.request.sampling.output_tokens_max.saturating_sub(generated_tokens),
@@ -224,8 +224,10 @@ impl RequestRun {
         let turn = shared.next_turn.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let policy = *shared.policy.read();
         let (asked, age) = (shared.now(), self.age());
+        let mut known = Known::default();
+        shared.caches.look_up(question.unit, &prompt.hashes, &mut known);
         let mut core = shared.core.lock();
-        let answer = core.place(asked, &question, policy, &shared.settings.weights, turn);
+        let answer = core.place(asked, &question, &mut known, policy, &shared.settings.weights, turn);
         let kind = match &answer {
             Ok(Decision { plan: Plan::Aggregated { .. }, .. }) => DecisionKind::Aggregated,
             Ok(Decision { plan: Plan::Split { .. }, .. }) => DecisionKind::Split,

@@ -12,16 +12,15 @@ use forebay_types::RankLoad;
 use super::{
     Shared,
     api::{EngineStatus, LinkStatus, RankStatus},
-    core::Core,
+    caches::Caches,
     engines::Slot,
 };
 
 /// Every engine, in the order in which they came.
 pub(super) fn status(shared: &Shared) -> Vec<EngineStatus> {
     let slots: Vec<Arc<Slot>> = shared.slots.read().clone();
-    let mut core = shared.core.lock();
-    let snapshot = core.fleet.snapshot(shared.now());
-    slots.iter().map(|slot| engine(slot, &core, &snapshot)).collect()
+    let snapshot = shared.core.lock().fleet.snapshot(shared.now());
+    slots.iter().map(|slot| engine(slot, &shared.caches, &snapshot)).collect()
 }
 
 /// Every pair of engines that was measured or rests, in the order of their lives.
@@ -49,7 +48,7 @@ pub(super) fn links(shared: &Shared) -> Vec<LinkStatus> {
     pairs.into_iter().filter_map(one).collect()
 }
 
-fn engine(slot: &Slot, core: &Core, snapshot: &Snapshot) -> EngineStatus {
+fn engine(slot: &Slot, caches: &Caches, snapshot: &Snapshot) -> EngineStatus {
     let current = slot.current.lock().clone();
     let facts = current.as_ref().map(|driver| driver.facts());
     let views: Vec<_> =
@@ -61,7 +60,7 @@ fn engine(slot: &Slot, core: &Core, snapshot: &Snapshot) -> EngineStatus {
             load: view.load,
             load_age_seconds: view.load_age.as_secs_f64(),
             reserved_sequences: view.reserved.sequences,
-            indexed_blocks: [&core.index, &core.routed]
+            indexed_blocks: [&caches.index, &caches.routed]
                 .iter()
                 .filter_map(|index| index.rank(view.id))
                 .map(|rank| rank.blocks)

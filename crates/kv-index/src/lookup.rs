@@ -1,0 +1,180 @@
+//! Look-ups: down a chain, segment by segment, with the ranks that held everything so far.
+
+use forebay_types::BlockHash;
+
+use crate::{
+    overlaps::{Overlaps, Scratch, TierBlocks, TierRun},
+    ranks::SlotsRead,
+    reclaim::Guard,
+    segment::{Holder, Plane, Segment, TIERS, bits},
+    sync::{
+        AtomicU64,
+        Ordering::{Relaxed, SeqCst},
+    },
+    writer::Shared,
+};
+
+/// See [`KvIndex::overlaps`](crate::KvIndex::overlaps).
+pub(crate) fn overlaps(shared: &Shared, chain: &[BlockHash], out: &mut Overlaps) {
+    out.clear();
+    if chain.first().is_none_or(|hash| !shared.filter.may_have(hash.0)) {
+        return;
+    }
+    let guard = shared.epochs.pin();
+    let now = shared.now.load(Relaxed);
+    let slots = shared.slots.read(&guard);
+    let mut depth = 0;
+    while let Some(&hash) = chain.get(depth) {
+        let Some(place) = shared.head(hash, &guard) else { break };
+        let Some(segment) = shared.segments.get(place.segment, &guard) else { break };
+        let position = place.position as usize;
+        // While this segment is compared, the place of what follows it comes closer.
+        if let Some(next) = chain.get(depth + segment.len().saturating_sub(position)) {
+            shared.heads.prefetch(next.0, &guard);
+        }
+        let run = segment.common(position, chain[depth..].iter().map(|hash| hash.0));
+        segment.touch(now);
+        if run == 0 {
+            break;
+        }
+        let held = Held { segment, position, run };
+        let any = if depth == 0 { held.begin(slots, out, &guard) } else { held.go_on(depth, slots, out, &guard) };
+        if !(any | (slots.any_tiered() && held.note_tiers(slots, depth as u32, out, &guard))) {
+            break;
+        }
+        depth += run;
+    }
+    if !out.scratch.runs.is_empty() {
+        sum_tiers(slots, out);
+    }
+}
+
+/// Makes answers of what was noted of ranks with more than a device.
+#[cold]
+fn sum_tiers(slots: SlotsRead<'_>, out: &mut Overlaps) {
+    let Overlaps { tiers, scratch: Scratch { runs, .. }, .. } = out;
+    // Those of one rank together, in order of the chain. Only one run of a segment begins at a depth.
+    runs.sort_by_key(|run| (run.slot, run.depth));
+    for of_rank in runs.chunk_by(|one, next| one.slot == next.slot) {
+        let mut blocks = [0; TIERS];
+        for at_depth in of_rank.chunk_by(|one, next| one.depth == next.depth) {
+            let TierRun { depth, run, .. } = at_depth[0];
+            let mut held = 0;
+            for (tier, blocks) in (0..).zip(&mut blocks) {
+                held |= at_depth.iter().filter(|run| run.tier == tier).fold(0, |held, run| held | run.held);
+                if *blocks == depth {
+                    *blocks += held.trailing_ones().min(run.into());
+                }
+            }
+        }
+        if let Some(rank) = slots.rank(of_rank[0].slot).filter(|_| blocks[TIERS - 1] > 0) {
+            tiers.push((rank, TierBlocks::from(blocks)));
+        }
+    }
+}
+
+/// A run of blocks of the chain, where a segment has it.
+struct Held<'a> {
+    segment: Segment<'a>,
+    position: usize,
+    run: usize,
+}
+
+impl Held<'_> {
+    /// Blocks of the run that a mask has, as a mask from bit 0 on.
+    #[inline]
+    fn of(&self, mask: &AtomicU64) -> u64 {
+        mask.load(SeqCst) >> self.position & bits(0, self.run)
+    }
+
+    /// Lists each rank that holds the first block of the run. Says whether any holds them all.
+    #[inline]
+    fn begin(&self, slots: SlotsRead<'_>, out: &mut Overlaps, guard: &Guard<'_>) -> bool {
+        let (first, mask, more) = self.segment.first_and_more(guard);
+        out.reserve(more.len() + 1, slots.len());
+        let found = &mut out.found[..];
+        let places = &mut out.scratch.place[..];
+        let all = bits(0, self.run);
+        let mut len = 0;
+        let mut any = false;
+        let mut list = |holder: Holder, mask: &AtomicU64| {
+            let held = self.of(mask);
+            if held & 1 == 0 || holder.plane != Plane::DEVICE {
+                return;
+            }
+            let Some(rank) = slots.rank(holder.slot) else { return };
+            let Some(place) = places.get_mut(usize::from(holder.slot)) else { return };
+            *place = len as u16;
+            let blocks = if held == all { self.run as u32 } else { held.trailing_ones() };
+            any |= held == all;
+            found[len] = (rank, blocks);
+            len += 1;
+        };
+        list(first, mask);
+        for [key, mask] in more {
+            list(Holder::of_key(key), mask);
+        }
+        out.len = len;
+        any
+    }
+
+    /// Notes what ranks with more than a device hold of the run. Says whether any may hold it all.
+    #[cold]
+    fn note_tiers(
+        &self,
+        slots: SlotsRead<'_>,
+        depth: u32,
+        out: &mut Overlaps,
+        guard: &Guard<'_>,
+    ) -> bool {
+        let before = out.scratch.runs.len();
+        for (holder, mask) in self.segment.holders(guard) {
+            let held = self.of(mask);
+            if held != 0 && slots.is_tiered(holder.slot) {
+                let tier = holder.plane.tier() as u8;
+                let run = self.run as u8;
+                out.scratch.runs.push(TierRun { slot: holder.slot, tier, run, depth, held });
+            }
+        }
+        out.scratch.runs.len() > before
+    }
+
+    /// Adds to each rank that held everything before `depth` what it holds of the run. Says whether any holds it all.
+    #[inline]
+    fn go_on(
+        &self,
+        depth: usize,
+        slots: SlotsRead<'_>,
+        out: &mut Overlaps,
+        guard: &Guard<'_>,
+    ) -> bool {
+        let (first, mask, more) = self.segment.first_and_more(guard);
+        let Overlaps { found, len, scratch, .. } = out;
+        let found = &mut found[..*len];
+        let mut any = false;
+        let mut add = |holder: Holder, mask: &AtomicU64| {
+            let held = self.of(mask);
+            if held & 1 == 0 || holder.plane != Plane::DEVICE {
+                return;
+            }
+            let (Some(&place), Some(rank)) =
+                (scratch.place.get(usize::from(holder.slot)), slots.rank(holder.slot))
+            else {
+                return;
+            };
+            let Some((_, blocks)) = found.get_mut(usize::from(place)).filter(|(listed, _)| *listed == rank)
+            else {
+                return;
+            };
+            if *blocks as usize == depth {
+                *blocks += held.trailing_ones();
+                any |= held == bits(0, self.run);
+            }
+        };
+        add(first, mask);
+        for [key, mask] in more {
+            add(Holder::of_key(key), mask);
+        }
+        any
+    }
+}

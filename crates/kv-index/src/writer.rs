@@ -1,0 +1,628 @@
+//! What changes the index: stores, removals, what goes with a rank, and what goes for lack of room. One at a time.
+
+use forebay_types::{BlockHash, KvEvent, RankId};
+
+use crate::{
+    filter::{Filter, FilterState},
+    heads::{Heads, HeadsState},
+    names::Names,
+    ranks::{Ranks, Slots},
+    reclaim::{Epochs, Heap, Pinned, WriterKey},
+    segment::{Holder, Place, Plane, SEGMENT_BLOCKS, Segment, bits, clear, segment_words, set},
+    segments::{Segments, SegmentsState},
+    sync::{AtomicU64, Ordering::Relaxed},
+};
+
+/// Segments among which the coldest is looked for, at each eviction.
+const CANDIDATES: usize = 16;
+/// Segments and dead blocks after which a step of a sweep ends: some tens of microseconds.
+const SWEEP_SEGMENTS: u32 = 256;
+const SWEEP_BLOCKS: u64 = 2048;
+
+/// What readers and the writer share.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    pub(crate) epochs: Epochs,
+    pub(crate) filter: Filter,
+    pub(crate) heads: Heads,
+    pub(crate) segments: Segments,
+    pub(crate) slots: Slots,
+    /// Ticks so far: how far apart uses are told apart.
+    pub(crate) now: AtomicU64,
+}
+
+impl Shared {
+    /// Where the segment is that begins with `hash`.
+    #[inline]
+    pub(crate) fn head(&self, hash: BlockHash, pinned: &impl Pinned) -> Option<Place> {
+        let is_it = |word| self.is_at(hash.0, Place::from_word(word), pinned);
+        self.heads.find(hash.0, pinned, is_it).map(Place::from_word)
+    }
+
+    #[inline]
+    fn is_at(&self, hash: u64, place: Place, pinned: &impl Pinned) -> bool {
+        let segment = self.segments.get(place.segment, pinned);
+        segment.and_then(|segment| segment.hash(place.position)) == Some(hash)
+    }
+}
+
+/// Counted since the start.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Counts {
+    pub(crate) refused: u64,
+    pub(crate) evicted: u64,
+    pub(crate) removals_unknown: u64,
+}
+
+/// The writer's side of an index.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    pub(crate) ranks: Ranks,
+    pub(crate) counts: Counts,
+    key: WriterKey,
+    heap: Heap,
+    names: Names,
+    heads: HeadsState,
+    filter: FilterState,
+    segments: SegmentsState,
+    /// Distinct blocks that anyone holds. The table has those beside that nobody does and that a segment still names.
+    blocks: u64,
+    bytes_max: usize,
+    /// Blocks in a tick, and stored in this one.
+    tick_blocks: u64,
+    ticked: u64,
+    /// Where the search for cold segments goes on.
+    hand: u32,
+    sweep: Option<Sweep>,
+    /// A segment that is not freed while room is made for what comes to it.
+    keep: Option<u32>,
+}
+
+/// A walk over all segments that takes slots out of them.
+#[derive(Debug)]
+struct Sweep {
+    slots: Vec<u16>,
+    next: u32,
+}
+
+impl Writer {
+    pub(crate) fn new(bytes_max: usize) -> Self {
+        Self {
+            ranks: Ranks::default(),
+            counts: Counts::default(),
+            key: WriterKey::new(),
+            heap: Heap::default(),
+            names: Names::default(),
+            heads: HeadsState::default(),
+            filter: FilterState::default(),
+            segments: SegmentsState::default(),
+            blocks: 0,
+            bytes_max,
+            // A thousandth of what fits tells hot from cold well enough.
+            tick_blocks: (bytes_max as u64 / (24 * 1024)).max(1),
+            ticked: 0,
+            hand: 0,
+            sweep: None,
+            keep: None,
+        }
+    }
+
+    /// Distinct blocks.
+    pub(crate) fn blocks(&self) -> u64 {
+        self.blocks
+    }
+
+    pub(crate) fn segments(&self) -> u32 {
+        self.segments.len()
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.heap.bytes()
+            + self.names.bytes()
+            + self.segments.bytes()
+            + self.ranks.bytes()
+            + self.filter.bytes()
+            + Filter::BYTES
+    }
+
+    /// Makes a rank known. False if there are `ranks_max` others.
+    pub(crate) fn add_rank(&mut self, rank: RankId, shared: &Shared, ranks_max: u16) -> bool {
+        if self.ranks.find(rank).is_some() {
+            return true;
+        }
+        if self.ranks.len() >= usize::from(ranks_max) {
+            return false;
+        }
+        while !self.ranks.add(rank, &shared.slots, &mut self.heap, &self.key) {
+            self.free_slots(shared);
+        }
+        true
+    }
+
+    /// Forgets a rank.
+    pub(crate) fn remove_rank(&mut self, rank: RankId, shared: &Shared) {
+        self.ranks.remove(rank, &shared.slots, &self.key);
+    }
+
+    /// Empties a rank that is known. Returns its slot from now on.
+    pub(crate) fn clear_rank(&mut self, rank: RankId, shared: &Shared) -> u16 {
+        while !self.ranks.clear(rank, &shared.slots, &mut self.heap, &self.key) {
+            self.free_slots(shared);
+        }
+        self.ranks.find(rank).expect("a rank that is known").slot
+    }
+
+    /// Takes what ranks left behind out of the index until a slot is free: they come and go faster than it is swept.
+    /// There are twice as many slots as ranks, so there is something to sweep or to wait for.
+    #[cold]
+    fn free_slots(&mut self, shared: &Shared) {
+        while self.sweep_step(shared) {}
+        // Readers are through in a moment; nothing else in the index waits for them.
+        while self.heap.has_retired() {
+            self.collect(shared);
+            crate::sync::yield_now();
+        }
+    }
+
+    /// Asks for the lines where what `event` names first would be.
+    #[inline]
+    pub(crate) fn fetch(&self, event: &KvEvent) {
+        let (first, parent) = match event {
+            KvEvent::Stored { parent, hashes, .. } => (hashes.first(), parent.as_ref()),
+            KvEvent::Removed { hashes, .. } => (hashes.first(), None),
+            KvEvent::Cleared => return,
+        };
+        for hash in first.into_iter().chain(parent) {
+            self.names.fetch(hash.0);
+        }
+    }
+
+    /// Records that `holder` holds `blocks`, which need not follow each other.
+    pub(crate) fn store_loose(&mut self, shared: &Shared, holder: Holder, blocks: &[BlockHash]) {
+        let mut rest = blocks;
+        while let Some(&hash) = rest.first() {
+            if let Some(place) = self.find(shared, hash) {
+                self.hold(shared, holder, place, 1);
+                rest = &rest[1..];
+                continue;
+            }
+            let Some((last, run)) = self.insert(shared, holder, None, rest) else {
+                // One block without room says nothing about the next, which may be known.
+                self.counts.refused += 1;
+                rest = &rest[1..];
+                continue;
+            };
+            let segment = shared.segments.get(last.segment, &self.key).expect("just made");
+            segment.set_loose();
+            for (position, hash) in (1..).zip(&rest[1..run]) {
+                let place = Place { position, ..last };
+                if !self.add_head(shared, hash.0, place, true) {
+                    self.counts.refused += 1;
+                }
+            }
+            rest = &rest[run..];
+        }
+        self.tick(shared, blocks.len() as u64);
+    }
+
+    /// Records that `holder` holds `chain`, which follows `parent`.
+    pub(crate) fn store(
+        &mut self,
+        shared: &Shared,
+        holder: Holder,
+        parent: Option<BlockHash>,
+        chain: &[BlockHash],
+    ) {
+        if holder.plane != Plane::DEVICE {
+            self.ranks.set_tiered(holder.slot, &shared.slots, &self.key);
+        }
+        let mut before: Option<Place> = None;
+        let mut rest = chain;
+        while let Some(&hash) = rest.first() {
+            let next = before.and_then(|before| self.next_in_segment(shared, before, hash));
+            if let Some(place) = next.or_else(|| self.find(shared, hash)) {
+                let segment = shared.segments.get(place.segment, &self.key).expect("found");
+                let run = segment.common(place.position as usize, rest.iter().map(|hash| hash.0));
+                self.hold(shared, holder, place, run);
+                before = Some(Place { position: place.position + run as u32 - 1, ..place });
+                rest = &rest[run..];
+                continue;
+            }
+            let before_new = before.or_else(|| self.find(shared, parent?));
+            let Some((last, run)) = self.insert(shared, holder, before_new, rest) else {
+                // What follows a block without room could not be matched before it.
+                self.counts.refused += rest.len() as u64;
+                return;
+            };
+            before = Some(last);
+            rest = &rest[run..];
+        }
+        self.tick(shared, chain.len() as u64);
+    }
+
+    /// Where `hash` is.
+    #[inline]
+    fn find(&self, shared: &Shared, hash: BlockHash) -> Option<Place> {
+        let is_it = |word| shared.is_at(hash.0, Place::from_word(word), &self.key);
+        self.names.find(hash.0, is_it).map(Place::from_word)
+    }
+
+    fn tick(&mut self, shared: &Shared, blocks: u64) {
+        self.ticked += blocks;
+        if self.ticked >= self.tick_blocks {
+            self.ticked = 0;
+            shared.now.fetch_add(1, Relaxed);
+        }
+    }
+
+    fn next_in_segment(&self, shared: &Shared, before: Place, hash: BlockHash) -> Option<Place> {
+        let next = Place { position: before.position + 1, ..before };
+        let segment = shared.segments.get(before.segment, &self.key)?;
+        (segment.hash(next.position) == Some(hash.0)).then_some(next)
+    }
+
+    /// Records that `holder` holds the `run` blocks from `place` on, which are there.
+    fn hold(&mut self, shared: &Shared, holder: Holder, place: Place, run: usize) {
+        if !self.make_room(shared, Some(place.segment)) {
+            // Without room for a list of holders nothing is recorded of this one.
+            let known = shared.segments.get(place.segment, &self.key);
+            if known.is_none_or(|segment| segment.mask(holder, &self.key).is_none()) {
+                self.counts.refused += run as u64;
+                return;
+            }
+        }
+        let segment = shared.segments.get(place.segment, &self.key).expect("a segment that was protected");
+        let mask = segment.mask_or_new(holder, &mut self.heap, &self.key);
+        // It may have been cut when room was made.
+        let there = bits(0, segment.len());
+        let new = bits(place.position as usize, run) & there & !mask.load(Relaxed);
+        segment.touch(shared.now.load(Relaxed));
+        if new == 0 {
+            return;
+        }
+        let run = bits(place.position as usize, run);
+        self.counts.refused += u64::from((run & !there).count_ones());
+        self.blocks += u64::from((new & !segment.held(&self.key)).count_ones());
+        set(mask, new);
+        self.ranks.count(holder, i64::from(new.count_ones()));
+    }
+
+    /// Records new blocks, the first of which follows `before`: as many as fit into one segment and are new. Returns where
+    /// the last is and how many; `None` if there is no room.
+    fn insert(
+        &mut self,
+        shared: &Shared,
+        holder: Holder,
+        before: Option<Place>,
+        chain: &[BlockHash],
+    ) -> Option<(Place, usize)> {
+        if !self.make_room(shared, before.map(|place| place.segment)) {
+            return None;
+        }
+        let (number, room) = match before.and_then(|before| self.make_tail(shared, before, chain.len())) {
+            Some(tail) => tail,
+            None => self.add_segment(shared, holder, before, chain.len())?,
+        };
+        let segment = shared.segments.get(number, &self.key).expect("made or found above");
+        let start = segment.len();
+        let chain = &chain[..chain.len().min(room)];
+        let first = Place { segment: number, position: start as u32 };
+        let (key, segments) = (&self.key, &shared.segments);
+        let run = self.names.insert_run(chain, first.to_word(), |hash, word| {
+            let place = Place::from_word(word);
+            // Those of this run are not in the segment yet.
+            match place.position.checked_sub(first.position).filter(|_| place.segment == number) {
+                Some(index) => chain[index as usize].0 == hash,
+                None => {
+                    let segment = segments.get(place.segment, key);
+                    segment.and_then(|segment| segment.hash(place.position)) == Some(hash)
+                }
+            }
+        });
+        if run == 0 {
+            self.free(shared, number);
+            return None;
+        }
+        segment.append(chain[..run].iter().map(|hash| hash.0));
+        let mask = segment.mask_or_new(holder, &mut self.heap, &self.key);
+        set(mask, bits(start, run));
+        segment.touch(shared.now.load(Relaxed));
+        self.ranks.count(holder, run as i64);
+        self.blocks += run as u64;
+        // Readers find it from here on.
+        if start == 0 && !self.add_head(shared, chain[0].0, first, segment.parent().is_none()) {
+            // Too many hashes with the same first bits. It is kept, and never found.
+            self.counts.refused += run as u64;
+        }
+        Some((Place { position: (start + run - 1) as u32, ..first }, run))
+    }
+
+    /// Lets readers find what begins at `place`; `is_root` if it may begin a prompt.
+    fn add_head(&mut self, shared: &Shared, hash: u64, place: Place, is_root: bool) -> bool {
+        let is_new = shared.heads.insert(hash, place.to_word(), &mut self.heads, &mut self.heap, &self.key);
+        if is_new && is_root {
+            self.filter.add(&shared.filter, hash);
+        }
+        is_new
+    }
+
+    /// Makes room for up to `blocks` more after `before` in its own segment, if it ends there or if nobody holds what
+    /// comes after. Returns the segment and the room; `None` if the chain needs another segment.
+    fn make_tail(&mut self, shared: &Shared, before: Place, blocks: usize) -> Option<(u32, usize)> {
+        let segment = shared.segments.get(before.segment, &self.key)?;
+        let len = before.position as usize + 1;
+        // It may have been cut to before that when room was made.
+        if len == SEGMENT_BLOCKS || segment.len() < len {
+            return None;
+        }
+        let blocks = blocks.min(SEGMENT_BLOCKS - len);
+        let is_tail = segment.len() == len;
+        if is_tail && segment.capacity() >= len + blocks {
+            return Some((before.segment, blocks));
+        }
+        if !is_tail && segment.held(&self.key) >> len != 0 {
+            return None;
+        }
+        self.forget(shared, before.segment, len);
+        let segment = shared.segments.get(before.segment, &self.key)?;
+        // Decoding adds a block at a time: doubling makes that cheap.
+        let capacity = (len + blocks).max((2 * len).min(SEGMENT_BLOCKS)).next_multiple_of(2);
+        let copy = segment.copy(capacity, len, &mut self.heap, &self.key);
+        shared.segments.replace(before.segment, copy, &mut self.heap);
+        Some((before.segment, blocks))
+    }
+
+    fn add_segment(
+        &mut self,
+        shared: &Shared,
+        holder: Holder,
+        before: Option<Place>,
+        blocks: usize,
+    ) -> Option<(u32, usize)> {
+        let blocks = blocks.min(SEGMENT_BLOCKS);
+        let parent = before.map(|place| place.segment);
+        let block = Segment::alloc(blocks.max(4).next_multiple_of(2), holder, parent, &mut self.heap);
+        let number = shared.segments.add(block, &mut self.segments, &mut self.heap)?;
+        if let Some(parent) = parent.and_then(|parent| shared.segments.get(parent, &self.key)) {
+            parent.add_child();
+        }
+        Some((number, blocks))
+    }
+
+    /// Records that `holder` does not hold `hashes` any more, in any order.
+    pub(crate) fn remove(&mut self, shared: &Shared, holder: Holder, hashes: &[BlockHash]) {
+        // What was found in the last segment, as long as it is the same.
+        let mut found: Option<(u32, u64)> = None;
+        let mut rest = hashes;
+        while let Some(&hash) = rest.first() {
+            let Some(place) = self.find(shared, hash) else {
+                self.counts.removals_unknown += 1;
+                rest = &rest[1..];
+                continue;
+            };
+            let segment = shared.segments.get(place.segment, &self.key).expect("found");
+            let position = place.position as usize;
+            // Engines evict tails first; what is dropped as a whole may come in either order.
+            let down = segment.common_down(position, rest.iter().map(|hash| hash.0));
+            let up = if down > 1 { 1 } else { segment.common(position, rest.iter().map(|hash| hash.0)) };
+            let run = bits(position + 1 - down, down) | bits(position, up);
+            found = match found {
+                Some((number, bits)) if number == place.segment => Some((number, bits | run)),
+                _ => {
+                    if let Some((number, bits)) = found {
+                        self.release(shared, holder, number, bits);
+                    }
+                    Some((place.segment, run))
+                }
+            };
+            rest = &rest[down.max(up)..];
+        }
+        if let Some((number, bits)) = found {
+            self.release(shared, holder, number, bits);
+        }
+    }
+
+    /// Clears `bits` of `holder` in a segment.
+    fn release(&mut self, shared: &Shared, holder: Holder, number: u32, bits: u64) {
+        // A segment of which nothing was held goes with the last one that continued it: perhaps a moment ago.
+        let segment = shared.segments.get(number, &self.key);
+        let mask = segment.and_then(|segment| segment.mask(holder, &self.key));
+        let held = mask.map_or(0, |mask| mask.load(Relaxed)) & bits;
+        self.counts.removals_unknown += u64::from((bits & !held).count_ones());
+        if let Some(mask) = mask.filter(|_| held != 0) {
+            clear(mask, held);
+            self.ranks.count(holder, -i64::from(held.count_ones()));
+            self.bury(shared, number, held);
+        }
+    }
+
+    /// Clears all that holders of some kind hold in a segment. Returns how many blocks nobody holds any more.
+    fn release_all(
+        &mut self,
+        shared: &Shared,
+        number: u32,
+        mut of: impl FnMut(Holder, &WriterKey) -> bool,
+    ) -> u64 {
+        let Some(segment) = shared.segments.get(number, &self.key) else { return 0 };
+        let mut released = 0;
+        for (holder, mask) in segment.holders(&self.key).filter(|&(holder, _)| of(holder, &self.key)) {
+            let held = mask.load(Relaxed);
+            if held != 0 {
+                clear(mask, held);
+                self.ranks.count(holder, -i64::from(held.count_ones()));
+                released |= held;
+            }
+        }
+        if released == 0 { 0 } else { self.bury(shared, number, released) }
+    }
+
+    /// Counts those of `released` that nobody holds, and gives the segment's memory back if only its front or nothing of it
+    /// is held. Returns how many those were.
+    fn bury(&mut self, shared: &Shared, number: u32, released: u64) -> u64 {
+        let segment = shared.segments.get(number, &self.key).expect("a segment that is held");
+        let held = segment.held(&self.key);
+        let dead = u64::from((released & !held).count_ones());
+        self.blocks -= dead;
+        let len = SEGMENT_BLOCKS - held.leading_zeros() as usize;
+        if len == 0 {
+            self.free(shared, number);
+        } else if segment.capacity() >= 16 && len * 2 <= segment.capacity() {
+            self.forget(shared, number, len);
+            let segment = shared.segments.get(number, &self.key).expect("found above");
+            let copy = segment.copy(len.max(4).next_multiple_of(2), len, &mut self.heap, &self.key);
+            shared.segments.replace(number, copy, &mut self.heap);
+        }
+        dead
+    }
+
+    /// Frees a segment of which nothing is held unless others continue it, and then those before it.
+    fn free(&mut self, shared: &Shared, number: u32) {
+        let mut next = Some(number);
+        while let Some(number) = next {
+            let Some(segment) = shared.segments.get(number, &self.key) else { return };
+            if Some(number) == self.keep || segment.has_children() || segment.held(&self.key) != 0 {
+                return;
+            }
+            next = segment.parent();
+            self.forget(shared, number, 0);
+            shared.segments.remove(number, &mut self.segments, &mut self.heap, &self.key);
+            if let Some(parent) = next.and_then(|parent| shared.segments.get(parent, &self.key)) {
+                parent.remove_child();
+            }
+        }
+    }
+
+    /// Takes the positions of a segment from `from` on out of the tables.
+    fn forget(&mut self, shared: &Shared, number: u32, from: usize) {
+        let Some(segment) = shared.segments.get(number, &self.key) else { return };
+        let Some(hashes) = segment.hashes().get(from..) else { return };
+        let first = Place { segment: number, position: from as u32 };
+        let heads = if segment.is_loose() { hashes.len() } else { usize::from(from == 0).min(hashes.len()) };
+        for (position, hash) in (first.position..).zip(&hashes[..heads]) {
+            let (hash, place) = (hash.load(Relaxed), Place { position, ..first }.to_word());
+            if shared.heads.remove(hash, place, &mut self.heads, &mut self.heap, &self.key)
+                && segment.parent().is_none()
+            {
+                self.filter.remove(&shared.filter, hash);
+            }
+        }
+        self.names.remove_run(first.to_word(), hashes.iter().map(|hash| hash.load(Relaxed)));
+    }
+
+    /// Makes sure that what a step may allocate fits: by ending what is being swept, and then by dropping the coldest
+    /// segments that no other continues. `keep` is not freed, but may be emptied and cut. False if that is not enough.
+    #[inline]
+    fn make_room(&mut self, shared: &Shared, keep: Option<u32>) -> bool {
+        if self.bytes() + self.step_bytes(shared) <= self.bytes_max {
+            return true;
+        }
+        self.keep = keep;
+        let fits = self.evict(shared);
+        self.keep = None;
+        if let Some(keep) = keep.filter(|_| !fits) {
+            self.free(shared, keep);
+        }
+        fits
+    }
+
+    /// The most that one step may allocate.
+    fn step_bytes(&self, shared: &Shared) -> usize {
+        self.names.growth_bytes()
+            + shared.heads.growth_bytes(&self.key)
+            + 2 * 8 * segment_words(SEGMENT_BLOCKS)
+    }
+
+    #[cold]
+    fn evict(&mut self, shared: &Shared) -> bool {
+        loop {
+            self.collect(shared);
+            // What only waits for readers is as good as free, within reason: a reader that was suspended must not cost
+            // the whole index, nor may memory grow without end behind it.
+            let retired = self.heap.retired_bytes();
+            if self.bytes() - retired + self.step_bytes(shared) <= self.bytes_max {
+                return retired <= self.bytes_max / 4;
+            }
+            // Nothing is evicted for what ranks left behind, or for empty pages.
+            if self.sweep_step(shared) || self.names.tidy() {
+                continue;
+            }
+            let Some(coldest) = self.coldest(shared) else { return false };
+            self.counts.evicted += self.release_all(shared, coldest, |_, _| true);
+        }
+    }
+
+    /// The coldest of the next few segments that no other continues.
+    fn coldest(&mut self, shared: &Shared) -> Option<u32> {
+        let numbers = self.segments.numbers();
+        let mut coldest: Option<(u64, u32)> = None;
+        let mut candidates = 0;
+        for _ in 0..numbers {
+            self.hand = if self.hand + 1 >= numbers { 0 } else { self.hand + 1 };
+            let Some(segment) = shared.segments.get(self.hand, &self.key) else { continue };
+            if segment.has_children() || Some(self.hand) == self.keep || segment.held(&self.key) == 0 {
+                continue;
+            }
+            let candidate = (segment.stamp(), self.hand);
+            coldest = Some(coldest.map_or(candidate, |coldest| coldest.min(candidate)));
+            candidates += 1;
+            if candidates == CANDIDATES {
+                break;
+            }
+        }
+        coldest.map(|(_, number)| number)
+    }
+
+    /// Goes on with taking out what ranks left behind, and with freeing. False if nothing is left to do.
+    pub(crate) fn tidy(&mut self, shared: &Shared) -> bool {
+        let swept = self.sweep_step(shared);
+        let tidied = self.names.tidy();
+        self.collect(shared);
+        swept || tidied || self.heap.has_retired()
+    }
+
+    /// What is due after a change.
+    pub(crate) fn after_change(&mut self, shared: &Shared) {
+        if self.sweep.is_some() || !self.ranks.leaving().is_empty() {
+            self.sweep_step(shared);
+        }
+        if self.heap.wants_collecting() {
+            self.collect(shared);
+        }
+    }
+
+    fn collect(&mut self, shared: &Shared) {
+        self.heap.collect(&shared.epochs, &mut self.key, |slot| self.ranks.reuse(slot));
+    }
+
+    /// One step of a sweep; false if there is nothing to sweep.
+    fn sweep_step(&mut self, shared: &Shared) -> bool {
+        let Some(mut sweep) = self.sweep.take().or_else(|| {
+            let slots = self.ranks.take_leaving();
+            (!slots.is_empty()).then_some(Sweep { slots, next: 0 })
+        }) else {
+            return false;
+        };
+        let end = self.segments.numbers().min(sweep.next + SWEEP_SEGMENTS);
+        let mut dead = 0;
+        while sweep.next < end && dead < SWEEP_BLOCKS {
+            let gone = |holder: Holder, key: &WriterKey| shared.slots.read(key).rank(holder.slot).is_none();
+            dead += self.release_all(shared, sweep.next, gone);
+            sweep.next += 1;
+        }
+        if sweep.next < self.segments.numbers() {
+            self.sweep = Some(sweep);
+        } else {
+            sweep.slots.into_iter().for_each(|slot| self.heap.retire_slot(slot));
+        }
+        true
+    }
+
+    /// Retires everything: the index goes.
+    pub(crate) fn clear(&mut self, shared: &Shared) {
+        for number in 0..self.segments.numbers() {
+            shared.segments.remove(number, &mut self.segments, &mut self.heap, &self.key);
+        }
+        self.ranks.clear_slots(&shared.slots, &mut self.heap);
+        shared.heads.clear(&mut self.heads, &mut self.heap, &self.key);
+    }
+}
