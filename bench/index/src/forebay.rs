@@ -107,6 +107,10 @@ impl Forebay {
         Self { index: new_index(), queue, queries: vec![], answer: Overlaps::default() }
     }
 
+    pub fn index(&self) -> &KvIndex {
+        &self.index
+    }
+
     pub fn apply_batch(&mut self, batch: &KvEventBatch) {
         let applied = self.index.apply(batch);
         assert!(matches!(applied, Applied::Ok), "batch {} of {}: {applied:?}", batch.sequence, batch.rank);

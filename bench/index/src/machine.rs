@@ -42,7 +42,6 @@ pub fn resident_bytes() -> u64 {
 }
 
 /// How often this thread lost its core to another, and how often it gave it up to wait.
-#[cfg(feature = "concurrent")]
 pub fn thread_switches() -> (i64, i64) {
     // SAFETY: an all-zero rusage is a valid place for one.
     let usage = unsafe {

@@ -4,7 +4,6 @@
 //! holds them against their bars. Start at [`measure`]; what is compared is in [`contender`], with what in [`workload`].
 
 mod agreement;
-#[cfg(feature = "concurrent")]
 mod churn;
 mod contender;
 mod dynamo;
@@ -16,6 +15,7 @@ mod pauses;
 mod report;
 mod soak;
 mod speed;
+mod turn;
 mod workload;
 
 use std::process::ExitCode;
@@ -50,7 +50,7 @@ fn measure(options: &Options) -> Result<(), String> {
     });
     // Churn comes first, while threads may still use every core.
     if options.runs("churn") {
-        document["churn"] = churn(options, &cores);
+        document["churn"] = churn::run(options, &cores);
     }
     machine::pin(&[core]);
     let mut speed = vec![];
@@ -66,6 +66,9 @@ fn measure(options: &Options) -> Result<(), String> {
     }
     if options.runs("pauses") {
         document["pauses"] = json!(pauses::run(options, &entries));
+    }
+    if options.runs("turn") {
+        document["turn"] = turn::run(options);
     }
     if options.soak > 0 && options.runs("soak") {
         document["soak"] = soak::run(options)?;
@@ -83,17 +86,6 @@ fn entries(options: &Options) -> Result<Vec<Entry>, String> {
         if asked.is_empty() { entry.role != Role::Extra } else { asked.iter().any(|name| name == entry.name) }
     };
     Ok(CONTENDERS.iter().filter(runs).copied().collect())
-}
-
-#[cfg(feature = "concurrent")]
-fn churn(options: &Options, cores: &[usize]) -> Value {
-    churn::run(options, cores)
-}
-
-#[cfg(not(feature = "concurrent"))]
-fn churn(_options: &Options, _cores: &[usize]) -> Value {
-    eprintln!("churn: built without the feature `concurrent`");
-    Value::Null
 }
 
 fn write(options: &Options, document: &Value) -> Result<(), String> {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 pub const USAGE: &str = "forebay-bench-index [--blocks N] [--depth D] [--shared S] [--ranks 1,8,64,1000] \
-[--queries N] [--repetitions 7] [--seed X] [--only speed,single,memory,pauses,churn,soak] \
+[--queries N] [--repetitions 7] [--seed X] [--only speed,single,memory,pauses,churn,turn,soak] \
 [--contenders radix-tree,crtc,forebay,floor-dynamo,floor-forebay,crtc-pool] [--pause-blocks N] [--churn-seconds N] \
 [--soak BLOCKS] [--core N] [--out FILE]";
 
@@ -104,7 +104,7 @@ impl Options {
         if self.repetitions == 0 || self.queries == 0 {
             return Err("needs at least one repetition and one query".to_owned());
         }
-        let known = ["speed", "single", "memory", "pauses", "churn", "soak"];
+        let known = ["speed", "single", "memory", "pauses", "churn", "turn", "soak"];
         match self.only.iter().find(|section| !known.contains(&section.as_str())) {
             Some(section) => Err(format!("--only {section}: one of {}", known.join(", "))),
             None => Ok(self),

@@ -30,7 +30,7 @@ const AHEAD: usize = 16;
 /// Pages in a step of tidying: some tens of microseconds.
 const TIDY_PAGES: usize = 16;
 
-/// Entries that a page of `buckets` takes before it grows: six of seven.
+/// Entries that a page of `buckets` takes at most before it grows: six of seven.
 const fn page_len_max(buckets: u32) -> u32 {
     buckets * 6
 }
@@ -301,7 +301,7 @@ impl Names {
         for (done, hash) in hashes.iter().enumerate() {
             let spread = ahead.next(self);
             let mut number = self.page_number(spread);
-            while self.pages[number].len >= self.pages[number].len_max() {
+            while self.pages[number].len >= self.grows_at(number) {
                 if !self.grow(spread) {
                     return done;
                 }
@@ -348,6 +348,14 @@ impl Names {
         self.count_page(&page);
         let old = std::mem::replace(&mut self.pages[number], page);
         self.uncount_page(&old);
+    }
+
+    /// Entries at which a page grows. Not the same for all: hashes fill pages evenly, and if all were full at once a single
+    /// event would meet many of them.
+    #[inline]
+    fn grows_at(&self, number: usize) -> u32 {
+        let page = &self.pages[number];
+        page.len_max() - page.buckets.len() as u32 * (number as u32 % 8) / 8
     }
 
     /// Makes room in the page of `spread`. False if it cannot.
