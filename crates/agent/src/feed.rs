@@ -10,14 +10,11 @@
 //! Invariants: snapshot and batches that a cursor was given, applied in order, are the mirror; no batch is given twice or
 //! left out without a snapshot; while events are known to be missing (a gap), nothing is given.
 
-use std::{
-    collections::{HashSet, VecDeque},
-    hash::{BuildHasherDefault, Hasher},
-    sync::Arc,
-};
+use std::{collections::VecDeque, sync::Arc};
 
+use forebay_kv_index::{IndexLimits, KvIndex};
 use forebay_proto::v1;
-use forebay_types::{BlockHash, KvEvent, KvEventBatch, Tier};
+use forebay_types::{BlockHash, Incarnation, KvEvent, KvEventBatch, RankId};
 
 /// Bounds of the log of one rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,10 +39,10 @@ pub struct Feed {
     ranks: Vec<Rank>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Rank {
-    /// What the device holds now.
-    blocks: HashSet<BlockHash, BuildHasherDefault<Keyed>>,
+    /// What the device holds now: an index of one rank, because it gives chains in order.
+    mirror: KvIndex,
     /// Number of the next batch.
     sequence_next: u64,
     log: VecDeque<Entry>,
@@ -64,26 +61,15 @@ struct Entry {
     delta: Arc<v1::KvDelta>,
 }
 
-/// Block hashes are keyed hashes already.
-#[derive(Debug, Default, Clone)]
-struct Keyed(u64);
+/// The rank, as its mirror calls it.
+const MIRRORED: RankId = RankId { incarnation: Incarnation(0), dp_rank: 0 };
 
-impl Hasher for Keyed {
-    fn write(&mut self, bytes: &[u8]) {
-        for chunk in bytes.chunks(8) {
-            let mut word = [0; 8];
-            word[..chunk.len()].copy_from_slice(chunk);
-            self.write_u64(u64::from_le_bytes(word));
-        }
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        // Spread, in case a test or a foreign key uses small numbers.
-        self.0 = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
+impl Default for Rank {
+    fn default() -> Self {
+        // The observer bounds what is followed; nothing is left out here.
+        let mirror = KvIndex::new(IndexLimits { bytes_max: usize::MAX / 2, ranks_max: 1 });
+        let _ = mirror.reset(MIRRORED, 0, []); // one rank of one
+        Self { mirror, sequence_next: 0, log: VecDeque::new(), log_hashes: 0, epoch: 0, gap: false }
     }
 }
 
@@ -127,7 +113,7 @@ pub enum Next {
         dp_rank: u16,
         /// Number of the batch after it.
         sequence_next: u64,
-        /// In any order.
+        /// Chains together.
         blocks: Vec<BlockHash>,
     },
     /// What changed, in order.
@@ -142,7 +128,9 @@ impl Feed {
 
     /// Blocks that a rank caches on its device.
     pub fn blocks(&self, dp_rank: u16) -> usize {
-        self.ranks.get(usize::from(dp_rank)).map_or(0, |rank| rank.blocks.len())
+        self.ranks
+            .get(usize::from(dp_rank))
+            .map_or(0, |rank| rank.mirror.rank(MIRRORED).map_or(0, |known| known.blocks as usize))
     }
 
     /// Takes a batch.
@@ -175,7 +163,8 @@ impl Feed {
         let Some(rank) = self.ranks.get_mut(usize::from(dp_rank)) else {
             return;
         };
-        rank.blocks = blocks.into_iter().collect();
+        let _ = rank.mirror.reset(MIRRORED, sequence_next, blocks); // one rank of one
+        while rank.mirror.tidy() {}
         rank.sequence_next = sequence_next;
         rank.gap = false;
         rank.forget_log();
@@ -203,7 +192,7 @@ impl Feed {
                     return Some(Next::Snapshot {
                         dp_rank: dp_rank as u16,
                         sequence_next: rank.sequence_next,
-                        blocks: rank.blocks.iter().copied().collect(),
+                        blocks: rank.mirror.blocks(MIRRORED).unwrap_or_default(),
                     });
                 }
             }
@@ -223,10 +212,11 @@ impl Feed {
 
 impl Rank {
     fn apply(&mut self, batch: KvEventBatch, limits: FeedLimits) {
-        let mut hashes = 0;
-        for event in &batch.events {
-            hashes += self.mirror(event);
-        }
+        let dp_rank = batch.rank.dp_rank;
+        let hashes = batch.events.iter().map(hashes_in).sum();
+        let batch = KvEventBatch { rank: MIRRORED, ..batch };
+        let _ = self.mirror.apply(&batch); // in order: checked by the caller
+        let batch = KvEventBatch { rank: RankId { dp_rank, ..MIRRORED }, ..batch };
         let sequence = batch.sequence;
         self.sequence_next = sequence + 1;
         match v1::KvDelta::try_from(batch) {
@@ -240,30 +230,6 @@ impl Rank {
                 break;
             };
             self.log_hashes -= oldest.hashes;
-        }
-    }
-
-    /// Applies one event to the mirror; gives how many hashes are in it.
-    fn mirror(&mut self, event: &KvEvent) -> usize {
-        match event {
-            KvEvent::Stored { parent: _, hashes, tier } => {
-                if *tier == Tier::Device {
-                    self.blocks.extend(hashes);
-                }
-                hashes.len()
-            }
-            KvEvent::Removed { hashes, tier } => {
-                if *tier == Tier::Device {
-                    for hash in hashes {
-                        self.blocks.remove(hash);
-                    }
-                }
-                hashes.len()
-            }
-            KvEvent::Cleared => {
-                self.blocks.clear();
-                0
-            }
         }
     }
 
@@ -289,6 +255,13 @@ impl Rank {
             deltas.push(entry.delta.clone());
         }
         (next, deltas)
+    }
+}
+
+fn hashes_in(event: &KvEvent) -> usize {
+    match event {
+        KvEvent::Stored { hashes, .. } | KvEvent::Removed { hashes, .. } => hashes.len(),
+        KvEvent::Cleared => 0,
     }
 }
 

@@ -12,14 +12,17 @@ mod chain;
 mod fault;
 mod held;
 
-use std::collections::{HashMap, hash_map};
+use std::{
+    collections::{HashMap, HashSet, hash_map},
+    hash::BuildHasherDefault,
+};
 
 use forebay_kv_hash::BlockHasher;
 use forebay_types::{BlockHash, KvEvent, Tier};
 
 use crate::event::{EngineEvent, EngineHash, EventBatch, GroupKind, Removed, Stored};
 use chain::{Chain, Identity, Own};
-use held::{Held, Keyed, TIERS, place};
+use held::{AsItIs, Held, Keyed, TIERS, place};
 
 pub use fault::Fault;
 
@@ -151,10 +154,33 @@ impl RankCache {
         applied
     }
 
-    /// Blocks of ours on the device, each once, in no order that means anything.
+    /// Blocks of ours on the device, each once, chains one after the other: an index keeps together what comes together.
     pub fn snapshot(&self) -> Vec<BlockHash> {
-        let mut blocks = Vec::with_capacity(self.held.blocks()[place(Tier::Device)] as usize);
-        blocks.extend(self.held.of(Tier::Device));
+        let count = self.held.blocks()[place(Tier::Device)] as usize;
+        // One of those that follow each block.
+        let mut after: HashMap<BlockHash, BlockHash, BuildHasherDefault<AsItIs>> =
+            HashMap::with_capacity_and_hasher(count, Default::default());
+        for entry in self.entries.values().filter(|entry| entry.stored[place(Tier::Device)] > 0) {
+            let own = entry.identity.own();
+            after.extend(
+                entry
+                    .before
+                    .iter()
+                    .chain(own)
+                    .copied()
+                    .zip(own.iter().skip(entry.before.is_none().into()).copied()),
+            );
+        }
+        let follows: HashSet<BlockHash, BuildHasherDefault<AsItIs>> = after
+            .iter()
+            .filter(|(before, _)| self.held.holds(Tier::Device, **before))
+            .map(|(_, &block)| block)
+            .collect();
+        let mut blocks = Vec::with_capacity(count);
+        for start in self.held.of(Tier::Device).filter(|block| !follows.contains(block)) {
+            let chain = std::iter::successors(Some(start), |block| after.get(block).copied());
+            blocks.extend(chain.take_while(|&block| self.held.holds(Tier::Device, block)));
+        }
         blocks
     }
 

@@ -25,9 +25,7 @@ pub(crate) fn overlaps(shared: &Shared, chain: &[BlockHash], out: &mut Overlaps)
     let slots = shared.slots.read(&guard);
     let mut depth = 0;
     while let Some(&hash) = chain.get(depth) {
-        let Some(place) = shared.head(hash, &guard) else { break };
-        let Some(segment) = shared.segments.get(place.segment, &guard) else { break };
-        let position = place.position as usize;
+        let Some((segment, position)) = shared.head(hash, &guard) else { break };
         // While this segment is compared, the place of what follows it comes closer.
         if let Some(next) = chain.get(depth + segment.len().saturating_sub(position)) {
             shared.heads.prefetch(next.0, &guard);
@@ -38,7 +36,8 @@ pub(crate) fn overlaps(shared: &Shared, chain: &[BlockHash], out: &mut Overlaps)
             break;
         }
         let held = Held { segment, position, run };
-        let any = if depth == 0 { held.begin(slots, out, &guard) } else { held.go_on(depth, slots, out, &guard) };
+        let any =
+            if depth == 0 { held.begin(slots, out, &guard) } else { held.go_on(depth, slots, out, &guard) };
         if !(any | (slots.any_tiered() && held.note_tiers(slots, depth as u32, out, &guard))) {
             break;
         }
@@ -120,13 +119,7 @@ impl Held<'_> {
 
     /// Notes what ranks with more than a device hold of the run. Says whether any may hold it all.
     #[cold]
-    fn note_tiers(
-        &self,
-        slots: SlotsRead<'_>,
-        depth: u32,
-        out: &mut Overlaps,
-        guard: &Guard<'_>,
-    ) -> bool {
+    fn note_tiers(&self, slots: SlotsRead<'_>, depth: u32, out: &mut Overlaps, guard: &Guard<'_>) -> bool {
         let before = out.scratch.runs.len();
         for (holder, mask) in self.segment.holders(guard) {
             let held = self.of(mask);
@@ -141,13 +134,7 @@ impl Held<'_> {
 
     /// Adds to each rank that held everything before `depth` what it holds of the run. Says whether any holds it all.
     #[inline]
-    fn go_on(
-        &self,
-        depth: usize,
-        slots: SlotsRead<'_>,
-        out: &mut Overlaps,
-        guard: &Guard<'_>,
-    ) -> bool {
+    fn go_on(&self, depth: usize, slots: SlotsRead<'_>, out: &mut Overlaps, guard: &Guard<'_>) -> bool {
         let (first, mask, more) = self.segment.first_and_more(guard);
         let Overlaps { found, len, scratch, .. } = out;
         let found = &mut found[..*len];

@@ -32,11 +32,23 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// Where the segment is that begins with `hash`.
+    /// The segment where `hash` is a head, and its position there.
     #[inline]
-    pub(crate) fn head(&self, hash: BlockHash, pinned: &impl Pinned) -> Option<Place> {
-        let is_it = |word| self.is_at(hash.0, Place::from_word(word), pinned);
-        self.heads.find(hash.0, pinned, is_it).map(Place::from_word)
+    pub(crate) fn head<'a>(
+        &'a self,
+        hash: BlockHash,
+        pinned: &'a impl Pinned,
+    ) -> Option<(Segment<'a>, usize)> {
+        let mut found = None;
+        self.heads.find(hash.0, pinned, |word| {
+            let place = Place::from_word(word);
+            let segment = self.segments.get(place.segment, pinned);
+            found = segment
+                .filter(|segment| segment.hash(place.position) == Some(hash.0))
+                .map(|segment| (segment, place.position as usize));
+            found.is_some()
+        });
+        found
     }
 
     #[inline]
@@ -245,6 +257,22 @@ impl Writer {
     fn find(&self, shared: &Shared, hash: BlockHash) -> Option<Place> {
         let is_it = |word| shared.is_at(hash.0, Place::from_word(word), &self.key);
         self.names.find(hash.0, is_it).map(Place::from_word)
+    }
+
+    /// What `holder` holds, segment by segment.
+    pub(crate) fn blocks_of(&self, shared: &Shared, holder: Holder) -> Vec<BlockHash> {
+        let mut blocks = Vec::new();
+        for number in 0..self.segments.numbers() {
+            let Some(segment) = shared.segments.get(number, &self.key) else { continue };
+            let held = segment.mask(holder, &self.key).map_or(0, |mask| mask.load(Relaxed));
+            let hashes = segment.hashes().iter().enumerate();
+            blocks.extend(
+                hashes
+                    .filter(|&(position, _)| held & 1 << position != 0)
+                    .map(|(_, hash)| BlockHash(hash.load(Relaxed))),
+            );
+        }
+        blocks
     }
 
     fn tick(&mut self, shared: &Shared, blocks: u64) {

@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 
 use forebay_proto::Life;
-use forebay_types::{Incarnation, RankId};
+use forebay_types::{Incarnation, RankId, Tier};
 use proptest::prelude::*;
 
 use super::*;

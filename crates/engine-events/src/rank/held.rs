@@ -39,6 +39,10 @@ impl Held {
         self.blocks
     }
 
+    pub(super) fn holds(&self, tier: Tier, block: BlockHash) -> bool {
+        self.counts.get(&block).is_some_and(|counts| counts[place(tier)] > 0)
+    }
+
     pub(super) fn of(&self, tier: Tier) -> impl Iterator<Item = BlockHash> + '_ {
         self.counts.iter().filter(move |(_, counts)| counts[place(tier)] > 0).map(|(&block, _)| block)
     }

@@ -23,8 +23,7 @@ impl Tested {
 /// The `number`th hash for one bit: what `bit` multiplies by is odd, so it can be undone.
 fn hash_of(at: usize, number: u64) -> u64 {
     let odd = 0x9e37_79b9_7f4a_7c15u64;
-    let inverse =
-        (0..6).fold(odd, |guess, _| guess.wrapping_mul(2u64.wrapping_sub(odd.wrapping_mul(guess))));
+    let inverse = (0..6).fold(odd, |guess, _| guess.wrapping_mul(2u64.wrapping_sub(odd.wrapping_mul(guess))));
     let hash = ((at as u64) << (64 - BITS.ilog2()) | number).wrapping_mul(inverse);
     assert_eq!(bit(hash), at);
     hash

@@ -1,6 +1,7 @@
 use super::*;
 use crate::TierBlocks;
 
+mod forged;
 mod model;
 
 fn rank(incarnation: u64, dp_rank: u16) -> RankId {
@@ -195,6 +196,25 @@ fn a_chain_longer_than_the_budget_keeps_its_front() {
     assert_eq!(stats.blocks + stats.refused + stats.evicted, 100_000, "{stats:?}");
     assert!(stats.blocks > 5_000, "{stats:?}");
     assert_eq!(overlaps(&index, &chain), [(rank(A, 0), stats.blocks as u32)]);
+}
+
+#[test]
+fn what_one_index_says_of_a_rank_another_takes() {
+    let index = KvIndex::new(IndexLimits::default());
+    let prompt: Vec<u64> = (0..100).map(mix).collect();
+    let branch: Vec<u64> = prompt[..40].iter().copied().chain((1000..1100).map(mix)).collect();
+    let events = vec![stored(&prompt), stored(&branch), removed(&[branch[139], prompt[50]])];
+    assert_eq!(index.apply(&batch(rank(A, 0), 0, events)), Applied::Ok);
+    assert_eq!(index.apply(&batch(rank(B, 0), 0, vec![stored(&prompt[..10])])), Applied::Ok);
+    let all = index.blocks(rank(A, 0)).expect("followed");
+    assert_eq!((all.len(), index.blocks(rank(9, 9))), (198, None));
+    let other = KvIndex::new(IndexLimits::default());
+    assert_eq!(other.reset(rank(A, 0), 1, all), Applied::Ok);
+    for chain in [&prompt, &branch] {
+        let alone: Vec<_> = overlaps(&index, chain).into_iter().filter(|(id, _)| *id == rank(A, 0)).collect();
+        assert_eq!(overlaps(&other, chain), alone);
+    }
+    assert!(other.stats().segments <= 4, "chains lie together: {:?}", other.stats());
 }
 
 #[test]

@@ -122,9 +122,17 @@ fn hash(kind: u8, number: u32) -> u64 {
 
 #[derive(Debug, Clone)]
 enum Op {
-    Insert { kind: u8, from: u32, len: u32 },
+    Insert {
+        kind: u8,
+        from: u32,
+        len: u32,
+    },
     /// The `which`th of the runs that were inserted, from `skip` on.
-    Remove { which: usize, skip: usize, len: usize },
+    Remove {
+        which: usize,
+        skip: usize,
+        len: usize,
+    },
     Tidy(usize),
 }
 
@@ -161,7 +169,7 @@ proptest! {
                         rest = &rest[run..];
                         if let Some(&hash) = rest.first().filter(|&&hash| tested.find(hash).is_none()) {
                             let page = &tested.names.pages[tested.names.page_number(Spread::new(hash))];
-                            prop_assert!(page.len == page_len_max(SIZES[SIZE_MAX]), "refused without need");
+                            prop_assert!(page.len >= 5 * SIZES[SIZE_MAX], "refused without need");
                             break;
                         }
                     }
