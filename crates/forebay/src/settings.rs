@@ -29,8 +29,9 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 use declare::{CONFIG, Declared, Group, Setting};
 use layers::Layers;
 use problem::{Problem, SettingsError};
+use value::Value as _;
 
-pub(crate) use flags::SettingFlags;
+pub(crate) use flags::{SettingFlags, SharedFlags};
 pub(crate) use layers::{Origin, Origins};
 pub(crate) use nearest::nearest;
 pub(crate) use reference::page as reference_page;
@@ -222,6 +223,14 @@ impl Settings {
                  give each running sequence a token; raise the one or lower the other"
             ));
         }
+        let index_bytes = self.limits.index_bytes_max;
+        if index_bytes.as_usize() < forebay_kv_index::BYTES_MIN {
+            refuse(format!(
+                "`index_bytes_max` is {}, too little for the cache of one rank: give 1MiB or more, some 24 bytes for each \
+                 KV block of the fleet",
+                index_bytes.show()
+            ));
+        }
         if let Err(error) = self.routing.weights().validate() {
             refuse(error.to_string());
         }
@@ -230,6 +239,6 @@ impl Settings {
 }
 
 /// Whether other machines can reach an address that this process listens on.
-fn is_exposed(address: SocketAddr) -> bool {
+pub(crate) fn is_exposed(address: SocketAddr) -> bool {
     !address.ip().to_canonical().is_loopback()
 }

@@ -210,6 +210,14 @@ fn a_step_must_have_room_for_every_running_sequence() {
 }
 
 #[test]
+fn an_index_too_small_for_one_rank_is_refused() {
+    let load = |bytes| Settings::load(&SettingFlags::of(&[("index_bytes_max", bytes)]), &BTreeMap::new());
+    let error = load("1000KiB").expect_err("less than a table's page and some blocks").to_string();
+    assert!(error.contains("`index_bytes_max` is 1000KiB, too little"), "{error}");
+    assert!(load("1MiB").is_ok());
+}
+
+#[test]
 fn named_models_lie_in_the_users_cache_folder_unless_told() {
     let folder = |flags: &[(&'static str, &str)], variables: &[(&str, &str)]| {
         let settings = Settings::load(&SettingFlags::of(flags), &BTreeMap::new()).expect("good settings");
