@@ -32,6 +32,7 @@ ROWS = [
     "registry",
     "dialect",
     "testkit",
+    "index-server",
     "agent",
     "gateway",
     "forebay",

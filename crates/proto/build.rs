@@ -1,4 +1,4 @@
-//! Compiles `proto/forebay/fleet/v1/fleet.proto` of the repository.
+//! Compiles `proto/forebay/fleet/v1/fleet.proto` and `proto/forebay/index/v1/index.proto` of the repository.
 
 use std::{env, error::Error, ffi::OsString, process::Command};
 
@@ -11,7 +11,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".forebay.fleet.v1.Tokenizer.data")
         // They hold secrets: `src/secret.rs` has their `Debug`.
         .skip_debug(["forebay.fleet.v1.DataPlane", "forebay.fleet.v1.HashKey"])
-        .compile_protos(&[format!("{PROTOS}/forebay/fleet/v1/fleet.proto")], &[PROTOS.to_owned()])?;
+        .compile_protos(
+            &["fleet", "index"].map(|name| format!("{PROTOS}/forebay/{name}/v1/{name}.proto")),
+            &[PROTOS.to_owned()],
+        )?;
     Ok(())
 }
 

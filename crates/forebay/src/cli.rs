@@ -1,8 +1,10 @@
 //! The command line: names, help texts and examples. What the commands do is in modules of their names.
 
 mod engines;
+mod index_server;
 
 pub(crate) use engines::{AgentArgs, DoctorArgs, EngineArgs, EngineKindArg, RoleArg};
+pub(crate) use index_server::IndexServerArgs;
 
 use clap::{Args, Parser, Subcommand, builder::styling, error::ErrorKind};
 use std::{ffi::OsString, time::Duration};
@@ -76,6 +78,14 @@ clients must send.")]
 SIGTERM ends the agent alone: the engine serves on, and the next agent with the same name finds it (with
 --stop-engine it ends both, after a drain, as Ctrl-C always does). Other signals go to the engine.")]
     Agent(AgentArgs),
+    /// Serve the KV prefix index alone, over HTTP and gRPC, for a router of your own.
+    #[command(after_help = "Examples:
+  forebay index-server
+  forebay index-server --engine name=a,model=m,events=tcp://10.0.0.7:5557,replay=tcp://10.0.0.7:5558
+  FOREBAY_HASH_KEY=... forebay index-server --listen 0.0.0.0:8082 --insecure
+
+Prints its addresses as one line of JSON once it serves. docs/index-server.md shows what can be asked.")]
+    IndexServer(IndexServerArgs),
     /// Examine attached engines: what was found, what is missing, and the flag that mends it.
     #[command(after_help = "Examples:
   forebay doctor --engine http://10.0.0.7:8000

@@ -15,6 +15,7 @@ mod exit;
 mod explain;
 mod figures;
 mod fleet_commands;
+mod index_server;
 mod keys;
 mod policy;
 mod serve;
@@ -78,6 +79,11 @@ fn run(
                 environment,
                 terminal,
             ))
+        }
+        Command::IndexServer(args) => {
+            let settings = Settings::load(args.shared.flags(), environment)?;
+            telemetry::init(&settings.process, terminal);
+            server_runtime(&settings)?.block_on(index_server::run(args, &settings, terminal))
         }
         Command::Agent(args) => {
             telemetry::init(&Settings::load(&SettingFlags::default(), environment)?.process, terminal);

@@ -20,6 +20,12 @@ pub mod v1 {
     tonic::include_proto!("forebay.fleet.v1");
 }
 
+/// Generated from `proto/forebay/index/v1/index.proto`, which documents it. `forebay-index-server` checks it.
+#[allow(missing_docs, clippy::all, reason = "generated; its documentation is the proto file's")]
+pub mod index_v1 {
+    tonic::include_proto!("forebay.index.v1");
+}
+
 pub use engine::{
     Accepts, CacheSight, DataPlane, Dialect, EngineFacts, EngineState, Hello, KvAbilities, Progress, Ready,
 };

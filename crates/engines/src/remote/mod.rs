@@ -23,10 +23,13 @@ pub use attach::{
 };
 pub use engine::{RemoteEngine, RemoteLimits, RemoteParts};
 pub use findings::{Finding, Findings, Severity};
-pub use forebay_engine_wire::discovery::KvSource;
+pub use forebay_engine_wire::discovery::{AddressError, Dialled, KvSource, ZmqAddress};
 pub use held::HeldKv;
 pub use launcher::{RemoteContext, RemoteLauncher, RemoteSpec};
-pub use observe::{EventFigures, ObservePlan, ObserveSettings, Observer, observe};
+pub use observe::{
+    EventFigures, EventFollower, EventPlan, EventsFollowed, FollowedRank, ObservePlan, ObserveSettings,
+    Observer, follow_events, observe,
+};
 pub use zmq::{MESSAGE_BYTES_MAX, ZmqError};
 
 /// How to speak to one engine in one life; found out, never configured. All that the data plane needs besides

@@ -28,6 +28,16 @@ impl SettingFlags {
             .collect()
     }
 
+    /// Takes what the command line says about some settings.
+    fn take(&mut self, settings: impl Iterator<Item = &'static Setting>, matches: &ArgMatches) {
+        for setting in settings {
+            if matches.value_source(setting.name) == Some(ValueSource::CommandLine) {
+                let texts = matches.get_many::<String>(setting.name).into_iter().flatten().cloned().collect();
+                self.0.insert(setting.name, texts);
+            }
+        }
+    }
+
     /// Flags as a test gives them.
     #[cfg(test)]
     pub(crate) fn of(flags: &[(&'static str, &str)]) -> Self {
@@ -47,12 +57,7 @@ impl FromArgMatches for SettingFlags {
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        for setting in known_settings() {
-            if matches.value_source(setting.name) == Some(ValueSource::CommandLine) {
-                let texts = matches.get_many::<String>(setting.name).into_iter().flatten().cloned().collect();
-                self.0.insert(setting.name, texts);
-            }
-        }
+        self.take(known_settings(), matches);
         Ok(())
     }
 }
@@ -60,6 +65,71 @@ impl FromArgMatches for SettingFlags {
 impl Args for SettingFlags {
     fn augment_args(command: Command) -> Command {
         known_settings().fold(command, |command, setting| command.arg(argument(setting)))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+/// Settings that `index-server` shares with `serve`: the same names, variables, keys and defaults.
+const SHARED: [&str; 11] = [
+    "config",
+    "insecure",
+    "block_size_tokens",
+    "hash_key",
+    "index_bytes_max",
+    "chain_bytes_max",
+    "connections_max",
+    "body_bytes_max",
+    "threads",
+    "log_filter",
+    "log_format",
+];
+
+/// The flags of settings that another command shares with `serve`.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SharedFlags(SettingFlags);
+
+impl SharedFlags {
+    /// What was said.
+    pub(crate) fn flags(&self) -> &SettingFlags {
+        &self.0
+    }
+
+    fn settings() -> impl Iterator<Item = &'static Setting> {
+        known_settings().filter(|setting| SHARED.contains(&setting.name))
+    }
+}
+
+impl FromArgMatches for SharedFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut flags = Self::default();
+        flags.update_from_arg_matches(matches)?;
+        Ok(flags)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.0.take(Self::settings(), matches);
+        Ok(())
+    }
+}
+
+impl Args for SharedFlags {
+    fn augment_args(command: Command) -> Command {
+        // Few enough to be shown together.
+        let one = |setting: &'static Setting| {
+            let arg = argument(setting).help_heading("Settings").hide_short_help(false);
+            match setting.name {
+                // There is one index here.
+                "index_bytes_max" => {
+                    let help = format!("Memory of the index, some 24 bytes a block {}", notes(setting));
+                    arg.help(help.clone()).long_help(help)
+                }
+                _ => arg,
+            }
+        };
+        Self::settings().fold(command, |command, setting| command.arg(one(setting)))
     }
 
     fn augment_args_for_update(command: Command) -> Command {

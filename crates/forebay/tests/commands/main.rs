@@ -4,5 +4,6 @@ mod chat;
 mod config;
 mod fleet;
 mod help;
+mod index_server;
 mod support;
 mod terminal;

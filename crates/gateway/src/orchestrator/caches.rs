@@ -9,7 +9,7 @@ use std::{
 use forebay_kv_hash::{BlockHasher, ChainLimits, SessionChains};
 use forebay_kv_index::{IndexLimits, IndexStats, KvIndex, Overlaps};
 use forebay_types::{BlockHash, Incarnation, TokenId};
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::{Shared, api::PromptUnit};
 use crate::metrics::Metrics;
@@ -72,8 +72,10 @@ impl Caches {
 /// orchestrator lives.
 pub(super) async fn keep_tidy(shared: Weak<Shared>) {
     let mut said = (Instant::now(), [IndexStats::default(); 2]);
+    let mut rounds = interval(ROUND);
+    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        tokio::time::sleep(ROUND).await;
+        rounds.tick().await;
         let Some(shared) = shared.upgrade() else { return };
         let caches = &shared.caches;
         for index in [&caches.index, &caches.routed] {

@@ -64,6 +64,8 @@ pub(super) struct Feed {
     replays: bool,
     /// Something was lost for good.
     lossy: bool,
+    /// Batches that were, since the start.
+    lost: u64,
     /// When the newest batch was published, by the engine's clock.
     newest_seconds: Option<f64>,
     stored: u64,
@@ -84,6 +86,7 @@ impl Feed {
             out: Out::default(),
             replays: false,
             lossy: false,
+            lost: 0,
             newest_seconds: None,
             stored: 0,
             misplaced: 0,
@@ -116,6 +119,16 @@ impl Feed {
     /// When the newest batch was published, in seconds since 1970 by the engine's clock.
     pub(super) fn newest_seconds(&self) -> Option<f64> {
         self.newest_seconds
+    }
+
+    /// Batches that were lost for good, since the start.
+    pub(super) fn lost(&self) -> u64 {
+        self.lost
+    }
+
+    /// Whether blocks may be cached that are not known, because what announced them was lost.
+    pub(super) fn is_lossy(&self) -> bool {
+        self.lossy
     }
 
     pub(super) fn stats(&self) -> RankStats {
@@ -156,6 +169,7 @@ impl Feed {
     /// The rank counts as empty; what it stores from `number` on is learned.
     fn forget_before(&mut self, number: u64) {
         let from = self.sequence.next();
+        self.lost += number.saturating_sub(from);
         self.note(format!(
             "KV events {from} to {} of rank {} are lost: what it cached by then is learned only as it is stored again",
             number.saturating_sub(1),

@@ -10,7 +10,7 @@ use forebay_engine_wire::discovery::{Dialled, ZmqAddress};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{
-    EventFigures, RankShared, Shared,
+    EventFigures, EventsFollowed, RankShared, Shared,
     feed::{Feed, Step},
 };
 use crate::{
@@ -42,6 +42,11 @@ pub(super) struct Follower {
     feed: Feed,
     shared: Arc<Shared>,
     batches: u64,
+    followed: EventsFollowed,
+    /// Connections that broke.
+    breaks: u64,
+    /// When the newest message came.
+    heard: Option<std::time::Instant>,
     /// Operators were told that there is no replay.
     told_no_replay: bool,
 }
@@ -58,7 +63,16 @@ enum Leave {
 
 impl Follower {
     pub(super) fn new(source: Dialled, feed: Feed, shared: Arc<Shared>) -> Self {
-        Self { source, feed, shared, batches: 0, told_no_replay: false }
+        Self {
+            source,
+            feed,
+            shared,
+            batches: 0,
+            followed: EventsFollowed::Connecting,
+            breaks: 0,
+            heard: None,
+            told_no_replay: false,
+        }
     }
 
     fn rank(&self) -> &RankShared {
@@ -77,9 +91,12 @@ impl Follower {
                 Ok(subscriber) => {
                     self.blind(None);
                     pause = PAUSE_MIN;
-                    match self.listen(subscriber).await {
+                    let leave = self.listen(subscriber).await;
+                    self.breaks += u64::from(matches!(leave, Leave::Broken(_)));
+                    match leave {
                         // It may only have dropped a slow subscriber: whether it is gone shows in the next attempt.
                         Leave::Broken(ZmqError::Closed { .. }) => {
+                            self.is(EventsFollowed::Unreachable);
                             self.wait(pause).await;
                             continue;
                         }
@@ -89,9 +106,13 @@ impl Follower {
             };
             match leave {
                 Leave::Restarted => return End::Restarted,
-                Leave::Deaf => break,
+                Leave::Deaf => {
+                    self.is(EventsFollowed::Refused);
+                    break;
+                }
                 Leave::Broken(error) => {
                     self.blind(Some(format!("its KV events cannot be followed: {error}").into()));
+                    self.is(EventsFollowed::Unreachable);
                     self.wait(pause).await;
                     pause = (pause * 2).min(PAUSE_MAX);
                 }
@@ -99,7 +120,7 @@ impl Follower {
         }
         loop {
             self.rank().snapshot_wanted.notified().await;
-            self.put_snapshot();
+            self.answer();
         }
     }
 
@@ -109,13 +130,25 @@ impl Follower {
         loop {
             tokio::select! {
                 () = sleep_until(until) => return,
-                () = self.rank().snapshot_wanted.notified() => self.put_snapshot(),
+                () = self.rank().snapshot_wanted.notified() => self.answer(),
             }
         }
     }
 
-    fn put_snapshot(&self) {
-        self.shared.reports.put_snapshot(self.feed.snapshot());
+    /// Says what is cached to those who asked.
+    fn answer(&self) {
+        let wanted = std::mem::take(&mut *self.rank().wanted.lock());
+        for asker in wanted.askers {
+            let _asker_may_be_gone = asker.send(self.feed.snapshot().blocks);
+        }
+        if wanted.report {
+            self.shared.reports.put_snapshot(self.feed.snapshot());
+        }
+    }
+
+    fn is(&mut self, followed: EventsFollowed) {
+        self.followed = followed;
+        self.tell();
     }
 
     /// Takes what is published until the connection ends, after what was published before.
@@ -125,6 +158,7 @@ impl Follower {
         if let Err(leave) = self.catch_up(from).await {
             return leave;
         }
+        self.is(EventsFollowed::Following);
         let mut unheard = Some(UNHEARD_MIN);
         let mut ask_at = Instant::now() + UNHEARD_MIN;
         loop {
@@ -139,7 +173,7 @@ impl Follower {
                     continue;
                 }
                 () = self.shared.ranks[&self.source.dp_rank].snapshot_wanted.notified() => {
-                    self.put_snapshot();
+                    self.answer();
                     continue;
                 }
             };
@@ -165,6 +199,7 @@ impl Follower {
 
     async fn published(&mut self, message: &[Bytes]) -> Result<(), Leave> {
         self.batches += 1;
+        self.heard = Some(std::time::Instant::now());
         let mut step = self.feed.published(message);
         if let Step::Missing { .. } = step {
             self.catch_up(None).await?;
@@ -210,6 +245,7 @@ impl Follower {
                 };
                 proved = true;
                 self.batches += 1;
+                self.heard = Some(std::time::Instant::now());
                 self.verdict(step).map_err(Ok)?;
             }
             self.tell();
@@ -253,6 +289,11 @@ impl Follower {
         *self.rank().figures.lock() = EventFigures {
             cache: self.feed.stats(),
             batches: self.batches,
+            followed: self.followed,
+            breaks: self.breaks,
+            heard: self.heard,
+            batches_lost: self.feed.lost(),
+            history_lost: self.feed.is_lossy(),
             lag_seconds: self.feed.newest_seconds().map_or(0.0, |newest| (now - newest).max(0.0)),
         };
     }

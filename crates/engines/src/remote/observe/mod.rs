@@ -2,18 +2,23 @@
 //!
 //! In: what [`attach`](super::attach) found ([`ObservePlan`]) and the engine's [`Endpoint`]. Out: everything through
 //! [`Reports`], so that a gateway uses it for engines given by URL and an agent for the engine beside it. Start at
-//! [`observe`]. One task looks at the engine about once a second (`watch`; what it makes of what it sees is in `pulse`);
+//! [`observe`]; where only its KV events are of interest, at [`follow_events`]. One task looks at the engine about once a second (`watch`; what it makes of what it sees is in `pulse`);
 //! one task a rank follows its KV events (`follow`; what it makes of them is in `feed`).
 //!
 //! Invariants: the tasks end with the [`Observer`] or with the engine's death, which is reported exactly once; every wait
 //! has a bound; nothing that an engine sends ends the process.
 
+mod events;
 mod feed;
 mod follow;
 mod pulse;
 mod watch;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use forebay_engine_events::{BLOCKS_MAX_DEFAULT, RankSettings, RankStats};
 use forebay_engine_wire::{
@@ -21,10 +26,10 @@ use forebay_engine_wire::{
     metrics::Pool,
 };
 use forebay_kv_hash::BlockHasher;
-use forebay_types::{Incarnation, RankId};
+use forebay_types::{BlockHash, Incarnation, RankId};
 use parking_lot::Mutex;
 use tokio::{
-    sync::Notify,
+    sync::{Notify, oneshot},
     task::{JoinHandle, JoinSet},
 };
 
@@ -33,6 +38,7 @@ use crate::{
     driver::{CacheSight, EngineFacts},
     reports::{KvSnapshot, Notice, Reports},
 };
+pub use events::{EventFollower, EventPlan, FollowedRank, follow_events};
 use feed::Feed;
 use follow::Follower;
 use watch::Watch;
@@ -96,8 +102,33 @@ pub struct EventFigures {
     pub cache: RankStats,
     /// Batches taken.
     pub batches: u64,
+    /// Whether the rank is heard.
+    pub followed: EventsFollowed,
+    /// Connections that broke. What was published until the next one is known only by replay.
+    pub breaks: u64,
+    /// When the newest batch came.
+    pub heard: Option<Instant>,
+    /// Batches that were missed and could not be had again.
+    pub batches_lost: u64,
+    /// The rank may cache blocks that are not known, because batches were lost. Ends when the engine says that it has
+    /// cleared its cache.
+    pub history_lost: bool,
     /// How old the newest batch was when it was taken, in seconds, if both clocks are right.
     pub lag_seconds: f64,
+}
+
+/// Whether a rank's events are heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EventsFollowed {
+    /// The first connection is being made, or what was published before it is being asked for.
+    #[default]
+    Connecting,
+    /// They are, and what was published before was asked for.
+    Following,
+    /// There is no connection. Another one is tried again and again.
+    Unreachable,
+    /// What it said cannot be right: it is not listened to any more.
+    Refused,
 }
 
 /// Watches one engine until it dies or this is dropped.
@@ -119,11 +150,32 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct RankShared {
+    /// Something is in `wanted`.
     snapshot_wanted: Notify,
+    wanted: Mutex<Wanted>,
     figures: Mutex<EventFigures>,
 }
 
+/// Who wants to know all that a rank caches.
+#[derive(Debug, Default)]
+struct Wanted {
+    /// The reader of the reports.
+    report: bool,
+    askers: Vec<oneshot::Sender<Vec<BlockHash>>>,
+}
+
 impl Shared {
+    fn request_snapshot(&self, rank: RankId) {
+        match self.ranks.get(&rank.dp_rank) {
+            Some(shared) => {
+                shared.wanted.lock().report = true;
+                shared.snapshot_wanted.notify_one();
+            }
+            // It says nothing, so nothing is known of it.
+            None => self.reports.put_snapshot(KvSnapshot { rank, sequence_next: 0, blocks: Vec::new() }),
+        }
+    }
+
     /// Whether the events of a rank are followed, or why not. The engine's sight is as good as that of its worst rank.
     fn sees(&self, dp_rank: u16, blind: Option<Arc<str>>) {
         let sight = {
@@ -178,15 +230,7 @@ pub fn observe(
 impl Observer {
     /// Asks for all that one rank caches, as a [`KvSnapshot`] among the reports.
     pub fn request_snapshot(&self, dp_rank: u16) {
-        match self.shared.ranks.get(&dp_rank) {
-            Some(shared) => shared.snapshot_wanted.notify_one(),
-            // It says nothing, so nothing is known of it.
-            None => {
-                let rank = RankId { incarnation: self.incarnation, dp_rank };
-                let nothing = KvSnapshot { rank, sequence_next: 0, blocks: Vec::new() };
-                self.shared.reports.put_snapshot(nothing);
-            }
-        }
+        self.shared.request_snapshot(RankId { incarnation: self.incarnation, dp_rank });
     }
 
     /// Figures of the event streams, by rank.

@@ -236,7 +236,7 @@ fn scraped(
 }
 
 /// Why the engine is dead, if the end of a follower says so.
-fn follower_ended(end: &Result<End, JoinError>, shared: &Shared) -> Option<Arc<str>> {
+pub(super) fn follower_ended(end: &Result<End, JoinError>, shared: &Shared) -> Option<Arc<str>> {
     match end {
         Ok(End::Restarted) => Some("it restarted: its KV events begin anew".into()),
         // A panic below, in the ZMQ library: events are lost, the engine is not. Which rank it was is not told.

@@ -148,12 +148,16 @@ fn an_unhealable_gap_empties_the_rank_and_goes_on() {
     assert_eq!(feed.published(&message(0, vec![stored(1, None)])), Step::Taken);
     let late = message(5, vec![stored(9, None)]);
     assert_eq!(feed.published(&late), Step::Missing { from: 1 });
+    assert_eq!((feed.lost(), feed.is_lossy()), (0, false));
     assert_eq!(feed.give_up_gap(&late), Step::Taken);
+    assert_eq!((feed.lost(), feed.is_lossy()), (4, true));
     assert_eq!(feed.published(&message(6, vec![stored(2, Some(1)), removed(1)])), Step::Taken);
     let out = feed.take();
     assert_eq!(replay_into_a_set(&out.batches, 0), [own(&[9])]);
     assert_eq!(held(&feed), [own(&[9])]);
     assert!(out.notes[0].contains("KV events 1 to 4"), "{:?}", out.notes);
+    assert_eq!(feed.published(&message(7, vec![EngineEvent::Cleared])), Step::Taken);
+    assert_eq!((feed.lost(), feed.is_lossy()), (4, false), "nothing is cached, so nothing is unknown");
 }
 
 #[test]
