@@ -28,7 +28,7 @@ const DEPTH_MAX: u32 = 22;
 /// Hashes whose buckets are fetched ahead: a few memory latencies of work. A power of two.
 const AHEAD: usize = 16;
 /// Pages in a step of tidying: some tens of microseconds.
-const TIDY_PAGES: usize = 16;
+const TIDY_PAGES: usize = 4;
 
 /// Entries that a page of `buckets` takes at most before it grows: six of seven.
 const fn page_len_max(buckets: u32) -> u32 {
@@ -221,7 +221,7 @@ pub(crate) struct Names {
     tidied: Tidied,
 }
 
-/// How far pages were looked through, and what was found at the end of the last time.
+/// How far pages were looked through, the entries when that began, and the room when it last ended.
 #[derive(Debug, Clone, Copy)]
 struct Tidied {
     /// The tag with which the next page begins; 2^32 at the end.
@@ -418,17 +418,18 @@ impl Names {
             if !sparse || !changed {
                 return false;
             }
-            self.tidied.next = 0;
+            // What goes from pages that were looked at by then is a reason to look again.
+            self.tidied = Tidied { next: 0, len: self.len, ..self.tidied };
         }
         for _ in 0..TIDY_PAGES {
-            let Ok(tag) = u32::try_from(self.tidied.next) else {
-                self.tidied = Tidied { len: self.len, room: self.room, ..self.tidied };
-                break;
-            };
+            let Ok(tag) = u32::try_from(self.tidied.next) else { break };
             let spread = Spread { tag, mark: 1 };
             self.shrink(spread);
             let below = 32 - self.pages[self.page_number(spread)].depth;
             self.tidied.next = ((u64::from(tag) >> below) + 1) << below;
+        }
+        if self.tidied.next > u64::from(u32::MAX) {
+            self.tidied.room = self.room;
         }
         true
     }

@@ -34,7 +34,8 @@ fn check(iterations: usize, test: impl Fn() + Send + Sync + 'static) {
     let iterations = iterations * times;
     println!("seed {SEED:#x}, unless SHUTTLE_RANDOM_SEED says another; {iterations} iterations each");
     let run = Arc::clone(&test);
-    Runner::new(RandomScheduler::new_from_seed(SEED, iterations), config()).run(move || run());
+    let tried = Runner::new(RandomScheduler::new_from_seed(SEED, iterations), config()).run(move || run());
+    assert_eq!(tried, iterations);
     for depth in [2, 3, 5] {
         let run = Arc::clone(&test);
         Runner::new(PctScheduler::new_from_seed(SEED + depth as u64, depth, iterations), config())

@@ -208,10 +208,10 @@ impl Ranks {
 
     fn give_up(&mut self, slot: u16, slots: &Slots, key: &WriterKey) {
         let read = slots.read(key);
-        if let (Some([_, rank]), Some(([_, tiered], _))) = (read.pair(slot), read.0) {
-            if rank.swap(0, SeqCst) & TIERED != 0 {
-                tiered.fetch_sub(1, SeqCst);
-            }
+        if let (Some([_, rank]), Some(([_, tiered], _))) = (read.pair(slot), read.0)
+            && rank.swap(0, SeqCst) & TIERED != 0
+        {
+            tiered.fetch_sub(1, SeqCst);
         }
         self.leaving.push(slot);
     }

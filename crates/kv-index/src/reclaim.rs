@@ -298,4 +298,4 @@ impl Drop for Heap {
 }
 
 #[cfg(all(test, not(feature = "shuttle")))]
-mod tests;
+pub(crate) mod tests;

@@ -56,6 +56,7 @@ impl Segments {
         follow(self.links.get(number as usize)?, pinned).map(Segment::new)
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "the link owns the block from here on")]
     /// Numbers `block`. `None` if all numbers are taken; then the block is retired.
     pub(crate) fn add(&self, block: Block, state: &mut SegmentsState, heap: &mut Heap) -> Option<u32> {
         let number = match state.freed.checked_sub(1) {

@@ -36,7 +36,7 @@ impl Spread {
     #[inline]
     pub(crate) fn like(self, marks: u64) -> u64 {
         // Exact in every byte, unlike the shorter test that borrows: a freed entry's word is still there to be found.
-        let differs = marks ^ ONES * u64::from(self.mark);
+        let differs = marks ^ (ONES * u64::from(self.mark));
         !(((differs & LOW_BITS) + LOW_BITS) | differs) & (ONES << 7)
     }
 

@@ -45,6 +45,15 @@ struct Load {
     rounds: u64,
 }
 
+/// Sends the readers home, also if the writer fails: a failure must not wait for them.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
 /// Ranks come, store chains of their own beside and on top of the permanent ones, remove some and leave. `exact` says
 /// that there is room for all.
 fn churn(load: &Load, exact: bool) {
@@ -54,24 +63,27 @@ fn churn(load: &Load, exact: bool) {
     apply(&index, PERMANENT, 0, permanent.iter().map(|chain| stored(None, chain)).collect());
     let (done, looked_up, rounds) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
     std::thread::scope(|scope| {
-        for _ in 0..load.readers {
-            scope.spawn(|| {
-                let mut out = Overlaps::default();
-                while !done.load(Relaxed) {
-                    for chain in &permanent {
-                        let gone = rounds.load(Relaxed);
-                        index.overlaps(chain, &mut out);
-                        let depth = out.get(PERMANENT) as usize;
-                        assert!(depth == chain.len() || (!exact && depth < chain.len()), "{depth}");
-                        for (rank, depth) in out.iter() {
-                            assert!(rank == PERMANENT || rank.incarnation.0 > 1 + gone, "{rank:?} left");
-                            assert!((1..=chain.len()).contains(&(depth as usize)), "{depth} of {rank:?}");
+        let readers: Vec<_> = (0..load.readers)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut out = Overlaps::default();
+                    while !done.load(Relaxed) {
+                        for chain in &permanent {
+                            let gone = rounds.load(Relaxed);
+                            index.overlaps(chain, &mut out);
+                            let depth = out.get(PERMANENT) as usize;
+                            assert!(depth == chain.len() || (!exact && depth < chain.len()), "{depth}");
+                            for (rank, depth) in out.iter() {
+                                assert!(rank == PERMANENT || rank.incarnation.0 > 1 + gone, "{rank:?} left");
+                                assert!((1..=chain.len()).contains(&(depth as usize)), "{depth} of {rank:?}");
+                            }
+                            looked_up.fetch_add(1, Relaxed);
                         }
-                        looked_up.fetch_add(1, Relaxed);
                     }
-                }
-            });
-        }
+                })
+            })
+            .collect();
+        let _done = Done(&done);
         for round in 0..load.rounds {
             let id = |number: u64| RankId { incarnation: Incarnation(2 + round), dp_rank: number as u16 };
             for number in 0..load.ranks {
@@ -97,10 +109,9 @@ fn churn(load: &Load, exact: bool) {
         }
         // At least once in what is left.
         let before = looked_up.load(Relaxed);
-        while looked_up.load(Relaxed) < before + 100 {
+        while looked_up.load(Relaxed) < before + 100 && !readers.iter().any(|reader| reader.is_finished()) {
             std::hint::spin_loop();
         }
-        done.store(true, Relaxed);
     });
     while index.tidy() {}
     let stats = index.stats();

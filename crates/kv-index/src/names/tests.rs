@@ -42,7 +42,8 @@ impl Tested {
     }
 
     fn tidy(&mut self) {
-        while self.names.tidy() {}
+        let most = 4 * (self.names.directory.len() + 2);
+        assert!((0..most).any(|_| !self.names.tidy()), "tidying ends");
     }
 
     fn check(&self) {
@@ -114,7 +115,7 @@ fn hash(kind: u8, number: u32) -> u64 {
         // One tag and one mark: told apart by the places alone.
         1 => hash_of(0x1234_5678, 7, number % 400),
         // One page, many marks.
-        2 => hash_of(0xabc0_0000 | number * 64, number as u8, number),
+        2 => hash_of(0xabc0_0000 | (number * 64), number as u8, number),
         // The last bucket, so that what passes it goes on at the first.
         _ => hash_of(u32::MAX - number % 5, 9, number % 50),
     }
@@ -224,6 +225,37 @@ fn what_is_removed_is_given_back_once_tidied() {
     assert_eq!(tested.insert(&hashes).1, 0, "the first is known");
     assert_eq!(tested.insert(&hashes[1000..]).1, hashes.len() - 1000);
     tested.check();
+}
+
+#[test]
+fn what_goes_from_pages_that_were_looked_at_is_given_back_too() {
+    let mut tested = Tested::default();
+    let hashes: Vec<u64> = (0..100_000).map(mix).collect();
+    assert_eq!(tested.insert(&hashes).1, hashes.len());
+    tested.remove(0, 60_000);
+    tested.tidy();
+    tested.remove(60_000, 30_000);
+    // Half way through the pages.
+    while tested.names.tidied.next < 1 << 31 || tested.names.tidied.next > u64::from(u32::MAX) {
+        assert!(tested.names.tidy());
+    }
+    tested.remove(90_000, 10_000);
+    tested.tidy();
+    tested.check();
+    assert!(tested.names.bytes() <= 16 << 10, "{}", tested.names.bytes());
+}
+
+/// Eight pages that are as small as they get and yet less than half full: as many as two or more whole steps look at.
+#[test]
+fn tidying_ends_where_its_last_step_ends_with_the_last_page() {
+    for keep in [1000, 1100, 1200, 1300, 1355, 1400, 1500] {
+        let mut tested = Tested::default();
+        let hashes: Vec<u64> = (0..33_000).map(mix).collect();
+        assert_eq!(tested.insert(&hashes).1, hashes.len());
+        tested.remove(keep, hashes.len());
+        tested.tidy();
+        tested.check();
+    }
 }
 
 #[test]

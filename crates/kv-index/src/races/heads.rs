@@ -27,7 +27,7 @@ const STAYS: [u32; 4] = [3, 9, 16, 22];
 /// Pages grow, shrink and move under readers, buckets overflow and empty: what stays is found at any time.
 #[test]
 fn what_stays_is_found_at_any_time() {
-    check(60, || {
+    check(1000, || {
         let shared = Arc::new(Shared::default());
         let (mut state, mut heap, mut key) = (HeadsState::default(), Heap::default(), WriterKey::new());
         // The last of them stand behind full buckets.

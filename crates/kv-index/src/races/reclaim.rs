@@ -120,7 +120,7 @@ fn a_number_is_used_again_after_its_readers() {
         owner: AtomicU64,
         content: AtomicU64,
     }
-    check(3000, || {
+    check(6000, || {
         let shared = Arc::new(Owned::default());
         shared.owner.store(1, SeqCst);
         shared.content.store(1, SeqCst);

@@ -2,6 +2,11 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// Bytes of blocks that are not retired.
+pub(crate) fn live_bytes(heap: &Heap) -> usize {
+    heap.bytes - heap.retired_bytes
+}
+
 struct Tested {
     epochs: Epochs,
     heap: Heap,

@@ -35,6 +35,25 @@ fn check_forgotten(index: &KvIndex) {
 }
 
 #[test]
+fn hashes_that_tables_cannot_tell_apart_are_told_apart() {
+    let index = KvIndex::new(IndexLimits::default());
+    let same = |number| hash_of(0x1234_5678, 7, number);
+    for number in 0..1000 {
+        let events = vec![stored(&[same(number), mix(number.into())])];
+        assert_eq!(
+            index.apply(&batch(rank(A, number as u16 % 2), u64::from(number) / 2, events)),
+            Applied::Ok
+        );
+    }
+    for number in 0..1000 {
+        let chain = [same(number), mix(number.into())];
+        assert_eq!(overlaps(&index, &chain), [(rank(A, number as u16 % 2), 2)], "{number}");
+        assert_eq!(overlaps(&index, &[same(number), mix(1000)]).len(), 1);
+    }
+    assert_eq!(overlaps(&index, &[same(1000)]), []);
+}
+
+#[test]
 fn forged_chains_are_refused_within_the_budget() {
     for lens in [&[1][..], &[64], &[3, 100]] {
         let index = KvIndex::new(IndexLimits { bytes_max: BYTES_MIN, ranks_max: 2 });
