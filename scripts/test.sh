@@ -14,6 +14,8 @@ python3 scripts/check_structure.py
 step "lints"
 cargo clippy --workspace --all-targets --locked -- -D warnings
 [ "${1:-}" = lint ] && exit 0
+step "interleavings of the KV index's readers and writers"
+cargo test --package forebay-kv-index --features shuttle --lib --locked --quiet
 step "tests"
 if cargo nextest --version >/dev/null 2>&1; then
     cargo nextest run --workspace --locked --no-fail-fast

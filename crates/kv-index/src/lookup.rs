@@ -22,6 +22,7 @@ pub(crate) fn overlaps(shared: &Shared, chain: &[BlockHash], out: &mut Overlaps)
     }
     let guard = shared.epochs.pin();
     let now = shared.now.load(Relaxed);
+    let given_up = shared.slots.given_up();
     let slots = shared.slots.read(&guard);
     let mut depth = 0;
     while let Some(&hash) = chain.get(depth) {
@@ -46,6 +47,21 @@ pub(crate) fn overlaps(shared: &Shared, chain: &[BlockHash], out: &mut Overlaps)
     if !out.scratch.runs.is_empty() {
         sum_tiers(slots, out);
     }
+    if shared.slots.given_up() != given_up {
+        list_once(out);
+    }
+}
+
+/// Keeps one answer of a rank that was met in two slots, since it was cleared and went on in between. Both were right.
+#[cold]
+fn list_once(out: &mut Overlaps) {
+    let Overlaps { found, len, tiers, .. } = out;
+    found.truncate(*len);
+    found.sort_unstable_by_key(|&(rank, blocks)| (rank, std::cmp::Reverse(blocks)));
+    found.dedup_by_key(|(rank, _)| *rank);
+    *len = found.len();
+    tiers.sort_by_key(|&(rank, blocks)| (rank, std::cmp::Reverse(blocks.remote)));
+    tiers.dedup_by_key(|(rank, _)| *rank);
 }
 
 /// Makes answers of what was noted of ranks with more than a device.

@@ -4,6 +4,7 @@
 //! `SHUTTLE_RANDOM_SEED` chooses others, and `RACES` multiplies how many. The checker orders all steps one after the
 //! other: weaker orderings than that are argued where they are used. Freed blocks are overwritten and kept, so that a
 //! reader that still looks there is found out.
+#![allow(clippy::print_stdout, reason = "the seed of a test")]
 
 mod heads;
 mod history;

@@ -37,7 +37,11 @@ const TIERED: u64 = 1 << 17;
 /// What readers see of the ranks: a link to a block with two words a slot, the incarnation, and the DP rank with
 /// [`IN_USE`] and [`TIERED`]. The first pair is the block's length, and how many slots are tiered.
 #[derive(Debug, Default)]
-pub(crate) struct Slots(AtomicU64);
+pub(crate) struct Slots {
+    link: AtomicU64,
+    /// How often a slot was given up.
+    given_up: AtomicU64,
+}
 
 /// The slots, as they are while a look-up runs: the first pair, and those of slots.
 #[derive(Clone, Copy)]
@@ -46,7 +50,15 @@ pub(crate) struct SlotsRead<'a>(Option<(&'a [AtomicU64; 2], &'a [[AtomicU64; 2]]
 impl Slots {
     #[inline]
     pub(crate) fn read<'a>(&self, pinned: &'a impl Pinned) -> SlotsRead<'a> {
-        SlotsRead(follow(&self.0, pinned).and_then(|words| words.as_chunks().0.split_first()))
+        SlotsRead(follow(&self.link, pinned).and_then(|words| words.as_chunks().0.split_first()))
+    }
+}
+
+impl Slots {
+    /// Changes whenever a rank gives up its slot: a look-up that meets two values may have met a rank in two slots.
+    #[inline]
+    pub(crate) fn given_up(&self) -> u64 {
+        self.given_up.load(SeqCst)
     }
 }
 
@@ -166,11 +178,11 @@ impl Ranks {
         };
         if usize::from(slot) >= slots.read(key).len() {
             let block = heap.alloc(2 + 2 * (usize::from(slot) + 1).next_power_of_two().max(8), 0);
-            let old = follow(&slots.0, key).unwrap_or_default();
+            let old = follow(&slots.link, key).unwrap_or_default();
             for (to, from) in block.words().iter().zip(old).skip(1) {
                 to.store(from.load(Relaxed), Relaxed);
             }
-            heap.relink(&slots.0, Some(block));
+            heap.relink(&slots.link, Some(block));
         }
         let [incarnation, rank] = slots.read(key).pair(slot).expect("made above");
         incarnation.store(id.incarnation.0, Relaxed);
@@ -180,7 +192,7 @@ impl Ranks {
 
     /// Unlinks what readers see: the index goes.
     pub(crate) fn clear_slots(&mut self, slots: &Slots, heap: &mut Heap) {
-        heap.relink(&slots.0, None);
+        heap.relink(&slots.link, None);
     }
 
     /// Empties a rank: what it held is of nobody from now on. Takes nothing out of the index. False if that needs a slot
@@ -213,6 +225,8 @@ impl Ranks {
         {
             tiered.fetch_sub(1, SeqCst);
         }
+        // After it says so: who reads the new count finds no rank in this slot.
+        slots.given_up.fetch_add(1, SeqCst);
         self.leaving.push(slot);
     }
 
