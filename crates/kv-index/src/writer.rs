@@ -1,6 +1,10 @@
 //! What changes the index: stores, removals, what goes with a rank, and what goes for lack of room. One at a time.
 
+mod removal;
+mod room;
+
 use forebay_types::{BlockHash, KvEvent, RankId};
+use room::Sweep;
 
 use crate::{
     filter::{Filter, FilterState},
@@ -8,16 +12,10 @@ use crate::{
     names::Names,
     ranks::{Ranks, Slots},
     reclaim::{Epochs, Heap, Pinned, WriterKey},
-    segment::{Holder, Place, Plane, SEGMENT_BLOCKS, Segment, bits, clear, segment_words, set},
+    segment::{Holder, Place, Plane, SEGMENT_BLOCKS, Segment, bits, set},
     segments::{Segments, SegmentsState},
     sync::{AtomicU64, Ordering::Relaxed},
 };
-
-/// Segments among which the coldest is looked for, at each eviction.
-const CANDIDATES: usize = 16;
-/// Segments and dead blocks after which a step of a sweep ends: some tens of microseconds.
-const SWEEP_SEGMENTS: u32 = 256;
-const SWEEP_BLOCKS: u64 = 2048;
 
 /// What readers and the writer share.
 #[derive(Debug, Default)]
@@ -88,13 +86,6 @@ pub(crate) struct Writer {
     sweep: Option<Sweep>,
     /// A segment that is not freed while room is made for what comes to it.
     keep: Option<u32>,
-}
-
-/// A walk over all segments that takes slots out of them.
-#[derive(Debug)]
-struct Sweep {
-    slots: Vec<u16>,
-    next: u32,
 }
 
 impl Writer {
@@ -415,234 +406,6 @@ impl Writer {
             parent.add_child();
         }
         Some((number, blocks))
-    }
-
-    /// Records that `holder` does not hold `hashes` any more, in any order.
-    pub(crate) fn remove(&mut self, shared: &Shared, holder: Holder, hashes: &[BlockHash]) {
-        // What was found in the last segment, as long as it is the same.
-        let mut found: Option<(u32, u64)> = None;
-        let mut rest = hashes;
-        while let Some(&hash) = rest.first() {
-            let Some(place) = self.find(shared, hash) else {
-                self.counts.removals_unknown += 1;
-                rest = &rest[1..];
-                continue;
-            };
-            let segment = shared.segments.get(place.segment, &self.key).expect("found");
-            let position = place.position as usize;
-            // Engines evict tails first; what is dropped as a whole may come in either order.
-            let down = segment.common_down(position, rest.iter().map(|hash| hash.0));
-            let up = if down > 1 { 1 } else { segment.common(position, rest.iter().map(|hash| hash.0)) };
-            let run = bits(position + 1 - down, down) | bits(position, up);
-            found = match found {
-                Some((number, bits)) if number == place.segment => Some((number, bits | run)),
-                _ => {
-                    if let Some((number, bits)) = found {
-                        self.release(shared, holder, number, bits);
-                    }
-                    Some((place.segment, run))
-                }
-            };
-            rest = &rest[down.max(up)..];
-        }
-        if let Some((number, bits)) = found {
-            self.release(shared, holder, number, bits);
-        }
-    }
-
-    /// Clears `bits` of `holder` in a segment.
-    fn release(&mut self, shared: &Shared, holder: Holder, number: u32, bits: u64) {
-        // A segment of which nothing was held goes with the last one that continued it: perhaps a moment ago.
-        let segment = shared.segments.get(number, &self.key);
-        let mask = segment.and_then(|segment| segment.mask(holder, &self.key));
-        let held = mask.map_or(0, |mask| mask.load(Relaxed)) & bits;
-        self.counts.removals_unknown += u64::from((bits & !held).count_ones());
-        if let Some(mask) = mask.filter(|_| held != 0) {
-            clear(mask, held);
-            self.ranks.count(holder, -i64::from(held.count_ones()));
-            self.bury(shared, number, held);
-        }
-    }
-
-    /// Clears all that holders of some kind hold in a segment. Returns how many blocks nobody holds any more.
-    fn release_all(
-        &mut self,
-        shared: &Shared,
-        number: u32,
-        mut of: impl FnMut(Holder, &WriterKey) -> bool,
-    ) -> u64 {
-        let Some(segment) = shared.segments.get(number, &self.key) else { return 0 };
-        let mut released = 0;
-        for (holder, mask) in segment.holders(&self.key).filter(|&(holder, _)| of(holder, &self.key)) {
-            let held = mask.load(Relaxed);
-            if held != 0 {
-                clear(mask, held);
-                self.ranks.count(holder, -i64::from(held.count_ones()));
-                released |= held;
-            }
-        }
-        if released == 0 { 0 } else { self.bury(shared, number, released) }
-    }
-
-    /// Counts those of `released` that nobody holds, and gives the segment's memory back if only its front or nothing of it
-    /// is held. Returns how many those were.
-    fn bury(&mut self, shared: &Shared, number: u32, released: u64) -> u64 {
-        let segment = shared.segments.get(number, &self.key).expect("a segment that is held");
-        let held = segment.held(&self.key);
-        let dead = u64::from((released & !held).count_ones());
-        self.blocks -= dead;
-        let len = SEGMENT_BLOCKS - held.leading_zeros() as usize;
-        if len == 0 {
-            self.free(shared, number);
-        } else if segment.capacity() >= 16 && len * 2 <= segment.capacity() {
-            self.forget(shared, number, len);
-            let segment = shared.segments.get(number, &self.key).expect("found above");
-            let copy = segment.copy(len.max(4).next_multiple_of(2), len, &mut self.heap, &self.key);
-            shared.segments.replace(number, copy, &mut self.heap);
-        }
-        dead
-    }
-
-    /// Frees a segment of which nothing is held unless others continue it, and then those before it.
-    fn free(&mut self, shared: &Shared, number: u32) {
-        let mut next = Some(number);
-        while let Some(number) = next {
-            let Some(segment) = shared.segments.get(number, &self.key) else { return };
-            if Some(number) == self.keep || segment.has_children() || segment.held(&self.key) != 0 {
-                return;
-            }
-            next = segment.parent();
-            self.forget(shared, number, 0);
-            shared.segments.remove(number, &mut self.segments, &mut self.heap, &self.key);
-            if let Some(parent) = next.and_then(|parent| shared.segments.get(parent, &self.key)) {
-                parent.remove_child();
-            }
-        }
-    }
-
-    /// Takes the positions of a segment from `from` on out of the tables.
-    fn forget(&mut self, shared: &Shared, number: u32, from: usize) {
-        let Some(segment) = shared.segments.get(number, &self.key) else { return };
-        let Some(hashes) = segment.hashes().get(from..) else { return };
-        let first = Place { segment: number, position: from as u32 };
-        let heads = if segment.is_loose() { hashes.len() } else { usize::from(from == 0).min(hashes.len()) };
-        for (position, hash) in (first.position..).zip(&hashes[..heads]) {
-            let (hash, place) = (hash.load(Relaxed), Place { position, ..first }.to_word());
-            if shared.heads.remove(hash, place, &mut self.heads, &mut self.heap, &self.key)
-                && segment.parent().is_none()
-            {
-                self.filter.remove(&shared.filter, hash);
-            }
-        }
-        self.names.remove_run(first.to_word(), hashes.iter().map(|hash| hash.load(Relaxed)));
-    }
-
-    /// Makes sure that what a step may allocate fits: by ending what is being swept, and then by dropping the coldest
-    /// segments that no other continues. `keep` is not freed, but may be emptied and cut. False if that is not enough.
-    #[inline]
-    fn make_room(&mut self, shared: &Shared, keep: Option<u32>) -> bool {
-        if self.bytes() + self.step_bytes(shared) <= self.bytes_max {
-            return true;
-        }
-        self.keep = keep;
-        let fits = self.evict(shared);
-        self.keep = None;
-        if let Some(keep) = keep.filter(|_| !fits) {
-            self.free(shared, keep);
-        }
-        fits
-    }
-
-    /// The most that one step may allocate.
-    fn step_bytes(&self, shared: &Shared) -> usize {
-        self.names.growth_bytes()
-            + shared.heads.growth_bytes(&self.key)
-            + 2 * 8 * segment_words(SEGMENT_BLOCKS)
-    }
-
-    #[cold]
-    fn evict(&mut self, shared: &Shared) -> bool {
-        loop {
-            self.collect(shared);
-            // What only waits for readers is as good as free, within reason: a reader that was suspended must not cost
-            // the whole index, nor may memory grow without end behind it.
-            let retired = self.heap.retired_bytes();
-            if self.bytes() - retired + self.step_bytes(shared) <= self.bytes_max {
-                return retired <= self.bytes_max / 4;
-            }
-            // Nothing is evicted for what ranks left behind, or for empty pages.
-            if self.sweep_step(shared) || self.names.tidy() {
-                continue;
-            }
-            let Some(coldest) = self.coldest(shared) else { return false };
-            self.counts.evicted += self.release_all(shared, coldest, |_, _| true);
-        }
-    }
-
-    /// The coldest of the next few segments that no other continues.
-    fn coldest(&mut self, shared: &Shared) -> Option<u32> {
-        let numbers = self.segments.numbers();
-        let mut coldest: Option<(u64, u32)> = None;
-        let mut candidates = 0;
-        for _ in 0..numbers {
-            self.hand = if self.hand + 1 >= numbers { 0 } else { self.hand + 1 };
-            let Some(segment) = shared.segments.get(self.hand, &self.key) else { continue };
-            if segment.has_children() || Some(self.hand) == self.keep || segment.held(&self.key) == 0 {
-                continue;
-            }
-            let candidate = (segment.stamp(), self.hand);
-            coldest = Some(coldest.map_or(candidate, |coldest| coldest.min(candidate)));
-            candidates += 1;
-            if candidates == CANDIDATES {
-                break;
-            }
-        }
-        coldest.map(|(_, number)| number)
-    }
-
-    /// Goes on with taking out what ranks left behind, and with freeing. False if nothing is left to do.
-    pub(crate) fn tidy(&mut self, shared: &Shared) -> bool {
-        let swept = self.sweep_step(shared);
-        let tidied = self.names.tidy();
-        self.collect(shared);
-        swept || tidied || self.heap.has_retired()
-    }
-
-    /// What is due after a change.
-    pub(crate) fn after_change(&mut self, shared: &Shared) {
-        if self.sweep.is_some() || !self.ranks.leaving().is_empty() {
-            self.sweep_step(shared);
-        }
-        if self.heap.wants_collecting() {
-            self.collect(shared);
-        }
-    }
-
-    fn collect(&mut self, shared: &Shared) {
-        self.heap.collect(&shared.epochs, &mut self.key, |slot| self.ranks.reuse(slot));
-    }
-
-    /// One step of a sweep; false if there is nothing to sweep.
-    fn sweep_step(&mut self, shared: &Shared) -> bool {
-        let Some(mut sweep) = self.sweep.take().or_else(|| {
-            let slots = self.ranks.take_leaving();
-            (!slots.is_empty()).then_some(Sweep { slots, next: 0 })
-        }) else {
-            return false;
-        };
-        let end = self.segments.numbers().min(sweep.next + SWEEP_SEGMENTS);
-        let mut dead = 0;
-        while sweep.next < end && dead < SWEEP_BLOCKS {
-            let gone = |holder: Holder, key: &WriterKey| shared.slots.read(key).rank(holder.slot).is_none();
-            dead += self.release_all(shared, sweep.next, gone);
-            sweep.next += 1;
-        }
-        if sweep.next < self.segments.numbers() {
-            self.sweep = Some(sweep);
-        } else {
-            sweep.slots.into_iter().for_each(|slot| self.heap.retire_slot(slot));
-        }
-        true
     }
 
     /// Retires everything: the index goes.
