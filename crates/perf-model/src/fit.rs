@@ -1,8 +1,8 @@
-//! Recursive least squares with forgetting for a few non-negative coefficients.
+//! Recursive least squares with forgetting for a few bounded, non-negative coefficients.
 //!
-//! In: rows of features with the seconds they took. Out: coefficients, and how well they predicted.
-//! Start at [`Fit::observe`]. Invariants: every coefficient is finite and at least 0; the same observations in the same
-//! order give the same bits; an observation costs O(N²) and allocates nothing.
+//! In: rows of features with the seconds they took. Out: coefficients, and how well they predicted. Start at
+//! [`Fit::observe`]. Invariants: every coefficient is finite and within its limits, which are not negative; the same
+//! observations in the same order give the same bits; an observation costs O(N²) and allocates nothing.
 
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +17,29 @@ pub(crate) struct Tuning<const N: usize> {
     pub(crate) prior_weight: f64,
     /// A usual value of each feature. Only gives coefficients that the prior left at 0 something to grow from.
     pub(crate) typical: [f64; N],
+    /// What every coefficient stays within, the prior included.
+    pub(crate) limits: Limits,
+    /// The kind of observation by which each coefficient follows a jump; `None`: jumps are learned like anything else.
+    pub(crate) owner: Option<[usize; N]>,
+}
+
+/// A range of coefficients.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// At least 0.
+    pub(crate) least: f64,
+    /// Above `least`.
+    pub(crate) most: f64,
+}
+
+impl Limits {
+    /// Whatever is possible.
+    pub(crate) const NOT_NEGATIVE: Self = Self { least: 0.0, most: f64::INFINITY };
+
+    /// The nearest value within; `least` for what is not finite.
+    fn nearest(self, value: f64) -> f64 {
+        if value.is_finite() { value.clamp(self.least, self.most) } else { self.least }
+    }
 }
 
 /// Observations that scale the prior as a whole before single coefficients move.
@@ -35,6 +58,10 @@ const SCATTER_PERIOD: u64 = 8;
 const LAG_SHARE: f64 = 0.9;
 /// Forgetting while it lags, if that is faster.
 const FORGETTING_LAGGING: f64 = 0.9;
+/// A lag by more than this, as a share of the prediction, is a jump: half as long again, or half as long.
+const JUMP: f64 = 0.5;
+/// An owned part below this share of a prediction says nothing of its coefficients: noise is as large.
+const OWNED_SHARE_MIN: f64 = 0.1;
 /// Recent predictions that [`ModelError`] describes.
 const ERROR_WINDOW: usize = 128;
 /// A coefficient whose share of a usual observation is less in the prior is taken to be as uncertain as if it had this.
@@ -63,11 +90,13 @@ struct Scatter {
     median: f64,
     /// Nearly all have one sign: the coefficients lag behind a change.
     lagging: bool,
+    /// What was measured of the part that this kind owns / what was predicted of it.
+    owned: Window<SCATTER_WINDOW>,
 }
 
 impl Scatter {
     const fn new() -> Self {
-        Self { recent: Window::new(), median: f64::INFINITY, lagging: false }
+        Self { recent: Window::new(), median: f64::INFINITY, lagging: false, owned: Window::new() }
     }
 
     /// How much of `innovation` to believe, 0..=1.
@@ -81,6 +110,16 @@ impl Scatter {
             self.lagging = signed.abs() > SCATTER_MIN && signed.abs() >= LAG_SHARE * absolute;
         }
         if innovation.abs() <= limit { 1.0 } else { limit / innovation.abs() }
+    }
+
+    /// How many times longer the owned part has become, if it has jumped; then starts anew.
+    fn take_jump(&mut self) -> Option<f64> {
+        if !self.lagging || self.median < JUMP {
+            return None;
+        }
+        let times = self.owned.quantile(0.5, |ratio| ratio)?;
+        *self = Self { median: JUMP, ..Self::new() };
+        Some(times)
     }
 }
 
@@ -100,9 +139,10 @@ pub(crate) struct Fit<const N: usize, const KINDS: usize> {
 }
 
 impl<const N: usize, const KINDS: usize> Fit<N, KINDS> {
-    /// Starts from `prior`; entries that are no finite number above 0 count as 0.
+    /// Starts from `prior`; entries outside of the limits count as the nearest limit, and what is no number as the
+    /// least.
     pub(crate) fn new(prior: [f64; N], tuning: &'static Tuning<N>) -> Self {
-        let mut prior = prior.map(|value| if value.is_finite() { value.max(0.0) } else { 0.0 });
+        let mut prior = prior.map(|value| tuning.limits.nearest(value));
         if prior.iter().all(|&value| value == 0.0) {
             prior[0] = 1e-3; // a prior that says nothing; the first observations set the scale
         }
@@ -137,7 +177,8 @@ impl<const N: usize, const KINDS: usize> Fit<N, KINDS> {
         }
     }
 
-    /// Learns that `row` took `seconds`. Ignores what cannot be: values that are negative or not finite, no time at all.
+    /// Learns that `row` took `seconds`. Ignores what cannot be: values that are negative or not finite, no time at
+    /// all.
     pub(crate) fn observe(&mut self, kind: usize, row: &[f64; N], seconds: f64) {
         let measured = seconds.is_finite() && seconds >= SECONDS_MIN;
         if !measured || row.iter().any(|value| !value.is_finite() || *value < 0.0) {
@@ -161,8 +202,8 @@ impl<const N: usize, const KINDS: usize> Fit<N, KINDS> {
         }
     }
 
-    /// Takes the prior times the median of measured / predicted over the first `seen` observations. The lower median: an
-    /// odd step is nearly always a slow one.
+    /// Takes the prior times the median of measured / predicted over the first `seen` observations. The lower median:
+    /// an odd step is nearly always a slow one.
     fn scale_prior(&mut self, seen: usize) {
         let mut ratios = [0.0; START];
         for (ratio, (_, row, seconds)) in ratios.iter_mut().zip(&self.start[..seen]) {
@@ -170,7 +211,7 @@ impl<const N: usize, const KINDS: usize> Fit<N, KINDS> {
         }
         ratios[..seen].sort_unstable_by(f64::total_cmp);
         let speed = ratios[(seen - 1) / 2];
-        self.coefficients = self.prior.map(|value| value * speed);
+        self.coefficients = self.prior.map(|value| self.tuning.limits.nearest(value * speed));
     }
 
     /// Clips from the first row that is learned, by how far the first rows are from the scaled prior.
@@ -200,6 +241,9 @@ impl<const N: usize, const KINDS: usize> Fit<N, KINDS> {
         let predicted = dot(&self.coefficients, row).max(SECONDS_MIN);
         let innovation = seconds / predicted - 1.0;
         let weight = self.scatter[kind].weight(innovation);
+        if self.tuning.owner.is_some_and(|owner| self.followed_jump(kind, &owner, row, seconds)) {
+            return;
+        }
         self.forget(row, self.scatter[kind].lagging);
 
         let scaled: [f64; N] = std::array::from_fn(|i| row[i] * self.unit[i] / predicted);
@@ -215,10 +259,35 @@ impl<const N: usize, const KINDS: usize> Fit<N, KINDS> {
         }
         self.project();
         if !self.is_sound() {
-            self.coefficients =
-                self.coefficients.map(|value| if value.is_finite() { value.max(0.0) } else { 0.0 });
+            self.coefficients = self.coefficients.map(|value| self.tuning.limits.nearest(value));
             self.reset_covariance();
         }
+    }
+
+    /// Takes what `kind` owns times as long as it has become, if this row shows that it has jumped; of what is known
+    /// of those coefficients only that is kept. Least squares alone would take hundreds of rows: what it forgets
+    /// slowest is their sum, the very thing that jumped, so it bends their proportions instead.
+    fn followed_jump(&mut self, kind: usize, owner: &[usize; N], row: &[f64; N], seconds: f64) -> bool {
+        let share = |owned: bool| {
+            (0..N)
+                .filter(|&i| (owner[i] == kind) == owned)
+                .map(|i| self.coefficients[i] * row[i])
+                .sum::<f64>()
+        };
+        let (own, others) = (share(true), share(false));
+        if own > OWNED_SHARE_MIN * (own + others) {
+            self.scatter[kind].owned.push(((seconds - others) / own).max(0.0) as f32);
+        }
+        let Some(times) = self.scatter[kind].take_jump() else { return false };
+        for i in (0..N).filter(|&i| owner[i] == kind) {
+            self.coefficients[i] = self.tuning.limits.nearest(self.coefficients[i] * times);
+            for j in 0..N {
+                (self.covariance[i][j], self.covariance[j][i]) = (0.0, 0.0);
+            }
+            self.unit[i] = self.coefficients[i];
+            self.covariance[i][i] = 1.0 / self.tuning.prior_weight;
+        }
+        true
     }
 
     /// Widens the covariance of the coefficients that `row` involves, up to the prior's. Scaling rows and columns alike
@@ -237,23 +306,31 @@ impl<const N: usize, const KINDS: usize> Fit<N, KINDS> {
         }
     }
 
-    /// Moves to the nearest coefficients that are not negative, near in the metric of what is known: pinning one at 0
+    /// Moves to the nearest coefficients that are within their limits, near in the metric of what is known: pinning one
     /// moves those that it is correlated with, so predictions of usual rows hardly change.
     fn project(&mut self) {
+        let Limits { least, most } = self.tuning.limits;
+        // How far beyond a limit, in what the coefficient is measured in; below the least counts as negative.
+        let beyond = |fit: &Self, i: usize| {
+            let value = fit.coefficients[i];
+            ((value - least).min(0.0) + (value - most).max(0.0)) / fit.unit[i]
+        };
         for _ in 0..N {
-            let negative = |i: &usize| self.coefficients[*i] < 0.0;
-            let Some(worst) = (0..N).filter(negative).min_by(|&a, &b| {
-                (self.coefficients[a] / self.unit[a]).total_cmp(&(self.coefficients[b] / self.unit[b]))
-            }) else {
+            let outside = |i: &usize| beyond(self, *i) != 0.0;
+            let Some(worst) = (0..N)
+                .filter(outside)
+                .min_by(|&a, &b| beyond(self, b).abs().total_cmp(&beyond(self, a).abs()))
+            else {
                 return;
             };
-            let excess = self.coefficients[worst] / self.unit[worst] / self.covariance[worst][worst];
+            let limit = if self.coefficients[worst] < least { least } else { most };
+            let excess = beyond(self, worst) / self.covariance[worst][worst];
             for i in 0..N {
                 self.coefficients[i] -= self.unit[i] * self.covariance[i][worst] * excess;
             }
-            self.coefficients[worst] = 0.0;
+            self.coefficients[worst] = limit;
         }
-        self.coefficients = self.coefficients.map(|value| value.max(0.0));
+        self.coefficients = self.coefficients.map(|value| value.clamp(least, most));
     }
 
     /// Rounding may in the end spoil the covariance; then it is rebuilt rather than believed.

@@ -1,10 +1,17 @@
 #![doc = include_str!("../README.md")]
 
+mod corrected;
 mod fit;
 mod link;
+mod profile;
 mod step;
 mod window;
 
+pub use corrected::{Corrections, FACTOR_MAX, FACTOR_MIN, ProfileModel};
 pub use fit::ModelError;
 pub use link::{LinkModel, LinkPrior};
+pub use profile::{
+    EntryProblem, KvLayout, PROFILE_BYTES_MAX, PROFILE_POINTS_MAX, PrefillShape, Profile, ProfileError,
+    StepShape,
+};
 pub use step::{StepCoefficients, StepModel};

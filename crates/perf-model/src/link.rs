@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::fit::{Fit, ModelError, Tuning};
+use crate::fit::{Fit, Limits, ModelError, Tuning};
 
 /// What is assumed of a link before anything moved over it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -24,8 +24,13 @@ impl LinkPrior {
 }
 
 /// Transfers are rarer than steps: a memory of about 100 of them. 32 MiB is 256 tokens of an 8B model's KV.
-static TUNING: Tuning<2> =
-    Tuning { forgetting: 0.99, prior_weight: 0.1, typical: [1.0, 32.0 * 1024.0 * 1024.0] };
+static TUNING: Tuning<2> = Tuning {
+    forgetting: 0.99,
+    prior_weight: 0.1,
+    typical: [1.0, 32.0 * 1024.0 * 1024.0],
+    limits: Limits::NOT_NEGATIVE,
+    owner: None,
+};
 
 /// A petabyte a second: what a link without a measurable cost per byte is said to carry, so that nobody divides by 0.
 const SECONDS_PER_BYTE_MIN: f64 = 1e-15;

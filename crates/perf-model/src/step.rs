@@ -3,7 +3,7 @@
 use forebay_types::StepObservation;
 use serde::{Deserialize, Serialize};
 
-use crate::fit::{Fit, ModelError, Tuning};
+use crate::fit::{Fit, Limits, ModelError, Tuning};
 
 /// What one rank's steps cost. All in seconds, all at least 0.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -109,6 +109,8 @@ static TUNING: Tuning<5> = Tuning {
     forgetting: 0.998,
     prior_weight: 0.1,
     typical: [1.0, 512.0, 512.0 * 512.0 / 2.0, 8.0, 8.0 * 1024.0],
+    limits: Limits::NOT_NEGATIVE,
+    owner: None,
 };
 
 /// What one rank's steps cost, learned from them.
