@@ -24,11 +24,11 @@ pub fn hashes(numbers: impl IntoIterator<Item = u64>) -> Vec<BlockHash> {
 }
 
 pub fn stored(parent: Option<u64>, hashes: Vec<BlockHash>) -> KvEvent {
-    KvEvent::Stored { parent: parent.map(BlockHash), hashes, tier: Tier::Device }
+    KvEvent::Stored { parent: parent.map(BlockHash), hashes, tier: Tier::Device, group: 0 }
 }
 
 pub fn removed(hashes: Vec<BlockHash>) -> KvEvent {
-    KvEvent::Removed { hashes, tier: Tier::Device }
+    KvEvent::Removed { hashes, tier: Tier::Device, group: 0 }
 }
 
 /// One event of the workload.

@@ -324,7 +324,7 @@ impl Board {
     /// All that a rank caches.
     pub(crate) fn snapshot(&self, snapshot: forebay_engines::KvSnapshot) {
         self.change(|life, _| {
-            life.feed.reset(snapshot.rank.dp_rank, snapshot.sequence_next, snapshot.blocks);
+            life.feed.reset(snapshot.rank.dp_rank, snapshot.sequence_next, snapshot.contents);
         });
     }
 
@@ -472,9 +472,9 @@ impl Life {
         }
         if told.pieces.is_empty() {
             match self.feed.next(&mut told.cursor, DELTA_HASHES_MAX)? {
-                Next::Snapshot { dp_rank, sequence_next, blocks } => {
-                    told.pieces
-                        .extend(snapshot_chunks(dp_rank, sequence_next, &blocks).map(Body::KvSnapshot));
+                Next::Snapshot { dp_rank, sequence_next, contents } => {
+                    let pieces = snapshot_chunks(dp_rank, sequence_next, contents);
+                    told.pieces.extend(pieces.into_iter().map(Body::KvSnapshot));
                 }
                 Next::Deltas(deltas) => {
                     let deltas = deltas.iter().map(|delta| v1::KvDelta::clone(delta));

@@ -14,7 +14,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 use forebay_kv_index::{IndexLimits, KvIndex};
 use forebay_proto::v1;
-use forebay_types::{BlockHash, Incarnation, KvEvent, KvEventBatch, RankId};
+use forebay_types::{Incarnation, KvEvent, KvEventBatch, RankId};
 
 /// Bounds of the log of one rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub struct Feed {
 
 #[derive(Debug)]
 struct Rank {
-    /// What the device holds now: an index of one rank, because it gives chains in order.
+    /// What it holds now: an index of one rank, because it gives chains in order.
     mirror: KvIndex,
     /// Number of the next batch.
     sequence_next: u64,
@@ -113,8 +113,8 @@ pub enum Next {
         dp_rank: u16,
         /// Number of the batch after it.
         sequence_next: u64,
-        /// Chains together.
-        blocks: Vec<BlockHash>,
+        /// Events that would make it from nothing.
+        contents: Vec<KvEvent>,
     },
     /// What changed, in order.
     Deltas(Vec<Arc<v1::KvDelta>>),
@@ -159,11 +159,11 @@ impl Feed {
     }
 
     /// Takes the whole cache of a rank.
-    pub fn reset(&mut self, dp_rank: u16, sequence_next: u64, blocks: impl IntoIterator<Item = BlockHash>) {
+    pub fn reset(&mut self, dp_rank: u16, sequence_next: u64, contents: Vec<KvEvent>) {
         let Some(rank) = self.ranks.get_mut(usize::from(dp_rank)) else {
             return;
         };
-        let _ = rank.mirror.reset(MIRRORED, sequence_next, blocks); // one rank of one
+        let _ = rank.mirror.reset(MIRRORED, sequence_next, contents); // one rank of one
         while rank.mirror.tidy() {}
         rank.sequence_next = sequence_next;
         rank.gap = false;
@@ -192,7 +192,7 @@ impl Feed {
                     return Some(Next::Snapshot {
                         dp_rank: dp_rank as u16,
                         sequence_next: rank.sequence_next,
-                        blocks: rank.mirror.blocks(MIRRORED).unwrap_or_default(),
+                        contents: rank.mirror.contents(MIRRORED).unwrap_or_default(),
                     });
                 }
             }
@@ -261,7 +261,7 @@ impl Rank {
 fn hashes_in(event: &KvEvent) -> usize {
     match event {
         KvEvent::Stored { hashes, .. } | KvEvent::Removed { hashes, .. } => hashes.len(),
-        KvEvent::Cleared => 0,
+        KvEvent::Groups(_) | KvEvent::Cleared => 0,
     }
 }
 

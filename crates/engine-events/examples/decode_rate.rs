@@ -48,6 +48,7 @@ fn prompt(number: u64, block_size_tokens: u32, is_sglang: bool) -> Stored {
         tier: Tier::Device,
         group: (!is_sglang).then_some(0),
         kind: (!is_sglang).then_some(GroupKind::FullAttention),
+        window_tokens: None,
     }
 }
 

@@ -172,6 +172,7 @@ impl Writer {
             1 + usize::from(stored.extra_keys.is_some())
                 + usize::from(stored.group.is_some())
                 + usize::from(stored.kind.is_some())
+                + usize::from(stored.window_tokens.is_some())
         };
         self.map(7 + pairs);
         self.text("type");
@@ -197,6 +198,9 @@ impl Writer {
             self.pair("extra_keys", stored.extra_keys.as_deref(), Self::extra_keys);
             self.pair("group_idx", stored.group, |out, group| out.unsigned(group.into()));
             self.pair("kv_cache_spec_kind", stored.kind, |out, kind| out.text(kind.name()));
+            self.pair("kv_cache_spec_sliding_window", stored.window_tokens, |out, tokens| {
+                out.unsigned(tokens.into());
+            });
         }
     }
 

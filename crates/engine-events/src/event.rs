@@ -77,6 +77,8 @@ pub struct Stored {
     pub group: Option<u32>,
     /// What kind of cache that group has.
     pub kind: Option<GroupKind>,
+    /// How many tokens back its layers look, if they have a sliding window.
+    pub window_tokens: Option<u32>,
 }
 
 /// Blocks went, in any order.
@@ -119,7 +121,8 @@ macro_rules! group_kinds {
         }
 
         impl GroupKind {
-            pub(crate) fn from_name(name: &str) -> Self {
+            /// The kind that the engine calls so.
+            pub fn from_name(name: &str) -> Self {
                 match name {
                     $($name => Self::$kind,)*
                     _ => Self::Other,

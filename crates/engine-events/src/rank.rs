@@ -1,28 +1,27 @@
 //! One rank's cache: what its engine announces in, what changes for the index out.
 //!
-//! Start at [`RankCache::apply`]. How engine blocks become ours is in `chain`, how they are counted in `held`, what can be
-//! wrong in `fault`.
+//! Start at [`RankCache::apply`]. How engine blocks become ours is in `chain`, how they are counted in `held`, what groups
+//! of layers need in `group`, what can be wrong in `fault`.
 //!
-//! Invariants: a block of ours is held on a tier exactly while an engine block that completes it is, and that one while it
-//! was stored there more often than removed; `Stored` is said when that begins and `Removed` when it ends, so whoever
+//! Invariants: a block of ours is held by a group on a tier exactly while an engine block that completes it is, and that one
+//! while it was stored there more often than removed; `Stored` is said when that begins and `Removed` when it ends, so whoever
 //! follows the events has what [`RankCache::snapshot`] has; nothing an engine says makes it panic, and memory is bounded
 //! by [`RankSettings::blocks_max`].
 
 mod chain;
 mod fault;
+mod group;
 mod held;
 
-use std::{
-    collections::{HashMap, HashSet, hash_map},
-    hash::BuildHasherDefault,
-};
+use std::collections::hash_map;
 
 use forebay_kv_hash::BlockHasher;
-use forebay_types::{BlockHash, KvEvent, Tier};
+use forebay_types::{BlockHash, KV_GROUPS_MAX, KvEvent, Tier};
 
-use crate::event::{EngineEvent, EngineHash, EventBatch, GroupKind, Removed, Stored};
+use crate::event::{EngineEvent, EngineHash, EventBatch, Removed, Stored};
 use chain::{Chain, Identity, Own};
-use held::{AsItIs, Held, Keyed, TIERS, place};
+use group::Group;
+use held::{ALL_TIERS, At, Keyed, TIERS, place};
 
 pub use fault::Fault;
 
@@ -39,7 +38,7 @@ pub struct RankSettings {
     /// Block size of the engine's own pool in tokens, as discovered; `None` if it is not known. Blocks of another size on
     /// the device are left out.
     pub engine_block_size_tokens: Option<u32>,
-    /// Engine blocks, and blocks of ours, that are followed. More are left out and counted.
+    /// Engine blocks, and blocks of ours, that are followed, each counted once a group. More are left out and counted.
     pub blocks_max: usize,
 }
 
@@ -65,7 +64,7 @@ pub struct Applied {
 /// Figures for metrics and `status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RankStats {
-    /// Blocks of ours that are held: on the device.
+    /// Blocks of ours that the first group holds: on the device.
     pub blocks_device: u64,
     /// In host memory.
     pub blocks_host: u64,
@@ -73,10 +72,12 @@ pub struct RankStats {
     pub blocks_disk: u64,
     /// Elsewhere.
     pub blocks_remote: u64,
-    /// Distinct engine hashes that are followed.
+    /// Distinct engine hashes that are followed, of the first group.
     pub engine_blocks: u64,
-    /// Engine blocks of other groups of layers, which do not count for overlaps.
+    /// The same of all other groups of layers.
     pub engine_blocks_other_groups: u64,
+    /// Groups of layers that were met.
+    pub groups: u32,
     /// Tokens in an engine's block on its device, by its last event; 0 before the first.
     pub engine_block_size_tokens: u32,
     /// Stores since the last clearing that are not indexed and not yet removed, as far as can be told.
@@ -102,19 +103,16 @@ struct Entry {
     identity: Identity,
 }
 
-/// A hash of another group of layers: only counted.
-type OtherGroup = (EngineHash, u32, Tier);
-
 /// Follows what one DP rank of one life of an engine caches.
 #[derive(Debug)]
 pub struct RankCache {
     settings: RankSettings,
     plain_root: BlockHash,
-    entries: HashMap<EngineHash, Entry, Keyed>,
-    other_groups: HashMap<OtherGroup, u32, Keyed>,
-    held: Held,
-    /// The group that feeds the index, once known.
-    main_group: Option<u32>,
+    keyed: Keyed,
+    /// In the order in which they were met, which is how the index numbers them.
+    groups: Vec<Group>,
+    /// Numbers of groups that take no part in reusing prefixes; at most [`KV_GROUPS_MAX`].
+    apart: Vec<u32>,
     history: History,
     stats: RankStats,
 }
@@ -122,13 +120,11 @@ pub struct RankCache {
 impl RankCache {
     /// Of a rank that caches nothing yet. One that is met later starts with [`reset`](Self::reset).
     pub fn new(settings: RankSettings) -> Self {
-        let keyed = Keyed::new(&settings.hasher);
         Self {
             plain_root: settings.hasher.root(&settings.model, ""),
-            entries: HashMap::with_hasher(keyed.clone()),
-            other_groups: HashMap::with_hasher(keyed),
-            held: Held::default(),
-            main_group: None,
+            keyed: Keyed::new(&settings.hasher),
+            groups: Vec::new(),
+            apart: Vec::new(),
             history: History::Whole,
             stats: RankStats::default(),
             settings,
@@ -154,94 +150,77 @@ impl RankCache {
         applied
     }
 
-    /// Blocks of ours on the device, each once, chains one after the other: an index keeps together what comes together.
-    pub fn snapshot(&self) -> Vec<BlockHash> {
-        let count = self.held.blocks()[place(Tier::Device)] as usize;
-        // One of those that follow each block.
-        let mut after: HashMap<BlockHash, BlockHash, BuildHasherDefault<AsItIs>> =
-            HashMap::with_capacity_and_hasher(count, Default::default());
-        for entry in self.entries.values().filter(|entry| entry.stored[place(Tier::Device)] > 0) {
-            let own = entry.identity.own();
-            after.extend(
-                entry
-                    .before
-                    .iter()
-                    .chain(own)
-                    .copied()
-                    .zip(own.iter().skip(entry.before.is_none().into()).copied()),
-            );
-        }
-        let follows: HashSet<BlockHash, BuildHasherDefault<AsItIs>> = after
-            .iter()
-            .filter(|(before, _)| self.held.holds(Tier::Device, **before))
-            .map(|(_, &block)| block)
-            .collect();
-        let mut blocks = Vec::with_capacity(count);
-        for start in self.held.of(Tier::Device).filter(|block| !follows.contains(block)) {
-            let chain = std::iter::successors(Some(start), |block| after.get(block).copied());
-            blocks.extend(chain.take_while(|&block| self.held.holds(Tier::Device, block)));
-        }
-        blocks
+    /// All that is cached, as the events that would make it from nothing.
+    pub fn snapshot(&self) -> Vec<KvEvent> {
+        let groups = (0..).zip(&self.groups).flat_map(|(place, group)| group.contents(place));
+        group::said(&self.groups).into_iter().chain(groups).collect()
     }
 
     /// Figures.
     pub fn stats(&self) -> RankStats {
-        let blocks = self.held.blocks();
+        let blocks = self.groups.first().map_or([0; TIERS], |group| group.held.blocks());
+        let mut engine_blocks = self.groups.iter().map(|group| group.entries.len() as u64);
         RankStats {
             blocks_device: blocks[place(Tier::Device)],
             blocks_host: blocks[place(Tier::Host)],
             blocks_disk: blocks[place(Tier::Disk)],
             blocks_remote: blocks[place(Tier::Remote)],
-            engine_blocks: self.entries.len() as u64,
-            engine_blocks_other_groups: self.other_groups.len() as u64,
+            engine_blocks: engine_blocks.next().unwrap_or(0),
+            engine_blocks_other_groups: engine_blocks.sum(),
+            groups: self.groups.len() as u32,
             ..self.stats
         }
     }
 
-    /// Forgets what is cached: the engine restarted, or events were lost for good. What comes next is the engine's first
-    /// batch ([`History::Whole`]) or another. Figures since the start stay.
+    /// Forgets what is cached, but not which groups of layers there are: the engine restarted, or events were lost for
+    /// good. What comes next is the engine's first batch ([`History::Whole`]) or another. Figures since the start stay.
     pub fn reset(&mut self, history: History) {
         self.clear();
         self.history = history;
         self.stats.left_out = 0;
         self.stats.engine_block_size_tokens = 0;
-        self.main_group = None;
     }
 
     /// Everything goes. Engines may mean their own pool alone, so later removals from other tiers are not unknown ones.
     fn clear(&mut self) {
         let elsewhere =
             |entry: &Entry| entry.stored.iter().skip(1).map(|&times| u64::from(times)).sum::<u64>();
-        self.stats.left_out = self.entries.values().map(elsewhere).sum();
+        let entries = self.groups.iter().flat_map(|group| group.entries.values());
+        self.stats.left_out = entries.map(elsewhere).sum();
         self.history = History::Whole;
-        self.entries.clear();
-        self.other_groups.clear();
-        self.held = Held::default();
+        self.groups.iter_mut().for_each(Group::clear);
     }
 
-    /// Whether a store of `group` feeds the index. That is one group with full attention: the first that is seen, and
-    /// engines begin with the lowest. Where kinds are not said it is group 0.
-    fn feeds_index(&mut self, group: u32, kind: Option<GroupKind>) -> bool {
-        let is_full = match kind {
-            Some(GroupKind::FullAttention | GroupKind::MlaAttention | GroupKind::SinkFullAttention) => true,
-            Some(GroupKind::Unknown) | None => group == 0,
-            Some(_) => false,
-        };
-        if is_full && self.main_group.is_none() {
-            self.main_group = Some(group);
+    /// The place of the group that an event is of; met for the first time, it is announced. `None` if its blocks are left
+    /// out.
+    fn group_of(&mut self, event: &Stored, applied: &mut Applied) -> Option<u8> {
+        let number = event.group.unwrap_or(0);
+        let at = self.groups.iter().position(|group| group.number == number);
+        // Blocks on other tiers may have another size.
+        let settled = at.is_some() && (event.tier != Tier::Device || event.tokens.is_empty());
+        let needs = group::needs(event, self.settings.hasher.block_size_tokens()).filter(|_| !settled);
+        match (at, needs) {
+            (Some(at), Some(needs)) if self.groups[at].needs != needs => self.groups[at].needs = needs,
+            (Some(at), _) => return Some(at as u8),
+            (None, None) => {
+                if !self.apart.contains(&number) && self.apart.len() < KV_GROUPS_MAX {
+                    self.apart.push(number);
+                }
+                return None;
+            }
+            (None, Some(_)) if self.groups.len() == KV_GROUPS_MAX => {
+                let blocks = event.hashes.len() as u64;
+                self.stats.left_out += blocks;
+                Fault::TooManyGroups { groups_max: KV_GROUPS_MAX, blocks }.add_to(&mut applied.faults);
+                return None;
+            }
+            (None, Some(needs)) => self.groups.push(Group::new(number, needs, self.keyed.clone())),
         }
-        self.main_group == Some(group)
+        applied.events.extend(group::said(&self.groups));
+        at.or(Some(self.groups.len() - 1)).map(|at| at as u8)
     }
 
     fn store(&mut self, event: &Stored, applied: &mut Applied) {
-        if let Some(group) = event.group
-            && !self.feeds_index(group, event.kind)
-        {
-            return self.store_other_group(event, group, applied);
-        }
-        if event.tier == Tier::Device {
-            self.stats.engine_block_size_tokens = event.block_size_tokens;
-        }
         // An engine that moves blocks to another tier may only name them.
         let named_only = event.tokens.is_empty();
         if !named_only && let Some(fault) = self.malformed(event) {
@@ -249,8 +228,13 @@ impl RankCache {
             self.stats.malformed += event.hashes.len() as u64;
             return fault.add_to(&mut applied.faults);
         }
+        let Some(group) = self.group_of(event, applied) else { return };
+        let at = At { tier: event.tier, group };
+        if event.tier == Tier::Device && group == 0 {
+            self.stats.engine_block_size_tokens = event.block_size_tokens;
+        }
         let explained = self.stats.left_out > 0 || self.history == History::Lost;
-        let mut chain = if named_only { None } else { self.chain_before(event) };
+        let mut chain = if named_only { None } else { self.chain_before(event, group) };
         let mut unknown = 0;
         let mut own = Own::new();
         for (index, &hash) in event.hashes.iter().enumerate() {
@@ -260,10 +244,10 @@ impl RankCache {
                 before
             });
             let computed = before.zip(chain.as_ref());
-            match self.store_one(hash, event.tier, computed, &own, applied) {
+            match self.store_one(hash, at, computed, &own, applied) {
                 // The hash stands for the whole prefix: what follows it has a place again.
                 Stores::Counted if chain.is_none() && !named_only => {
-                    chain = self.entries[&hash].identity.chain()
+                    chain = self.groups[usize::from(group)].entries[&hash].identity.chain();
                 }
                 Stores::Counted => {}
                 Stores::LeftOut => self.stats.left_out += 1,
@@ -282,7 +266,10 @@ impl RankCache {
         let blocks = in_event as u64;
         let (announced, tokens) = (event.block_size_tokens, event.tokens.len());
         match self.settings.engine_block_size_tokens {
-            Some(declared) if declared != announced && event.tier == Tier::Device => {
+            // Of several groups each may have blocks of its own size; the first is the engine's own.
+            Some(declared)
+                if declared != announced && event.tier == Tier::Device && event.group.unwrap_or(0) == 0 =>
+            {
                 return Some(Fault::WrongBlockSize { declared, announced, blocks });
             }
             _ => {}
@@ -295,9 +282,15 @@ impl RankCache {
     }
 
     /// Where the chain stands that the event goes on with; `None` if that is not known.
-    fn chain_before(&self, event: &Stored) -> Option<Chain> {
+    fn chain_before(&self, event: &Stored, group: u8) -> Option<Chain> {
         match event.parent {
-            Some(parent) => self.entries.get(&parent)?.identity.chain(),
+            // A hash ends the same prefix in every group, and one that skips blocks may know it from another only.
+            Some(parent) => {
+                let (before, rest) = self.groups.split_at(group.into());
+                let (own, after) = rest.split_first()?;
+                let mut all = [own].into_iter().chain(before).chain(after);
+                all.find_map(|group| group.entries.get(&parent)?.identity.chain())
+            }
             None => {
                 let is_plain = event.lora_name.is_none()
                     && event.lora_id.is_none()
@@ -334,20 +327,22 @@ impl RankCache {
     fn store_one(
         &mut self,
         hash: EngineHash,
-        tier: Tier,
+        at: At,
         computed: Option<(Option<BlockHash>, &Chain)>,
         own: &Own,
         applied: &mut Applied,
     ) -> Stores {
         let blocks_max = self.settings.blocks_max;
-        let blocks = self.entries.len() + self.other_groups.len();
-        let entry = match self.entries.entry(hash) {
+        let blocks: usize = self.groups.iter().map(|group| group.entries.len()).sum();
+        let held: usize = self.groups.iter().map(|group| group.held.len()).sum();
+        let group = &mut self.groups[usize::from(at.group)];
+        let entry = match group.entries.entry(hash) {
             hash_map::Entry::Occupied(entry) => {
                 let entry = entry.into_mut();
                 if computed.is_some_and(|(_, chain)| !entry.identity.agrees(own, chain)) {
-                    for tier in [Tier::Device, Tier::Host, Tier::Disk, Tier::Remote] {
+                    for tier in ALL_TIERS {
                         if entry.stored[place(tier)] > 0 {
-                            self.held.release(tier, entry.identity.own(), &mut applied.events);
+                            group.held.release(At { tier, ..at }, entry.identity.own(), &mut applied.events);
                         }
                     }
                     entry.identity = Identity::Ambiguous;
@@ -360,7 +355,7 @@ impl RankCache {
                 let Some((before, chain)) = computed else {
                     return Stores::Unknown;
                 };
-                if blocks >= blocks_max || self.held.len() + own.len() > blocks_max {
+                if blocks >= blocks_max || held + own.len() > blocks_max {
                     self.stats.refused += 1;
                     Fault::NoRoom { blocks_max, blocks: 1 }.add_to(&mut applied.faults);
                     return Stores::LeftOut;
@@ -369,39 +364,26 @@ impl RankCache {
             }
         };
         // No engine holds one block four billion times; one that says so has its removals believed too early.
-        let times = &mut entry.stored[place(tier)];
+        let times = &mut entry.stored[place(at.tier)];
         *times = times.saturating_add(1);
         if *times == 1 {
-            self.held.hold(tier, entry.before, entry.identity.own(), &mut applied.events);
+            group.held.hold(at, entry.before, entry.identity.own(), &mut applied.events);
         }
         Stores::Counted
     }
 
-    fn store_other_group(&mut self, event: &Stored, group: u32, applied: &mut Applied) {
-        for &hash in &event.hashes {
-            let blocks = self.entries.len() + self.other_groups.len();
-            match self.other_groups.entry((hash, group, event.tier)) {
-                hash_map::Entry::Occupied(mut times) => *times.get_mut() = times.get().saturating_add(1),
-                hash_map::Entry::Vacant(vacant) if blocks < self.settings.blocks_max => {
-                    vacant.insert(1);
-                }
-                hash_map::Entry::Vacant(_) => {
-                    self.stats.left_out += 1;
-                    self.stats.refused += 1;
-                    Fault::NoRoom { blocks_max: self.settings.blocks_max, blocks: 1 }
-                        .add_to(&mut applied.faults);
-                }
-            }
-        }
-    }
-
     fn remove(&mut self, event: &Removed, applied: &mut Applied) {
-        let other_group = event.group.filter(|&group| self.main_group != Some(group));
+        // Those that do not say which were met first.
+        let number = event.group.or_else(|| Some(self.groups.first()?.number)).unwrap_or(0);
+        let group = self.groups.iter().position(|group| group.number == number);
+        if group.is_none() && self.apart.contains(&number) {
+            return;
+        }
         for &hash in &event.hashes {
-            let was_stored = match other_group {
-                None => self.remove_one(hash, event.tier, &mut applied.events),
-                Some(group) => self.remove_other_group((hash, group, event.tier)),
-            };
+            let was_stored = group.is_some_and(|group| {
+                let at = At { tier: event.tier, group: group as u8 };
+                self.groups[group].remove(hash, at, &mut applied.events)
+            });
             if was_stored {
             } else if self.stats.left_out > 0 {
                 // Which ones they are is not kept: their number explains as many removals.
@@ -412,34 +394,25 @@ impl RankCache {
             }
         }
     }
+}
 
-    /// Says whether it was stored there.
-    fn remove_one(&mut self, hash: EngineHash, tier: Tier, events: &mut Vec<KvEvent>) -> bool {
+impl Group {
+    /// Counts one removal of `hash`. Says whether it was stored there.
+    fn remove(&mut self, hash: EngineHash, at: At, events: &mut Vec<KvEvent>) -> bool {
         let hash_map::Entry::Occupied(mut occupied) = self.entries.entry(hash) else {
             return false;
         };
         let entry = occupied.get_mut();
-        let times = &mut entry.stored[place(tier)];
+        let times = &mut entry.stored[place(at.tier)];
         let Some(left) = times.checked_sub(1) else {
             return false;
         };
         *times = left;
         if left == 0 {
-            self.held.release(tier, entry.identity.own(), events);
+            self.held.release(at, entry.identity.own(), events);
             if entry.stored == [0; TIERS] {
                 occupied.remove();
             }
-        }
-        true
-    }
-
-    fn remove_other_group(&mut self, key: OtherGroup) -> bool {
-        let hash_map::Entry::Occupied(mut times) = self.other_groups.entry(key) else {
-            return false;
-        };
-        *times.get_mut() -= 1;
-        if *times.get() == 0 {
-            times.remove();
         }
         true
     }

@@ -6,11 +6,7 @@
 //! A sequence references every block of its prefix, so a cached block's parent is released no earlier than the block
 //! itself; with releases that put suffixes before prefixes, eviction takes children before their parents.
 
-use std::{
-    collections::HashMap,
-    hash::{BuildHasherDefault, Hasher},
-};
-
+use forebay_kv_hash::{BlockMap, Run};
 use forebay_types::{BlockHash, KvEvent, Tier, TokenId};
 
 /// Which owner's content a block holds: rises whenever the block gets a new one.
@@ -60,30 +56,12 @@ pub(crate) enum Before {
     Block(u32, Generation),
 }
 
-/// Keys are hashes already.
-#[derive(Debug, Default)]
-pub(crate) struct AsIs(u64);
-
-impl Hasher for AsIs {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
-        }
-    }
-    fn write_u64(&mut self, number: u64) {
-        self.0 = number;
-    }
-}
-
 /// The pool.
 #[derive(Debug)]
 pub(crate) struct Pool {
     blocks: Vec<Block>,
     free: Vec<u32>,
-    by_hash: HashMap<BlockHash, u32, BuildHasherDefault<AsIs>>,
+    by_hash: BlockMap<u32>,
     oldest: Option<u32>,
     newest: Option<u32>,
     cached_unreferenced: u32,
@@ -97,7 +75,7 @@ impl Pool {
         Self {
             blocks: (0..blocks).map(|_| Block::default()).collect(),
             free: (0..blocks).rev().collect(),
-            by_hash: HashMap::default(),
+            by_hash: BlockMap::default(),
             oldest: None,
             newest: None,
             cached_unreferenced: 0,
@@ -251,11 +229,12 @@ impl Pool {
         out.append(&mut self.events);
     }
 
-    /// Every reusable block's hash, sorted.
-    pub(crate) fn cached_hashes(&self) -> Vec<BlockHash> {
-        let mut hashes: Vec<BlockHash> = self.by_hash.keys().copied().collect();
-        hashes.sort_unstable();
-        hashes
+    /// Every reusable block, as the events that would make it from nothing.
+    pub(crate) fn cached(&self) -> Vec<KvEvent> {
+        let cached = self.blocks.iter().filter_map(|block| block.cached.as_ref());
+        let blocks = cached.map(|cached| (cached.hash, self.hash_before(cached.before)));
+        let event = |Run { parent, hashes }| KvEvent::Stored { parent, hashes, tier: Tier::Device, group: 0 };
+        forebay_kv_hash::join(blocks).into_iter().map(event).collect()
     }
 
     pub(crate) fn accounting(&self) -> Accounting {
@@ -265,17 +244,26 @@ impl Pool {
     }
 
     fn announce_stored(&mut self, hash: BlockHash, before: Before) {
-        let parent = match before {
-            Before::Root(_) => None,
-            Before::Block(block, _) => self.blocks[block as usize].cached.as_ref().map(|cached| cached.hash),
-        };
+        let parent = self.hash_before(before);
         if let Some(KvEvent::Stored { hashes, .. }) = self.events.last_mut()
             && parent.is_some()
             && hashes.last().copied() == parent
         {
             hashes.push(hash);
         } else {
-            self.events.push(KvEvent::Stored { parent, hashes: vec![hash], tier: Tier::Device });
+            self.events.push(KvEvent::Stored { parent, hashes: vec![hash], tier: Tier::Device, group: 0 });
+        }
+    }
+
+    /// The hash of what stands before a block, if that is cached.
+    fn hash_before(&self, before: Before) -> Option<BlockHash> {
+        match before {
+            Before::Root(_) => None,
+            Before::Block(block, generation) => {
+                let before =
+                    Some(&self.blocks[block as usize]).filter(|block| block.generation == generation);
+                before?.cached.as_ref().map(|cached| cached.hash)
+            }
         }
     }
 
@@ -285,7 +273,7 @@ impl Pool {
         if let Some(KvEvent::Removed { hashes, .. }) = self.events.last_mut() {
             hashes.push(cached.hash);
         } else {
-            self.events.push(KvEvent::Removed { hashes: vec![cached.hash], tier: Tier::Device });
+            self.events.push(KvEvent::Removed { hashes: vec![cached.hash], tier: Tier::Device, group: 0 });
         }
     }
 
@@ -318,7 +306,7 @@ impl Pool {
 
     /// Panics where the pool contradicts itself. `owners`: how many references sequences hold to each block.
     #[cfg(test)]
-    pub(crate) fn check(&self, owners: &HashMap<u32, u32>) {
+    pub(crate) fn check(&self, owners: &std::collections::HashMap<u32, u32>) {
         let mut linked = 0;
         let mut at = self.oldest;
         let mut before = None;

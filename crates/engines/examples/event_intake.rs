@@ -79,6 +79,7 @@ fn payload(prompt: u64, removed: Option<u64>) -> Bytes {
         tier: Tier::Device,
         group: Some(0),
         kind: Some(GroupKind::FullAttention),
+        window_tokens: None,
     });
     let events = removals.chain([stored]).collect();
     encode(&EventBatch { time_seconds: 1.0, events, dp_rank: Some(0) }, Dialect::VllmMap).into()

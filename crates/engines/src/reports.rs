@@ -10,7 +10,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use forebay_types::{BlockHash, KvEventBatch, RankId, RankLoad, StepObservation};
+use forebay_types::{KvEvent, KvEventBatch, RankId, RankLoad, StepObservation};
 use parking_lot::Mutex;
 
 use crate::driver::CacheSight;
@@ -74,8 +74,8 @@ pub struct KvSnapshot {
     pub rank: RankId,
     /// Number of the next event batch.
     pub sequence_next: u64,
-    /// Hashes of all cached blocks.
-    pub blocks: Vec<BlockHash>,
+    /// Events that would make it from nothing.
+    pub contents: Vec<KvEvent>,
 }
 
 /// The mailbox.

@@ -22,7 +22,7 @@ use crate::{
     metrics::Door as Side,
     server::{DumpItem, IndexServer},
     service::{
-        EngineSpec, EngineStatus, FedBatch, FedEvent, FedStored, Kind, Overlap, Prefix, Published,
+        EngineSpec, EngineStatus, FedBatch, FedEvent, FedLayers, FedStored, Kind, Overlap, Prefix, Published,
         RankStatus, Recipient, Refused, State,
     },
 };
@@ -113,9 +113,10 @@ impl Calls {
                 let batch = FedBatch { sequence, events: events.collect::<Result<_, _>>()? };
                 service.publish(to, batch, Instant::now())
             }
-            Some(v1::publish_request::Body::Snapshot(v1::Snapshot { sequence_next, hashes })) => {
-                let hashes = hashes.into_iter().map(BlockHash).collect();
-                service.snapshot(to, sequence_next, hashes, Instant::now())
+            Some(v1::publish_request::Body::Snapshot(v1::Snapshot { sequence_next, stored })) => {
+                let stored = stored.into_iter().enumerate();
+                let stored = stored.map(|(index, stored)| fed_stored("stored", index, stored));
+                service.snapshot(to, sequence_next, stored.collect::<Result<_, _>>()?, Instant::now())
             }
             None => Err(Refused::value("body", "the message has neither `batch` nor `snapshot`")),
         }
@@ -231,33 +232,49 @@ fn numbers(hashes: Vec<BlockHash>) -> Vec<u64> {
 }
 
 fn fed_event(index: usize, event: v1::Event) -> Result<FedEvent, Refused> {
-    let wrong = |message: &str| Refused::value(format!("events[{index}]"), message);
-    let tier = |number: i32| match v1::Tier::try_from(number) {
+    match event.event {
+        Some(v1::event::Event::Stored(stored)) => fed_stored("events", index, stored).map(FedEvent::Stored),
+        Some(v1::event::Event::Removed(v1::Removed { hashes, tier, group })) => {
+            Ok(FedEvent::Removed { hashes, tier: fed_tier("events", index, tier)?, group })
+        }
+        Some(v1::event::Event::Cleared(v1::Cleared {})) => Ok(FedEvent::Cleared),
+        // To pass it over would make the index claim what the engine may not hold.
+        None => Err(Refused::value(format!("events[{index}]"), "it is of no kind that this version knows")),
+    }
+}
+
+fn fed_stored(list: &str, index: usize, stored: v1::Stored) -> Result<FedStored, Refused> {
+    let v1::Stored {
+        parent,
+        hashes,
+        tokens,
+        block_size_tokens,
+        salt,
+        lora,
+        tier,
+        group,
+        kind,
+        window_tokens,
+    } = stored;
+    Ok(FedStored {
+        parent,
+        hashes,
+        tokens,
+        block_size_tokens,
+        salt: some(salt),
+        lora: some(lora),
+        tier: fed_tier(list, index, tier)?,
+        layers: FedLayers { group, kind: some(kind), window_tokens },
+    })
+}
+
+fn fed_tier(list: &str, index: usize, number: i32) -> Result<Tier, Refused> {
+    match v1::Tier::try_from(number) {
         Ok(v1::Tier::Unspecified | v1::Tier::Device) => Ok(Tier::Device),
         Ok(v1::Tier::Host) => Ok(Tier::Host),
         Ok(v1::Tier::Disk) => Ok(Tier::Disk),
         Ok(v1::Tier::Remote) => Ok(Tier::Remote),
-        Err(_) => Err(wrong("its tier is none that this version knows")),
-    };
-    match event.event {
-        Some(v1::event::Event::Stored(stored)) => {
-            let v1::Stored { parent, hashes, tokens, block_size_tokens, salt, lora, tier: number } = stored;
-            Ok(FedEvent::Stored(FedStored {
-                parent,
-                hashes,
-                tokens,
-                block_size_tokens,
-                salt: some(salt),
-                lora: some(lora),
-                tier: tier(number)?,
-            }))
-        }
-        Some(v1::event::Event::Removed(v1::Removed { hashes, tier: number })) => {
-            Ok(FedEvent::Removed { hashes, tier: tier(number)? })
-        }
-        Some(v1::event::Event::Cleared(v1::Cleared {})) => Ok(FedEvent::Cleared),
-        // To pass it over would make the index claim what the engine may not hold.
-        None => Err(wrong("it is of no kind that this version knows")),
+        Err(_) => Err(Refused::value(format!("{list}[{index}]"), "its tier is none that this version knows")),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod chains;
 mod fingerprint;
+mod join;
 mod key;
 
 use std::hash::Hasher as _;
@@ -10,6 +11,7 @@ use forebay_types::{BlockHash, TokenId};
 use siphasher::sip::SipHasher13;
 
 pub use chains::{ChainLimits, ChainStats, Reused, SessionChains};
+pub use join::{AsItIs, BlockMap, Run, join};
 pub use key::HashKey;
 
 /// Computes block hashes for one key and block size. Small and `Copy`: pass it by value.

@@ -37,13 +37,13 @@ fn apply(index: &KvIndex, rank: RankId, event: KvEvent) {
 }
 
 fn stored(number: u64) -> KvEvent {
-    KvEvent::Stored { parent: None, hashes: sequence(number), tier: Tier::Device }
+    KvEvent::Stored { parent: None, hashes: sequence(number), tier: Tier::Device, group: 0 }
 }
 
 /// The blocks that no other sequence has, last first.
 fn removed(number: u64) -> KvEvent {
     let own = sequence(number)[SHARED as usize..].iter().rev().copied().collect();
-    KvEvent::Removed { hashes: own, tier: Tier::Device }
+    KvEvent::Removed { hashes: own, tier: Tier::Device, group: 0 }
 }
 
 fn filled() -> KvIndex {
@@ -73,7 +73,8 @@ fn changes(criterion: &mut Criterion) {
         let rank = RankId { incarnation: Incarnation(u64::MAX), dp_rank: 0 };
         let blocks: Vec<BlockHash> = (0..8192).map(|block| BlockHash(mix(1 << 50 | block))).collect();
         bencher.iter(|| {
-            let stored = KvEvent::Stored { parent: None, hashes: blocks.clone(), tier: Tier::Device };
+            let stored =
+                KvEvent::Stored { parent: None, hashes: blocks.clone(), tier: Tier::Device, group: 0 };
             apply(&index, rank, stored);
             index.remove_rank(rank);
             while index.tidy() {}

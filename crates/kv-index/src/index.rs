@@ -1,11 +1,10 @@
 //! The index itself: events in, overlaps out.
 
-use forebay_types::{BlockHash, Incarnation, KvEvent, KvEventBatch, RankId, Tier};
+use forebay_types::{BlockHash, Incarnation, KvEvent, KvEventBatch, RankId};
 
 use crate::{
     overlaps::Overlaps,
     ranks::RankStats,
-    segment::{Holder, Plane},
     sync::{Mutex, MutexGuard},
     writer::{Shared, Writer},
 };
@@ -151,60 +150,57 @@ impl KvIndex {
             if let Some(ahead) = batch.events.get(index + EVENTS_AHEAD) {
                 writer.fetch(ahead);
             }
-            match event {
-                KvEvent::Stored { parent, hashes, tier } => {
-                    writer.store(&self.shared, holder(slot, *tier), *parent, hashes);
-                }
-                KvEvent::Removed { hashes, tier } => {
-                    writer.remove(&self.shared, holder(slot, *tier), hashes);
-                }
-                KvEvent::Cleared => slot = writer.clear_rank(batch.rank, &self.shared),
-            }
+            slot = writer.apply(&self.shared, batch.rank, slot, event);
         }
         writer.after_change(&self.shared);
         Applied::Ok
     }
 
-    /// Replaces all that is known of `rank` by a snapshot taken before its batch number `sequence_next`. The rank is no
-    /// longer stale. Says [`Applied::TooManyRanks`] if there is no place for it.
+    /// Replaces all that is known of `rank` by a snapshot taken before its batch number `sequence_next`: events that would
+    /// make what it holds from nothing. The rank is no longer stale. Says [`Applied::TooManyRanks`] if there is no place
+    /// for it.
     ///
-    /// `blocks` are those on the device. Any order is right; chains one after the other, each from its first block on,
-    /// make an index that is quicker to look up.
+    /// Chains in any order are right; those after the ones that they go on from make an index that evicts better.
     pub fn reset(
         &self,
         rank: RankId,
         sequence_next: u64,
-        blocks: impl IntoIterator<Item = BlockHash>,
+        contents: impl IntoIterator<Item = KvEvent>,
     ) -> Applied {
-        let mut blocks = blocks.into_iter();
-        let slot = {
+        let mut contents = contents.into_iter();
+        let mut slot = {
             let mut changes = self.changes();
             let writer = &mut changes.writer;
             if !writer.add_rank(rank, &self.shared, self.limits.ranks_max) {
                 return Applied::TooManyRanks;
             }
             let slot = writer.clear_rank(rank, &self.shared);
+            writer.set_groups(slot, &[], &self.shared);
             let rank = writer.ranks.find_mut(rank).expect("added above");
             (rank.sequence_next, rank.stale) = (sequence_next, false);
             slot
         };
         // In pieces, so that other ranks' events get their turns.
-        let mut piece = Vec::with_capacity(RESET_PIECE_BLOCKS);
-        loop {
-            piece.clear();
-            piece.extend(blocks.by_ref().take(RESET_PIECE_BLOCKS));
-            if piece.is_empty() {
-                return Applied::Ok;
-            }
+        let mut event = contents.next();
+        while event.is_some() {
             let mut changes = self.changes();
             let writer = &mut changes.writer;
             // It may have been removed meanwhile, or reset again.
             if writer.ranks.find(rank).is_none_or(|rank| rank.slot != slot) {
                 return Applied::Ok;
             }
-            writer.store_loose(&self.shared, holder(slot, Tier::Device), &piece);
+            let mut blocks = 0;
+            while let Some(next) = event.take_if(|_| blocks < RESET_PIECE_BLOCKS) {
+                blocks += match &next {
+                    KvEvent::Stored { hashes, .. } | KvEvent::Removed { hashes, .. } => hashes.len().max(1),
+                    KvEvent::Groups(_) | KvEvent::Cleared => 1,
+                };
+                slot = writer.apply(&self.shared, rank, slot, &next);
+                event = contents.next();
+            }
             writer.after_change(&self.shared);
         }
+        Applied::Ok
     }
 
     /// Forgets `rank`: it left. From now on it has no overlap; its memory is freed bit by bit, with each change and by
@@ -236,15 +232,14 @@ impl KvIndex {
         ranks.find(rank).map(|rank| ranks.stats(rank))
     }
 
-    /// The blocks that `rank` holds on its device, those that follow each other one after the other as far as the index
-    /// keeps them together: what [`reset`](Self::reset) of another index takes, and makes as quick to look up. `None` if
-    /// the rank is not followed.
+    /// All that `rank` holds, as the events that would make it from nothing: what [`reset`](Self::reset) of another index
+    /// takes. `None` if the rank is not followed.
     ///
     /// Walks the whole index, and other changes wait for it: some 30 ms for a million blocks.
-    pub fn blocks(&self, rank: RankId) -> Option<Vec<BlockHash>> {
+    pub fn contents(&self, rank: RankId) -> Option<Vec<KvEvent>> {
         let changes = self.changes();
         let slot = changes.writer.ranks.find(rank)?.slot;
-        Some(changes.writer.blocks_of(&self.shared, holder(slot, Tier::Device)))
+        Some(changes.writer.contents(&self.shared, slot))
     }
 
     /// Ranks that await a snapshot, in order of their ids.
@@ -272,8 +267,9 @@ impl KvIndex {
         }
     }
 
-    /// Leading blocks of `chain`, from a prompt's first block on, that each rank holds, into `out`, which is cleared first.
-    /// Ranks with none, stale ones among them, are left out.
+    /// Leading blocks of `chain`, from a prompt's first block on, that each rank can reuse, into `out`, which is cleared
+    /// first: those that it holds or, where its layers are of several groups, the longest prefix that every group can
+    /// serve. Ranks with none, stale ones among them, are left out.
     ///
     /// Never waits. O(segments of the chain x ranks that hold them).
     pub fn overlaps(&self, chain: &[BlockHash], out: &mut Overlaps) {
@@ -286,10 +282,6 @@ const EVENTS_AHEAD: usize = 4;
 
 /// Blocks of a snapshot that are stored at a time: under a millisecond.
 const RESET_PIECE_BLOCKS: usize = 8192;
-
-fn holder(slot: u16, tier: Tier) -> Holder {
-    Holder { slot, plane: Plane::new(tier) }
-}
 
 impl Drop for KvIndex {
     fn drop(&mut self) {

@@ -5,6 +5,7 @@ mod heads;
 mod index;
 mod lookup;
 mod names;
+mod notes;
 mod overlaps;
 #[cfg(all(test, feature = "shuttle"))]
 mod races;

@@ -3,10 +3,11 @@
 use forebay_types::BlockHash;
 
 use crate::{
-    overlaps::{Overlaps, Scratch, TierBlocks, TierRun},
+    notes,
+    overlaps::Overlaps,
     ranks::SlotsRead,
     reclaim::Guard,
-    segment::{Holder, Plane, Segment, TIERS, bits},
+    segment::{Holder, Plane, Segment, bits},
     sync::{
         AtomicU64,
         Ordering::{Relaxed, SeqCst},
@@ -17,7 +18,9 @@ use crate::{
 /// See [`KvIndex::overlaps`](crate::KvIndex::overlaps).
 pub(crate) fn overlaps(shared: &Shared, chain: &[BlockHash], out: &mut Overlaps) {
     out.clear();
-    if chain.first().is_none_or(|hash| !shared.filter.may_have(hash.0)) {
+    // Ranks that need only a prefix's end may have dropped its beginning.
+    let any_gapped = || shared.slots.any_gapped();
+    if chain.first().is_none_or(|hash| !shared.filter.may_have(hash.0)) && !any_gapped() {
         return;
     }
     let guard = shared.epochs.pin();
@@ -26,7 +29,16 @@ pub(crate) fn overlaps(shared: &Shared, chain: &[BlockHash], out: &mut Overlaps)
     let slots = shared.slots.read(&guard);
     let mut depth = 0;
     while let Some(&hash) = chain.get(depth) {
-        let Some((segment, position)) = shared.head(hash, &guard) else { break };
+        let Some((segment, position)) = shared.head(hash, &guard) else {
+            if !any_gapped() {
+                break;
+            }
+            if let Some(ahead) = chain.get(depth + PROBES_AHEAD) {
+                shared.heads.prefetch(ahead.0, &guard);
+            }
+            depth += 1;
+            continue;
+        };
         // While this segment is compared, the place of what follows it comes closer.
         if let Some(next) = chain.get(depth + segment.len().saturating_sub(position)) {
             shared.heads.prefetch(next.0, &guard);
@@ -39,18 +51,22 @@ pub(crate) fn overlaps(shared: &Shared, chain: &[BlockHash], out: &mut Overlaps)
         let held = Held { segment, position, run };
         let any =
             if depth == 0 { held.begin(slots, out, &guard) } else { held.go_on(depth, slots, out, &guard) };
-        if !(any | (slots.any_tiered() && held.note_tiers(slots, depth as u32, out, &guard))) {
+        let noted = slots.any_noted() && held.note(slots, depth as u32, out, &guard);
+        if !(any | noted || any_gapped()) {
             break;
         }
         depth += run;
     }
-    if !out.scratch.runs.is_empty() {
-        sum_tiers(slots, out);
+    if !out.scratch.notes.is_empty() {
+        notes::sum(slots, out, &guard);
     }
     if shared.slots.given_up() != given_up {
         list_once(out);
     }
 }
+
+/// How far ahead heads are fetched where block after block is asked for.
+const PROBES_AHEAD: usize = 8;
 
 /// Keeps one answer of a rank that was met in two slots, since it was cleared and went on in between. Both were right.
 #[cold]
@@ -62,30 +78,6 @@ fn list_once(out: &mut Overlaps) {
     *len = found.len();
     tiers.sort_by_key(|&(rank, blocks)| (rank, std::cmp::Reverse(blocks.remote)));
     tiers.dedup_by_key(|(rank, _)| *rank);
-}
-
-/// Makes answers of what was noted of ranks with more than a device.
-#[cold]
-fn sum_tiers(slots: SlotsRead<'_>, out: &mut Overlaps) {
-    let Overlaps { tiers, scratch: Scratch { runs, .. }, .. } = out;
-    // Those of one rank together, in order of the chain. Only one run of a segment begins at a depth.
-    runs.sort_by_key(|run| (run.slot, run.depth));
-    for of_rank in runs.chunk_by(|one, next| one.slot == next.slot) {
-        let mut blocks = [0; TIERS];
-        for at_depth in of_rank.chunk_by(|one, next| one.depth == next.depth) {
-            let TierRun { depth, run, .. } = at_depth[0];
-            let mut held = 0;
-            for (tier, blocks) in (0..).zip(&mut blocks) {
-                held |= at_depth.iter().filter(|run| run.tier == tier).fold(0, |held, run| held | run.held);
-                if *blocks == depth {
-                    *blocks += held.trailing_ones().min(run.into());
-                }
-            }
-        }
-        if let Some(rank) = slots.rank(of_rank[0].slot).filter(|_| blocks[TIERS - 1] > 0) {
-            tiers.push((rank, TierBlocks::from(blocks)));
-        }
-    }
 }
 
 /// A run of blocks of the chain, where a segment has it.
@@ -102,7 +94,7 @@ impl Held<'_> {
         mask.load(SeqCst) >> self.position & bits(0, self.run)
     }
 
-    /// Lists each rank that holds the first block of the run. Says whether any holds them all.
+    /// Lists each rank that holds the first block of the run and has no groups. Says whether any holds them all.
     #[inline]
     fn begin(&self, slots: SlotsRead<'_>, out: &mut Overlaps, guard: &Guard<'_>) -> bool {
         let (first, mask, more) = self.segment.first_and_more(guard);
@@ -117,7 +109,7 @@ impl Held<'_> {
             if held & 1 == 0 || holder.plane != Plane::DEVICE {
                 return;
             }
-            let Some(rank) = slots.rank(holder.slot) else { return };
+            let Some(rank) = slots.ungrouped(holder.slot) else { return };
             let Some(place) = places.get_mut(usize::from(holder.slot)) else { return };
             *place = len as u16;
             let blocks = if held == all { self.run as u32 } else { held.trailing_ones() };
@@ -133,19 +125,18 @@ impl Held<'_> {
         any
     }
 
-    /// Notes what ranks with more than a device hold of the run. Says whether any may hold it all.
+    /// Notes what those ranks hold of the run that are summed at the end. Says whether there is any.
     #[cold]
-    fn note_tiers(&self, slots: SlotsRead<'_>, depth: u32, out: &mut Overlaps, guard: &Guard<'_>) -> bool {
-        let before = out.scratch.runs.len();
+    fn note(&self, slots: SlotsRead<'_>, depth: u32, out: &mut Overlaps, guard: &Guard<'_>) -> bool {
+        let mut any = false;
         for (holder, mask) in self.segment.holders(guard) {
             let held = self.of(mask);
-            if held != 0 && slots.is_tiered(holder.slot) {
-                let tier = holder.plane.tier() as u8;
-                let run = self.run as u8;
-                out.scratch.runs.push(TierRun { slot: holder.slot, tier, run, depth, held });
+            if held != 0 && slots.is_noted(holder.slot) {
+                any = true;
+                out.scratch.notes.add(holder, depth, self.run as u8, held);
             }
         }
-        out.scratch.runs.len() > before
+        any
     }
 
     /// Adds to each rank that held everything before `depth` what it holds of the run. Says whether any holds it all.

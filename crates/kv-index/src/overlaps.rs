@@ -2,7 +2,9 @@
 
 use forebay_types::{Incarnation, RankId};
 
-/// How many leading blocks of one chain each rank holds; ranks with none are left out. Owned by the caller and reused, so
+use crate::notes::Notes;
+
+/// How many leading blocks of one chain each rank can reuse; ranks with none are left out. Owned by the caller and reused, so
 /// that a look-up allocates nothing.
 #[derive(Debug, Clone, Default)]
 pub struct Overlaps {
@@ -20,23 +22,11 @@ pub struct Overlaps {
 pub(crate) struct Scratch {
     /// By slot.
     pub(crate) place: Vec<u16>,
-    /// What ranks with more than a device hold, segment by segment.
-    pub(crate) runs: Vec<TierRun>,
+    /// What is noted of ranks that have more than full attention on a device.
+    pub(crate) notes: Notes,
 }
 
-/// What one rank holds on one tier of a run of blocks.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct TierRun {
-    pub(crate) slot: u16,
-    pub(crate) tier: u8,
-    /// Blocks in the run, and before it.
-    pub(crate) run: u8,
-    pub(crate) depth: u32,
-    /// From bit 0 on.
-    pub(crate) held: u64,
-}
-
-/// Leading blocks that a rank holds, by how far away it may have to fetch them.
+/// Leading blocks that a rank can reuse, by how far away it may have to fetch them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TierBlocks {
     /// All of them on the device.
@@ -56,12 +46,12 @@ impl From<[u32; 4]> for TierBlocks {
 }
 
 impl Overlaps {
-    /// Blocks that `rank` holds on its device; 0 for a rank that is not listed. O(ranks listed).
+    /// Blocks that `rank` can reuse from its device; 0 for a rank that is not listed. O(ranks listed).
     pub fn get(&self, rank: RankId) -> u32 {
         self.as_slice().iter().find(|(listed, _)| *listed == rank).map_or(0, |&(_, blocks)| blocks)
     }
 
-    /// Blocks that `rank` holds by tier. O(ranks listed).
+    /// Blocks that `rank` can reuse by tier. O(ranks listed).
     pub fn tiers(&self, rank: RankId) -> TierBlocks {
         let listed = self.tiers.iter().find(|(listed, _)| *listed == rank);
         listed.map_or_else(|| TierBlocks::from([self.get(rank); 4]), |&(_, blocks)| blocks)
@@ -73,7 +63,7 @@ impl Overlaps {
         self.tiers.iter().copied()
     }
 
-    /// Every rank that holds at least the first block on its device. In no order that means anything, but the same for the
+    /// Every rank that can reuse something from its device. In no order that means anything, but the same for the
     /// same calls.
     pub fn iter(&self) -> impl Iterator<Item = (RankId, u32)> + '_ {
         self.as_slice().iter().copied()
@@ -108,6 +98,6 @@ impl Overlaps {
     pub(crate) fn clear(&mut self) {
         self.len = 0;
         self.tiers.clear();
-        self.scratch.runs.clear();
+        self.scratch.notes.clear();
     }
 }

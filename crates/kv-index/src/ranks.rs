@@ -3,9 +3,9 @@
 //! A slot stands for a rank in masks' keys. A rank that is cleared or leaves gives its slot up at once and with it all that
 //! it held; the slot is used again when nothing in the index names it and no reader can have seen it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, num::NonZeroU32};
 
-use forebay_types::{Incarnation, RankId};
+use forebay_types::{Incarnation, KvGroup, RankId};
 
 use crate::{
     reclaim::{Heap, Pinned, WriterKey, follow},
@@ -31,30 +31,43 @@ pub struct RankStats {
 pub(crate) const SLOTS_MAX: usize = 1 << 16;
 
 const IN_USE: u64 = 1 << 16;
-/// The rank holds, or held, blocks elsewhere than on its device.
-const TIERED: u64 = 1 << 17;
+/// Look-ups note what it holds and sum it up at the end: it has, or had, blocks elsewhere than on its device, or it has
+/// groups of layers that need different things of a prefix.
+const NOTED: u64 = 1 << 17;
+/// No group of its needs a prefix from its beginning on.
+const GAPPED: u64 = 1 << 18;
+/// It has said of what groups its layers are: what one of them holds is no answer.
+const GROUPED: u64 = 1 << 19;
 
 /// What readers see of the ranks: a link to a block with two words a slot, the incarnation, and the DP rank with
-/// [`IN_USE`] and [`TIERED`]. The first pair is the block's length, and how many slots are tiered.
+/// flags such as [`IN_USE`]. The first pair is the block's length, and how many slots are noted.
 #[derive(Debug, Default)]
 pub(crate) struct Slots {
     link: AtomicU64,
+    /// A block with a link for each slot to the block of its groups, where it has said any. One word of that block is one group.
+    groups: AtomicU64,
     /// How often a slot was given up.
     given_up: AtomicU64,
+    /// Slots that are gapped.
+    gapped: AtomicU64,
 }
 
 /// The slots, as they are while a look-up runs: the first pair, and those of slots.
 #[derive(Clone, Copy)]
-pub(crate) struct SlotsRead<'a>(Option<(&'a [AtomicU64; 2], &'a [[AtomicU64; 2]])>);
+pub(crate) struct SlotsRead<'a>(Option<(&'a [AtomicU64; 2], &'a [[AtomicU64; 2]])>, &'a [AtomicU64]);
 
 impl Slots {
     #[inline]
     pub(crate) fn read<'a>(&self, pinned: &'a impl Pinned) -> SlotsRead<'a> {
-        SlotsRead(follow(&self.link, pinned).and_then(|words| words.as_chunks().0.split_first()))
+        let slots = follow(&self.link, pinned).and_then(|words| words.as_chunks().0.split_first());
+        SlotsRead(slots, follow(&self.groups, pinned).unwrap_or_default())
     }
-}
 
-impl Slots {
+    /// Whether any rank may have what follows a prefix without having its beginning.
+    pub(crate) fn any_gapped(&self) -> bool {
+        self.gapped.load(SeqCst) > 0
+    }
+
     /// Changes whenever a rank gives up its slot: a look-up that meets two values may have met a rank in two slots.
     #[inline]
     pub(crate) fn given_up(&self) -> u64 {
@@ -77,15 +90,34 @@ impl<'a> SlotsRead<'a> {
         (rank & IN_USE != 0).then_some(RankId { incarnation, dp_rank: rank as u16 })
     }
 
-    /// Whether the rank may hold blocks elsewhere than on its device.
-    pub(crate) fn is_tiered(self, slot: u16) -> bool {
-        self.pair(slot).is_some_and(|[_, rank]| rank.load(SeqCst) & TIERED != 0)
+    /// The same, unless the rank has groups of layers.
+    #[inline]
+    pub(crate) fn ungrouped(self, slot: u16) -> Option<RankId> {
+        let [incarnation, rank] = self.pair(slot)?;
+        let rank = rank.load(SeqCst);
+        let incarnation = Incarnation(incarnation.load(Relaxed));
+        (rank & (IN_USE | GROUPED) == IN_USE).then_some(RankId { incarnation, dp_rank: rank as u16 })
     }
 
-    /// Whether any may.
+    /// Whether what the rank holds is noted and summed at the end.
+    pub(crate) fn is_noted(self, slot: u16) -> bool {
+        self.pair(slot).is_some_and(|[_, rank]| rank.load(SeqCst) & NOTED != 0)
+    }
+
+    /// Whether any rank's is.
     #[inline]
-    pub(crate) fn any_tiered(self) -> bool {
-        self.0.is_some_and(|([_, tiered], _)| tiered.load(SeqCst) > 0)
+    pub(crate) fn any_noted(self) -> bool {
+        self.0.is_some_and(|([_, noted], _)| noted.load(SeqCst) > 0)
+    }
+
+    /// The rank's groups, if it has said any.
+    pub(crate) fn groups(
+        self,
+        slot: u16,
+        pinned: &'a impl Pinned,
+    ) -> Option<impl ExactSizeIterator<Item = KvGroup> + 'a> {
+        let words = follow(self.1.get(1 + usize::from(slot))?, pinned)?;
+        Some(words[1..].iter().map(|word| group_from_word(word.load(Relaxed))))
     }
 
     /// One more than the highest slot there is.
@@ -167,6 +199,53 @@ impl Ranks {
         &self.leaving
     }
 
+    /// Says which groups the rank of a slot has; none for what all have that say nothing.
+    pub(crate) fn set_groups(
+        &self,
+        slot: u16,
+        groups: &[KvGroup],
+        slots: &Slots,
+        heap: &mut Heap,
+        key: &WriterKey,
+    ) {
+        let is_plain = groups.is_empty() || groups == [KvGroup::FULL];
+        let at = 1 + usize::from(slot);
+        let links = follow(&slots.groups, key).unwrap_or_default();
+        if is_plain && links.get(at).is_none_or(|link| link.load(Relaxed) == 0) {
+            return;
+        }
+        if at >= links.len() {
+            let block = heap.alloc(1 + (at + 1).next_power_of_two().max(8), 0);
+            for (to, from) in block.words().iter().zip(links).skip(1) {
+                to.store(from.load(Relaxed), Relaxed);
+            }
+            heap.relink(&slots.groups, Some(block));
+        }
+        let block = (!is_plain).then(|| {
+            let block = heap.alloc(1 + groups.len(), 0);
+            for (word, group) in block.words()[1..].iter().zip(groups) {
+                word.store(group_to_word(*group), Relaxed);
+            }
+            block
+        });
+        heap.relink(&follow(&slots.groups, key).expect("made above")[at], block);
+        let is_gapped = !is_plain && groups.iter().all(|group| group.window_blocks.is_some());
+        let read = slots.read(key);
+        let (Some([_, rank]), Some(([_, noted], _))) = (read.pair(slot), read.0) else { return };
+        let was = rank.load(Relaxed);
+        let flags = match (is_plain, is_gapped) {
+            (true, _) => was & NOTED,
+            (false, true) => NOTED | GROUPED | GAPPED,
+            (false, false) => NOTED | GROUPED,
+        };
+        // Counts are above 0 whenever a flag can be seen, and the flags change at once: a look-up that found the rank
+        // without groups was before one that found it with them.
+        noted.fetch_add(u64::from(flags & !was & NOTED != 0), SeqCst);
+        slots.gapped.fetch_add(u64::from(flags & !was & GAPPED != 0), SeqCst);
+        rank.store(was & !(NOTED | GROUPED | GAPPED) | flags, SeqCst);
+        slots.gapped.fetch_sub(u64::from(was & !flags & GAPPED != 0), SeqCst);
+    }
+
     fn take_slot(&mut self, id: RankId, slots: &Slots, heap: &mut Heap, key: &WriterKey) -> Option<u16> {
         let slot = match self.free.pop() {
             Some(slot) => slot,
@@ -187,16 +266,22 @@ impl Ranks {
         let [incarnation, rank] = slots.read(key).pair(slot).expect("made above");
         incarnation.store(id.incarnation.0, Relaxed);
         rank.store(u64::from(id.dp_rank) | IN_USE, SeqCst);
+        // Those of its last owner.
+        self.set_groups(slot, &[], slots, heap, key);
         Some(slot)
     }
 
     /// Unlinks what readers see: the index goes.
-    pub(crate) fn clear_slots(&mut self, slots: &Slots, heap: &mut Heap) {
+    pub(crate) fn clear_slots(&mut self, slots: &Slots, heap: &mut Heap, key: &WriterKey) {
+        for link in follow(&slots.groups, key).unwrap_or_default().iter().skip(1) {
+            heap.relink(link, None);
+        }
+        heap.relink(&slots.groups, None);
         heap.relink(&slots.link, None);
     }
 
-    /// Empties a rank: what it held is of nobody from now on. Takes nothing out of the index. False if that needs a slot
-    /// and there is none: then nothing changed.
+    /// Empties a rank: what it held is of nobody from now on. Its groups stay. Takes nothing out of the index. False if
+    /// that needs a slot and there is none: then nothing changed.
     ///
     /// # Panics
     /// If the rank is not known.
@@ -206,6 +291,9 @@ impl Ranks {
             return true;
         }
         let Some(slot) = self.take_slot(id, slots, heap, key) else { return false };
+        if let Some(groups) = slots.read(key).groups(old, key).map(Iterator::collect::<Vec<_>>) {
+            self.set_groups(slot, &groups, slots, heap, key);
+        }
         self.give_up(old, slots, key);
         self.by_id.get_mut(&id).expect("found above").slot = slot;
         true
@@ -220,23 +308,27 @@ impl Ranks {
 
     fn give_up(&mut self, slot: u16, slots: &Slots, key: &WriterKey) {
         let read = slots.read(key);
-        if let (Some([_, rank]), Some(([_, tiered], _))) = (read.pair(slot), read.0)
-            && rank.swap(0, SeqCst) & TIERED != 0
-        {
-            tiered.fetch_sub(1, SeqCst);
+        if let (Some([_, rank]), Some(([_, noted], _))) = (read.pair(slot), read.0) {
+            let was = rank.swap(0, SeqCst);
+            if was & NOTED != 0 {
+                noted.fetch_sub(1, SeqCst);
+            }
+            if was & GAPPED != 0 {
+                slots.gapped.fetch_sub(1, SeqCst);
+            }
         }
         // After it says so: who reads the new count finds no rank in this slot.
         slots.given_up.fetch_add(1, SeqCst);
         self.leaving.push(slot);
     }
 
-    /// Notes that a slot's rank may hold blocks elsewhere than on its device.
-    pub(crate) fn set_tiered(&self, slot: u16, slots: &Slots, key: &WriterKey) {
+    /// Says that what a slot's rank holds is noted from now on.
+    pub(crate) fn set_noted(&self, slot: u16, slots: &Slots, key: &WriterKey) {
         let read = slots.read(key);
-        if let (Some([_, rank]), Some(([_, tiered], _))) = (read.pair(slot), read.0)
-            && rank.fetch_or(TIERED, SeqCst) & TIERED == 0
+        if let (Some([_, rank]), Some(([_, noted], _))) = (read.pair(slot), read.0)
+            && rank.fetch_or(NOTED, SeqCst) & NOTED == 0
         {
-            tiered.fetch_add(1, SeqCst);
+            noted.fetch_add(1, SeqCst);
         }
     }
 
@@ -269,5 +361,18 @@ impl Ranks {
     /// An estimate for the tree: about two words a node entry.
     pub(crate) fn bytes(&self) -> usize {
         self.held.capacity() * size_of::<Held>() + self.by_id.len() * size_of::<(RankId, Rank, u64)>()
+    }
+}
+
+/// A group as a word: the window below, 0 for none, and the step above.
+fn group_to_word(group: KvGroup) -> u64 {
+    let KvGroup { window_blocks, step_blocks } = group;
+    u64::from(step_blocks.get()) << 32 | window_blocks.map_or(0, |blocks| blocks.get().into())
+}
+
+fn group_from_word(word: u64) -> KvGroup {
+    KvGroup {
+        window_blocks: NonZeroU32::new(word as u32),
+        step_blocks: NonZeroU32::new((word >> 32) as u32).unwrap_or(NonZeroU32::MIN),
     }
 }

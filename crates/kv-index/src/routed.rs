@@ -67,7 +67,12 @@ impl RoutedCache {
                 }
                 None => {
                     if run.is_empty() {
-                        events.push(KvEvent::Stored { parent: before, hashes: vec![], tier: Tier::Device });
+                        events.push(KvEvent::Stored {
+                            parent: before,
+                            hashes: vec![],
+                            tier: Tier::Device,
+                            group: 0,
+                        });
                     }
                     run.push(hash);
                 }
@@ -92,7 +97,7 @@ impl RoutedCache {
             self.blocks.remove(&hash);
             removed.push(hash);
         }
-        (!removed.is_empty()).then_some(KvEvent::Removed { hashes: removed, tier: Tier::Device })
+        (!removed.is_empty()).then_some(KvEvent::Removed { hashes: removed, tier: Tier::Device, group: 0 })
     }
 
     /// Blocks held.
@@ -124,15 +129,20 @@ mod tests {
     }
 
     fn stored_after(parent: u64, numbers: impl IntoIterator<Item = u64>) -> KvEvent {
-        KvEvent::Stored { parent: Some(BlockHash(parent)), hashes: hashes(numbers), tier: Tier::Device }
+        KvEvent::Stored {
+            parent: Some(BlockHash(parent)),
+            hashes: hashes(numbers),
+            tier: Tier::Device,
+            group: 0,
+        }
     }
 
     fn stored(numbers: impl IntoIterator<Item = u64>) -> KvEvent {
-        KvEvent::Stored { parent: None, hashes: hashes(numbers), tier: Tier::Device }
+        KvEvent::Stored { parent: None, hashes: hashes(numbers), tier: Tier::Device, group: 0 }
     }
 
     fn removed(numbers: impl IntoIterator<Item = u64>) -> KvEvent {
-        KvEvent::Removed { hashes: hashes(numbers), tier: Tier::Device }
+        KvEvent::Removed { hashes: hashes(numbers), tier: Tier::Device, group: 0 }
     }
 
     fn seconds(seconds: u64) -> Duration {
@@ -167,7 +177,7 @@ mod tests {
                         KvEvent::Removed { hashes, .. } => {
                             hashes.iter().for_each(|hash| assert!(held.remove(hash)));
                         }
-                        KvEvent::Cleared => unreachable!(),
+                        KvEvent::Groups(_) | KvEvent::Cleared => unreachable!(),
                     }
                 }
                 prop_assert!(cache.len() <= blocks_max);

@@ -6,7 +6,7 @@
 //! changes. So a reader that compares hashes first and loads masks then gets masks of those hashes. And across segments: a
 //! hash that any segment names, held or not, is in the table under its one place.
 
-use forebay_types::Tier;
+use forebay_types::{BlockHash, KV_GROUPS_MAX, Tier};
 
 use crate::{
     reclaim::{Block, Heap, Pinned, WriterKey, follow},
@@ -39,29 +39,34 @@ impl Place {
     }
 }
 
-/// Tiers there are.
+/// Tiers there are, in the order of cost.
+pub(crate) const ALL_TIERS: [Tier; TIERS] = [Tier::Device, Tier::Host, Tier::Disk, Tier::Remote];
 pub(crate) const TIERS: usize = 4;
 
-/// What of a rank holds: one of its tiers.
+/// What of a rank holds: one of its groups of layers, on one of its tiers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Plane(u8);
+
+const _: () = assert!(KV_GROUPS_MAX * TIERS <= 1 << u8::BITS, "planes have numbers of 8 bits");
 
 impl Plane {
     /// What most ranks have alone.
     pub(crate) const DEVICE: Self = Self(0);
 
-    pub(crate) fn new(tier: Tier) -> Self {
-        Self(match tier {
-            Tier::Device => 0,
-            Tier::Host => 1,
-            Tier::Disk => 2,
-            Tier::Remote => 3,
-        })
+    /// `None` if there can be no such group.
+    pub(crate) fn new(tier: Tier, group: u8) -> Option<Self> {
+        let tier = ALL_TIERS.iter().position(|&other| other == tier).expect("one of all") as u8;
+        (usize::from(group) < KV_GROUPS_MAX).then_some(Self(group * TIERS as u8 + tier))
+    }
+
+    /// The place in the rank's groups.
+    pub(crate) fn group(self) -> u8 {
+        self.0 / TIERS as u8
     }
 
     /// The tier's place in the order of cost.
     pub(crate) fn tier(self) -> usize {
-        usize::from(self.0)
+        usize::from(self.0) % TIERS
     }
 }
 
@@ -93,7 +98,9 @@ const META: usize = 1;
 const STAMP: usize = 2;
 const FIRST_MASK: usize = 3;
 const MORE: usize = 4;
-const HASHES: usize = 5;
+/// Hash of the block before the first position, 0 for none: what a chain goes on from where the segment is read alone.
+const AFTER: usize = 5;
+const HASHES: usize = 6;
 // Words of a block of more holders: length, holders, then a key and a mask for each.
 const MORE_LEN: usize = 1;
 const MORE_PAIRS: usize = 2;
@@ -105,7 +112,6 @@ pub(crate) const fn segment_words(blocks: usize) -> usize {
 
 /// Positions in use: the low bits of the word `META`. Children are above, the parent's number plus 1 in the upper half.
 const LEN: u64 = 0x7f;
-const LOOSE: u64 = 1 << 63;
 
 /// Children that are counted; who has more is never freed.
 const CHILDREN_MAX: u64 = (1 << 25) - 1;
@@ -119,12 +125,25 @@ impl<'a> Segment<'a> {
         Self(words)
     }
 
-    /// An empty segment with room for `blocks`, first held by `first`. `parent` is the segment that it continues.
-    pub(crate) fn alloc(blocks: usize, first: Holder, parent: Option<u32>, heap: &mut Heap) -> Block {
+    /// An empty segment with room for `blocks`, first held by `first`. `parent` is the segment that it continues, if that
+    /// is there, and `after` the block.
+    pub(crate) fn alloc(
+        blocks: usize,
+        first: Holder,
+        parent: Option<u32>,
+        after: Option<BlockHash>,
+        heap: &mut Heap,
+    ) -> Block {
         let block = heap.alloc(segment_words(blocks), first.to_word());
         let parent = parent.map_or(0, |segment| u64::from(segment) + 1);
         block.words()[META].store(parent << 32, Relaxed);
+        block.words()[AFTER].store(after.map_or(0, |hash| hash.0), Relaxed);
         block
+    }
+
+    /// The block before the first position.
+    pub(crate) fn after(self) -> Option<BlockHash> {
+        Some(BlockHash(self.0[AFTER].load(Relaxed))).filter(|hash| hash.0 != 0)
     }
 
     /// Hashes, by position.
@@ -158,19 +177,9 @@ impl<'a> Segment<'a> {
         self.0[META].store(meta + added, Release);
     }
 
-    /// Whether the hashes do not follow each other, so that each is a head.
-    pub(crate) fn is_loose(self) -> bool {
-        self.0[META].load(Relaxed) & LOOSE != 0
-    }
-
-    /// Says that they do not.
-    pub(crate) fn set_loose(self) {
-        self.0[META].fetch_or(LOOSE, Relaxed);
-    }
-
     /// The segment that this one continues.
     pub(crate) fn parent(self) -> Option<u32> {
-        let parent = ((self.0[META].load(Relaxed) & !LOOSE) >> 32) as u32;
+        let parent = (self.0[META].load(Relaxed) >> 32) as u32;
         parent.checked_sub(1)
     }
 
@@ -291,7 +300,7 @@ impl<'a> Segment<'a> {
     /// dropped may be given to other hashes.
     pub(crate) fn copy(self, capacity: usize, len: usize, heap: &mut Heap, key: &WriterKey) -> Block {
         let first = Holder::from_word((self.0[0].load(Relaxed) >> 32) as u32);
-        let block = Self::alloc(capacity, first, None, heap);
+        let block = Self::alloc(capacity, first, None, self.after(), heap);
         let words = block.words();
         let kept = if len == SEGMENT_BLOCKS { u64::MAX } else { (1 << len) - 1 };
         words[STAMP].store(self.stamp(), Relaxed);

@@ -1,9 +1,10 @@
 //! What changes the index: stores, removals, what goes with a rank, and what goes for lack of room. One at a time.
 
+mod contents;
 mod removal;
 mod room;
 
-use forebay_types::{BlockHash, KvEvent, RankId};
+use forebay_types::{BlockHash, KV_GROUPS_MAX, KvEvent, KvGroup, RankId};
 use room::Sweep;
 
 use crate::{
@@ -128,6 +129,24 @@ impl Writer {
             + Filter::BYTES
     }
 
+    /// Applies one event of a rank that is known and has this slot. Returns its slot from now on.
+    pub(crate) fn apply(&mut self, shared: &Shared, rank: RankId, slot: u16, event: &KvEvent) -> u16 {
+        let holder = |tier, group| Plane::new(tier, group).map(|plane| Holder { slot, plane });
+        match event {
+            KvEvent::Groups(groups) => self.set_groups(slot, groups, shared),
+            KvEvent::Stored { parent, hashes, tier, group } => match holder(*tier, *group) {
+                Some(holder) => self.store(shared, holder, *parent, hashes),
+                None => self.counts.refused += hashes.len() as u64,
+            },
+            KvEvent::Removed { hashes, tier, group } => match holder(*tier, *group) {
+                Some(holder) => self.remove(shared, holder, hashes),
+                None => self.counts.removals_unknown += hashes.len() as u64,
+            },
+            KvEvent::Cleared => return self.clear_rank(rank, shared),
+        }
+        slot
+    }
+
     /// Makes a rank known. False if there are `ranks_max` others.
     pub(crate) fn add_rank(&mut self, rank: RankId, shared: &Shared, ranks_max: u16) -> bool {
         if self.ranks.find(rank).is_some() {
@@ -145,6 +164,12 @@ impl Writer {
     /// Forgets a rank.
     pub(crate) fn remove_rank(&mut self, rank: RankId, shared: &Shared) {
         self.ranks.remove(rank, &shared.slots, &self.key);
+    }
+
+    /// Says which groups of layers the rank of a slot has.
+    pub(crate) fn set_groups(&mut self, slot: u16, groups: &[KvGroup], shared: &Shared) {
+        let groups = &groups[..groups.len().min(KV_GROUPS_MAX)];
+        self.ranks.set_groups(slot, groups, &shared.slots, &mut self.heap, &self.key);
     }
 
     /// Empties a rank that is known. Returns its slot from now on.
@@ -173,39 +198,11 @@ impl Writer {
         let (first, parent) = match event {
             KvEvent::Stored { parent, hashes, .. } => (hashes.first(), parent.as_ref()),
             KvEvent::Removed { hashes, .. } => (hashes.first(), None),
-            KvEvent::Cleared => return,
+            KvEvent::Groups(_) | KvEvent::Cleared => return,
         };
         for hash in first.into_iter().chain(parent) {
             self.names.fetch(hash.0);
         }
-    }
-
-    /// Records that `holder` holds `blocks`, which need not follow each other.
-    pub(crate) fn store_loose(&mut self, shared: &Shared, holder: Holder, blocks: &[BlockHash]) {
-        let mut rest = blocks;
-        while let Some(&hash) = rest.first() {
-            if let Some(place) = self.find(shared, hash) {
-                self.hold(shared, holder, place, 1);
-                rest = &rest[1..];
-                continue;
-            }
-            let Some((last, run)) = self.insert(shared, holder, None, rest) else {
-                // One block without room says nothing about the next, which may be known.
-                self.counts.refused += 1;
-                rest = &rest[1..];
-                continue;
-            };
-            let segment = shared.segments.get(last.segment, &self.key).expect("just made");
-            segment.set_loose();
-            for (position, hash) in (1..).zip(&rest[1..run]) {
-                let place = Place { position, ..last };
-                if !self.add_head(shared, hash.0, place, true) {
-                    self.counts.refused += 1;
-                }
-            }
-            rest = &rest[run..];
-        }
-        self.tick(shared, blocks.len() as u64);
     }
 
     /// Records that `holder` holds `chain`, which follows `parent`.
@@ -217,7 +214,7 @@ impl Writer {
         chain: &[BlockHash],
     ) {
         if holder.plane != Plane::DEVICE {
-            self.ranks.set_tiered(holder.slot, &shared.slots, &self.key);
+            self.ranks.set_noted(holder.slot, &shared.slots, &self.key);
         }
         let mut before: Option<Place> = None;
         let mut rest = chain;
@@ -232,7 +229,8 @@ impl Writer {
                 continue;
             }
             let before_new = before.or_else(|| self.find(shared, parent?));
-            let Some((last, run)) = self.insert(shared, holder, before_new, rest) else {
+            let after = chain[..chain.len() - rest.len()].last().copied().or(parent);
+            let Some((last, run)) = self.insert(shared, holder, before_new, after, rest) else {
                 // What follows a block without room could not be matched before it.
                 self.counts.refused += rest.len() as u64;
                 return;
@@ -248,22 +246,6 @@ impl Writer {
     fn find(&self, shared: &Shared, hash: BlockHash) -> Option<Place> {
         let is_it = |word| shared.is_at(hash.0, Place::from_word(word), &self.key);
         self.names.find(hash.0, is_it).map(Place::from_word)
-    }
-
-    /// What `holder` holds, segment by segment.
-    pub(crate) fn blocks_of(&self, shared: &Shared, holder: Holder) -> Vec<BlockHash> {
-        let mut blocks = Vec::new();
-        for number in 0..self.segments.numbers() {
-            let Some(segment) = shared.segments.get(number, &self.key) else { continue };
-            let held = segment.mask(holder, &self.key).map_or(0, |mask| mask.load(Relaxed));
-            let hashes = segment.hashes().iter().enumerate();
-            blocks.extend(
-                hashes
-                    .filter(|&(position, _)| held & 1 << position != 0)
-                    .map(|(_, hash)| BlockHash(hash.load(Relaxed))),
-            );
-        }
-        blocks
     }
 
     fn tick(&mut self, shared: &Shared, blocks: u64) {
@@ -306,13 +288,14 @@ impl Writer {
         self.ranks.count(holder, i64::from(new.count_ones()));
     }
 
-    /// Records new blocks, the first of which follows `before`: as many as fit into one segment and are new. Returns where
-    /// the last is and how many; `None` if there is no room.
+    /// Records new blocks, the first of which follows `after`, which is at `before` if it is known: as many as fit into one
+    /// segment and are new. Returns where the last is and how many; `None` if there is no room.
     fn insert(
         &mut self,
         shared: &Shared,
         holder: Holder,
         before: Option<Place>,
+        after: Option<BlockHash>,
         chain: &[BlockHash],
     ) -> Option<(Place, usize)> {
         if !self.make_room(shared, before.map(|place| place.segment)) {
@@ -320,7 +303,7 @@ impl Writer {
         }
         let (number, room) = match before.and_then(|before| self.make_tail(shared, before, chain.len())) {
             Some(tail) => tail,
-            None => self.add_segment(shared, holder, before, chain.len())?,
+            None => self.add_segment(shared, holder, before, after, chain.len())?,
         };
         let segment = shared.segments.get(number, &self.key).expect("made or found above");
         let start = segment.len();
@@ -349,16 +332,17 @@ impl Writer {
         self.ranks.count(holder, run as i64);
         self.blocks += run as u64;
         // Readers find it from here on.
-        if start == 0 && !self.add_head(shared, chain[0].0, first, segment.parent().is_none()) {
+        let is_root = segment.parent().is_none();
+        if start == 0 && !self.add_head(shared, chain[0].0, first, is_root) {
             // Too many hashes with the same first bits. It is kept, and never found.
             self.counts.refused += run as u64;
         }
         Some((Place { position: (start + run - 1) as u32, ..first }, run))
     }
 
-    /// Lets readers find what begins at `place`; `is_root` if it may begin a prompt.
-    fn add_head(&mut self, shared: &Shared, hash: u64, place: Place, is_root: bool) -> bool {
-        let is_new = shared.heads.insert(hash, place.to_word(), &mut self.heads, &mut self.heap, &self.key);
+    /// Lets readers find the segment that begins with `hash` at `first`; `is_root` if it may begin a prompt.
+    fn add_head(&mut self, shared: &Shared, hash: u64, first: Place, is_root: bool) -> bool {
+        let is_new = shared.heads.insert(hash, first.to_word(), &mut self.heads, &mut self.heap, &self.key);
         if is_new && is_root {
             self.filter.add(&shared.filter, hash);
         }
@@ -396,11 +380,12 @@ impl Writer {
         shared: &Shared,
         holder: Holder,
         before: Option<Place>,
+        after: Option<BlockHash>,
         blocks: usize,
     ) -> Option<(u32, usize)> {
         let blocks = blocks.min(SEGMENT_BLOCKS);
         let parent = before.map(|place| place.segment);
-        let block = Segment::alloc(blocks.max(4).next_multiple_of(2), holder, parent, &mut self.heap);
+        let block = Segment::alloc(blocks.max(4).next_multiple_of(2), holder, parent, after, &mut self.heap);
         let number = shared.segments.add(block, &mut self.segments, &mut self.heap)?;
         if let Some(parent) = parent.and_then(|parent| shared.segments.get(parent, &self.key)) {
             parent.add_child();
@@ -413,7 +398,7 @@ impl Writer {
         for number in 0..self.segments.numbers() {
             shared.segments.remove(number, &mut self.segments, &mut self.heap, &self.key);
         }
-        self.ranks.clear_slots(&shared.slots, &mut self.heap);
+        self.ranks.clear_slots(&shared.slots, &mut self.heap, &self.key);
         shared.heads.clear(&mut self.heads, &mut self.heap, &self.key);
     }
 }

@@ -14,11 +14,11 @@ fn rank(number: u8) -> RankId {
 }
 
 fn stored(parent: Option<u64>, hashes: &[u64], tier: Tier) -> KvEvent {
-    KvEvent::Stored { parent: parent.map(BlockHash), hashes: blocks(hashes), tier }
+    KvEvent::Stored { parent: parent.map(BlockHash), hashes: blocks(hashes), tier, group: 0 }
 }
 
 fn removed(hashes: &[u64], tier: Tier) -> KvEvent {
-    KvEvent::Removed { hashes: blocks(hashes), tier }
+    KvEvent::Removed { hashes: blocks(hashes), tier, group: 0 }
 }
 
 fn blocks(hashes: &[u64]) -> Vec<BlockHash> {
@@ -72,13 +72,14 @@ impl Naive {
                 KvEvent::Stored { hashes, tier, .. } => {
                     held.extend(hashes.iter().map(|hash| (tier_of(*tier), hash.0)));
                 }
-                KvEvent::Removed { hashes, tier } => {
+                KvEvent::Removed { hashes, tier, group: _ } => {
                     for (index, hash) in hashes.iter().enumerate() {
                         self.removals_unknown += u64::from(!held.remove(&(tier_of(*tier), hash.0)));
                         self.removals_repeated += u64::from(hashes[..index].contains(hash));
                     }
                 }
                 KvEvent::Cleared => held.clear(),
+                KvEvent::Groups(_) => unreachable!("never said here"),
             }
         }
         Applied::Ok
@@ -181,7 +182,11 @@ fn run(trace: &[Op], index: &KvIndex, naive: &mut Naive) -> Result<(), TestCaseE
                 prop_assert_eq!(index.apply(&batch), naive.apply(&batch, usize::from(RANKS_MAX)));
             }
             Op::Reset { rank: number, sequence_next, blocks: held } => {
-                let answer = index.reset(rank(*number), *sequence_next, blocks(held));
+                let answer = index.reset(
+                    rank(*number),
+                    *sequence_next,
+                    held.iter().map(|&hash| stored(None, &[hash], Tier::Device)),
+                );
                 let full = naive.ranks.len() == usize::from(RANKS_MAX);
                 if full && !naive.ranks.contains_key(&rank(*number)) {
                     prop_assert_eq!(answer, Applied::TooManyRanks);

@@ -28,7 +28,7 @@ fn chain(which: usize, shared: usize, own: u64, len: usize) -> Vec<BlockHash> {
 }
 
 fn stored(parent: Option<BlockHash>, hashes: &[BlockHash]) -> KvEvent {
-    KvEvent::Stored { parent, hashes: hashes.to_vec(), tier: Tier::Device }
+    KvEvent::Stored { parent, hashes: hashes.to_vec(), tier: Tier::Device, group: 0 }
 }
 
 fn apply(index: &KvIndex, rank: RankId, sequence: u64, events: Vec<KvEvent>) {
@@ -93,7 +93,7 @@ fn churn(load: &Load, exact: bool) {
                 let own = chain(which, shared, own, load.blocks_per_rank as usize);
                 apply(&index, id(number), 0, vec![stored(None, &own)]);
                 let tail = own[own.len() / 2..].iter().rev().copied().collect();
-                let removed = KvEvent::Removed { hashes: tail, tier: Tier::Device };
+                let removed = KvEvent::Removed { hashes: tail, tier: Tier::Device, group: 0 };
                 apply(&index, id(number), 1, vec![removed]);
                 if number % 3 == 0 {
                     let again = stored(own.len().checked_sub(2).map(|before| own[before / 2]), &own);
@@ -181,7 +181,7 @@ fn ranks_that_report_from_different_threads_do_not_disturb_each_other() {
                     apply(index, rank, 2 * step, vec![stored(None, &own)]);
                     index.overlaps(&own, &mut out);
                     assert_eq!(out.get(rank), 164);
-                    let removed = KvEvent::Removed { hashes: own, tier: Tier::Device };
+                    let removed = KvEvent::Removed { hashes: own, tier: Tier::Device, group: 0 };
                     apply(index, rank, 2 * step + 1, vec![removed]);
                     index.overlaps(&chain(0, 64, thread << 10 | step, 100), &mut out);
                     assert_eq!(out.get(rank), 0);

@@ -53,11 +53,12 @@ fn encoded(blocks_per_event: u64, events_per_batch: u64) -> Answer<Vec<Vec<u8>>>
                 parent,
                 hashes: chain.clone().map(hash).collect(),
                 tier: Tier::Device,
+                group: 0,
             });
             operations += blocks_per_event;
             if chain.start >= CACHED_BLOCKS {
                 let hashes = chain.map(|n| hash(n - CACHED_BLOCKS)).collect();
-                events.push(KvEvent::Removed { hashes, tier: Tier::Device });
+                events.push(KvEvent::Removed { hashes, tier: Tier::Device, group: 0 });
                 operations += blocks_per_event;
             }
         }
@@ -108,13 +109,21 @@ fn deltas(shape: &str, blocks_per_event: u64, events_per_batch: u64) -> Answer<(
 fn blocks(event: &KvEvent) -> u64 {
     match event {
         KvEvent::Stored { hashes, .. } | KvEvent::Removed { hashes, .. } => hashes.len() as u64,
-        KvEvent::Cleared => 0,
+        KvEvent::Groups(_) | KvEvent::Cleared => 0,
     }
 }
 
 fn snapshot() -> Answer<()> {
-    let blocks: Vec<BlockHash> = (0..SNAPSHOT_BLOCKS).map(hash).collect();
-    let pieces: Vec<Vec<u8>> = snapshot_chunks(0, 0, &blocks).map(|piece| piece.encode_to_vec()).collect();
+    // Conversations of a thousand tokens or so.
+    let chain = |first: u64| KvEvent::Stored {
+        parent: None,
+        hashes: (first..SNAPSHOT_BLOCKS.min(first + 64)).map(hash).collect(),
+        tier: Tier::Device,
+        group: 0,
+    };
+    let chains = (0..SNAPSHOT_BLOCKS).step_by(64).map(chain).collect();
+    let pieces: Vec<Vec<u8>> =
+        snapshot_chunks(0, 0, chains).into_iter().map(|piece| piece.encode_to_vec()).collect();
     let started = cpu_seconds()?;
     let mut reader = SnapshotReader::default();
     let mut whole = None;
@@ -124,7 +133,7 @@ fn snapshot() -> Answer<()> {
     let whole = whole.ok_or("no last piece")?;
     let read = cpu_seconds()? - started;
     let index = KvIndex::new(IndexLimits::default());
-    let applied = index.reset(whole.rank, whole.sequence_next, whole.blocks);
+    let applied = index.reset(whole.rank, whole.sequence_next, whole.contents);
     let all = cpu_seconds()? - started;
     if applied != Applied::Ok || index.stats().blocks != SNAPSHOT_BLOCKS {
         return Err("the index did not take the snapshot".into());

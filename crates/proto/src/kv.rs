@@ -2,7 +2,9 @@
 //!
 //! The hot path of a gateway: hashes are decoded into one vector, which becomes the event's vector without a copy.
 
-use forebay_types::{BlockHash, Incarnation, KvEvent, KvEventBatch, RankId, Tier};
+use std::num::NonZeroU32;
+
+use forebay_types::{BlockHash, Incarnation, KV_GROUPS_MAX, KvEvent, KvEventBatch, KvGroup, RankId, Tier};
 
 use crate::{
     engine::required,
@@ -48,31 +50,64 @@ impl Life {
     }
 }
 
-fn wire_hashes(event: &v1::KvEvent) -> usize {
+pub(crate) fn wire_hashes(event: &v1::KvEvent) -> usize {
     match &event.event {
         Some(v1::kv_event::Event::Stored(stored)) => stored.hashes.len(),
         Some(v1::kv_event::Event::Removed(removed)) => removed.hashes.len(),
-        Some(v1::kv_event::Event::Cleared(_)) | None => 0,
+        Some(v1::kv_event::Event::Cleared(_) | v1::kv_event::Event::Groups(_)) | None => 0,
     }
 }
 
-fn event_from_wire(message: v1::KvEvent) -> Result<KvEvent, WireError> {
+pub(crate) fn event_from_wire(message: v1::KvEvent) -> Result<KvEvent, WireError> {
     let v1::KvEvent { event } = message;
     Ok(match required(event, "KvEvent", "event of a kind that this version knows")? {
         v1::kv_event::Event::Stored(stored) => {
-            let v1::KvStored { parent, hashes, tier } = stored;
+            let v1::KvStored { parent, hashes, tier, group } = stored;
             KvEvent::Stored {
                 parent: parent.map(BlockHash),
                 hashes: blocks(hashes)?,
                 tier: tier_from_wire(tier)?,
+                group: group_from_wire(group)?,
             }
         }
         v1::kv_event::Event::Removed(removed) => {
-            let v1::KvRemoved { hashes, tier } = removed;
-            KvEvent::Removed { hashes: blocks(hashes)?, tier: tier_from_wire(tier)? }
+            let v1::KvRemoved { hashes, tier, group } = removed;
+            KvEvent::Removed {
+                hashes: blocks(hashes)?,
+                tier: tier_from_wire(tier)?,
+                group: group_from_wire(group)?,
+            }
         }
         v1::kv_event::Event::Cleared(v1::KvCleared {}) => KvEvent::Cleared,
+        v1::kv_event::Event::Groups(v1::KvGroups { groups }) => {
+            WireError::at_most("the groups of a rank", "groups", groups.len(), KV_GROUPS_MAX)?;
+            KvEvent::Groups(groups.into_iter().map(Into::into).collect())
+        }
     })
+}
+
+fn group_from_wire(number: u32) -> Result<u8, WireError> {
+    match u8::try_from(number) {
+        Ok(group) if usize::from(group) < KV_GROUPS_MAX => Ok(group),
+        _ => Err(WireError::Unknown { what: "the group of a cache event", got: number.into() }),
+    }
+}
+
+impl From<v1::KvGroup> for KvGroup {
+    fn from(group: v1::KvGroup) -> Self {
+        let v1::KvGroup { window_blocks, step_blocks } = group;
+        Self {
+            window_blocks: NonZeroU32::new(window_blocks),
+            step_blocks: NonZeroU32::new(step_blocks).unwrap_or(NonZeroU32::MIN),
+        }
+    }
+}
+
+impl From<KvGroup> for v1::KvGroup {
+    fn from(group: KvGroup) -> Self {
+        let KvGroup { window_blocks, step_blocks } = group;
+        Self { window_blocks: window_blocks.map_or(0, NonZeroU32::get), step_blocks: step_blocks.get() }
+    }
 }
 
 /// Same layout, same allocation: the standard library collects it in place.
@@ -113,16 +148,21 @@ impl From<Tier> for v1::Tier {
 impl From<KvEvent> for v1::KvEvent {
     fn from(event: KvEvent) -> Self {
         let event = match event {
-            KvEvent::Stored { parent, hashes, tier } => v1::kv_event::Event::Stored(v1::KvStored {
+            KvEvent::Stored { parent, hashes, tier, group } => v1::kv_event::Event::Stored(v1::KvStored {
                 parent: parent.map(|BlockHash(hash)| hash),
                 hashes: numbers(hashes),
                 tier: v1::Tier::from(tier).into(),
+                group: group.into(),
             }),
-            KvEvent::Removed { hashes, tier } => v1::kv_event::Event::Removed(v1::KvRemoved {
+            KvEvent::Removed { hashes, tier, group } => v1::kv_event::Event::Removed(v1::KvRemoved {
                 hashes: numbers(hashes),
                 tier: v1::Tier::from(tier).into(),
+                group: group.into(),
             }),
             KvEvent::Cleared => v1::kv_event::Event::Cleared(v1::KvCleared {}),
+            KvEvent::Groups(groups) => v1::kv_event::Event::Groups(v1::KvGroups {
+                groups: groups.into_iter().map(Into::into).collect(),
+            }),
         };
         Self { event: Some(event) }
     }
@@ -136,7 +176,7 @@ impl TryFrom<KvEventBatch> for v1::KvDelta {
         let KvEventBatch { rank: RankId { incarnation: _, dp_rank }, sequence, events } = batch;
         let count = |event: &KvEvent| match event {
             KvEvent::Stored { hashes, .. } | KvEvent::Removed { hashes, .. } => Some(hashes.len()),
-            KvEvent::Cleared => None,
+            KvEvent::Groups(_) | KvEvent::Cleared => None,
         };
         let hashes = events.iter().filter_map(count).sum();
         if events.len() > BATCH_EVENTS_MAX || hashes > BATCH_HASHES_MAX {

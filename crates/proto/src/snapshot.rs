@@ -1,47 +1,83 @@
 //! Whole caches in pieces: [`snapshot_chunks`] cuts, [`SnapshotReader`] puts together.
 
-use forebay_types::{BlockHash, RankId};
+use forebay_types::{KvEvent, RankId};
 
 use crate::{
     error::WireError,
-    kv::Life,
-    limits::{SNAPSHOT_BLOCKS_MAX, SNAPSHOT_CHUNK_HASHES_MAX},
+    kv::{Life, event_from_wire, wire_hashes},
+    limits::{BATCH_EVENTS_MAX, SNAPSHOT_BLOCKS_MAX, SNAPSHOT_CHUNK_HASHES_MAX},
     v1,
 };
 
-/// Blocks for which room is made on the word of a first piece; beyond that it grows with what really comes.
-const RESERVE_BLOCKS_MAX: u64 = 1 << 20;
-
-/// Everything that one rank caches on its device.
+/// Everything that one rank caches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
     /// Whose.
     pub rank: RankId,
     /// Number of the first batch that is not in it.
     pub sequence_next: u64,
-    /// In any order.
-    pub blocks: Vec<BlockHash>,
+    /// Events that would make it from nothing.
+    pub contents: Vec<KvEvent>,
 }
 
-/// The pieces of a snapshot, in order: at least one, even of an empty cache.
-pub fn snapshot_chunks(
-    dp_rank: u16,
-    sequence_next: u64,
-    blocks: &[BlockHash],
-) -> impl ExactSizeIterator<Item = v1::KvSnapshot> + '_ {
-    let chunks = blocks.len().div_ceil(SNAPSHOT_CHUNK_HASHES_MAX).max(1);
-    (0..chunks).map(move |index| {
-        let start = index * SNAPSHOT_CHUNK_HASHES_MAX;
-        let end = blocks.len().min(start + SNAPSHOT_CHUNK_HASHES_MAX);
-        v1::KvSnapshot {
-            dp_rank: dp_rank.into(),
-            sequence_next,
-            chunk_index: index as u32,
-            last: index + 1 == chunks,
-            blocks_total: blocks.len() as u64,
-            hashes: blocks[start..end].iter().map(|&BlockHash(hash)| hash).collect(),
+/// The pieces of a snapshot, in order: at least one, even of an empty cache. Chains are cut where a piece is full.
+pub fn snapshot_chunks(dp_rank: u16, sequence_next: u64, contents: Vec<KvEvent>) -> Vec<v1::KvSnapshot> {
+    let mut pieces = Pieces { done: vec![Vec::new()], hashes: 0, hashes_total: 0 };
+    for event in contents {
+        let KvEvent::Stored { mut parent, mut hashes, tier, group } = event else {
+            pieces.room();
+            pieces.add(event);
+            continue;
+        };
+        while !hashes.is_empty() {
+            let rest = hashes.split_off(pieces.room().min(hashes.len()));
+            let last = hashes.last().copied();
+            pieces.add(KvEvent::Stored { parent, hashes, tier, group });
+            (parent, hashes) = (last, rest);
         }
-    })
+    }
+    let Pieces { done, hashes_total, .. } = pieces;
+    let count = done.len() as u32;
+    let piece = |(chunk_index, contents)| v1::KvSnapshot {
+        dp_rank: dp_rank.into(),
+        sequence_next,
+        chunk_index,
+        last: chunk_index + 1 == count,
+        blocks_total: hashes_total,
+        contents,
+    };
+    (0..).zip(done).map(piece).collect()
+}
+
+/// Pieces as they are filled.
+struct Pieces {
+    done: Vec<Vec<v1::KvEvent>>,
+    /// In the last one, and in all.
+    hashes: usize,
+    hashes_total: u64,
+}
+
+impl Pieces {
+    fn last(&mut self) -> &mut Vec<v1::KvEvent> {
+        self.done.last_mut().expect("there is one from the start")
+    }
+
+    /// Hashes, at least one, that the next event may have. Begins another piece if the last one is full.
+    fn room(&mut self) -> usize {
+        if self.hashes >= SNAPSHOT_CHUNK_HASHES_MAX || self.last().len() >= BATCH_EVENTS_MAX {
+            self.done.push(Vec::new());
+            self.hashes = 0;
+        }
+        SNAPSHOT_CHUNK_HASHES_MAX - self.hashes
+    }
+
+    fn add(&mut self, event: KvEvent) {
+        let event = v1::KvEvent::from(event);
+        let hashes = wire_hashes(&event);
+        self.hashes += hashes;
+        self.hashes_total += hashes as u64;
+        self.last().push(event);
+    }
 }
 
 /// Puts the pieces of one rank's snapshot together. One for each rank of a stream.
@@ -53,6 +89,7 @@ pub struct SnapshotReader {
 #[derive(Debug)]
 struct Partial {
     snapshot: Snapshot,
+    blocks: u64,
     blocks_total: u64,
     chunk_next: u32,
 }
@@ -65,18 +102,19 @@ impl SnapshotReader {
     /// forgotten: ask for the snapshot again.
     pub fn take(&mut self, life: &Life, chunk: v1::KvSnapshot) -> Result<Option<Snapshot>, WireError> {
         let before = self.under_way.take();
-        let v1::KvSnapshot { dp_rank, sequence_next, chunk_index, last, blocks_total, hashes } = chunk;
+        let v1::KvSnapshot { dp_rank, sequence_next, chunk_index, last, blocks_total, contents } = chunk;
         let rank = life.rank(dp_rank)?;
-        WireError::at_most("a piece of a snapshot", "hashes", hashes.len(), SNAPSHOT_CHUNK_HASHES_MAX)?;
+        WireError::at_most("a piece of a snapshot", "events", contents.len(), BATCH_EVENTS_MAX)?;
+        let hashes = contents.iter().map(wire_hashes).sum();
+        WireError::at_most("a piece of a snapshot", "hashes", hashes, SNAPSHOT_CHUNK_HASHES_MAX)?;
         if blocks_total > SNAPSHOT_BLOCKS_MAX {
             let (got, max) = (blocks_total, SNAPSHOT_BLOCKS_MAX);
             return Err(WireError::TooMuch { what: "a snapshot", got, max, unit: "blocks" });
         }
         let broken = |wrong: String| WireError::Sequence { what: "a snapshot", wrong };
         let mut partial = if chunk_index == 0 {
-            let room = blocks_total.min(RESERVE_BLOCKS_MAX) as usize;
-            let snapshot = Snapshot { rank, sequence_next, blocks: Vec::with_capacity(room) };
-            Partial { snapshot, blocks_total, chunk_next: 0 }
+            let snapshot = Snapshot { rank, sequence_next, contents: Vec::new() };
+            Partial { snapshot, blocks: 0, blocks_total, chunk_next: 0 }
         } else {
             before.ok_or_else(|| broken(format!("piece {chunk_index} came without a piece 0")))?
         };
@@ -88,9 +126,19 @@ impl SnapshotReader {
         {
             return Err(broken(format!("piece {chunk_index} is of another snapshot")));
         }
-        partial.snapshot.blocks.extend(hashes.into_iter().map(BlockHash));
+        for event in contents {
+            match event_from_wire(event)? {
+                event @ (KvEvent::Groups(_) | KvEvent::Stored { .. }) => {
+                    partial.snapshot.contents.push(event)
+                }
+                KvEvent::Removed { .. } | KvEvent::Cleared => {
+                    return Err(broken(format!("piece {chunk_index} says that something went")));
+                }
+            }
+        }
         partial.chunk_next += 1;
-        let got = partial.snapshot.blocks.len() as u64;
+        partial.blocks += hashes as u64;
+        let got = partial.blocks;
         if got > blocks_total || (last && got < blocks_total) {
             return Err(broken(format!("{got} blocks came of {blocks_total} announced")));
         }
@@ -109,25 +157,52 @@ impl SnapshotReader {
 
 #[cfg(test)]
 mod tests {
-    use forebay_types::Incarnation;
+    use std::num::NonZeroU32;
+
+    use forebay_types::{BlockHash, Incarnation, KvGroup, Tier};
 
     use super::*;
 
     const LIFE: Life = Life { incarnation: Incarnation(7), dp_ranks: 2 };
 
-    fn blocks(count: usize) -> Vec<BlockHash> {
-        (0..count as u64).map(|n| BlockHash(n.wrapping_mul(0x9E37_79B9_7F4A_7C15))).collect()
+    fn blocks(numbers: std::ops::Range<usize>) -> Vec<BlockHash> {
+        numbers.map(|n| BlockHash((n as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15))).collect()
+    }
+
+    /// A chain on the device, beside what hybrid models and other tiers bring.
+    fn contents(count: usize) -> Vec<KvEvent> {
+        let stored = |parent, hashes, tier, group| KvEvent::Stored { parent, hashes, tier, group };
+        let window = KvGroup { window_blocks: NonZeroU32::new(8), ..KvGroup::FULL };
+        vec![
+            KvEvent::Groups(vec![KvGroup::FULL, window]),
+            stored(None, blocks(0..count), Tier::Device, 0),
+            stored(Some(BlockHash(7)), blocks(0..3), Tier::Host, 1),
+        ]
+    }
+
+    /// Chains as they were before they were cut.
+    fn joined(contents: Vec<KvEvent>) -> Vec<KvEvent> {
+        let mut joined: Vec<KvEvent> = Vec::new();
+        for event in contents {
+            match (joined.last_mut(), event) {
+                (
+                    Some(KvEvent::Stored { hashes: before, tier: on, group: of, .. }),
+                    KvEvent::Stored { parent, hashes, tier, group },
+                ) if (tier, group) == (*on, *of) && parent == before.last().copied() => before.extend(hashes),
+                (_, event) => joined.push(event),
+            }
+        }
+        joined
     }
 
     #[test]
     fn snapshots_of_all_sizes_come_back() {
         let chunk = SNAPSHOT_CHUNK_HASHES_MAX;
         for (count, pieces) in
-            [(0, 1), (1, 1), (chunk, 1), (chunk + 1, 2), (3 * chunk, 3), (3 * chunk + 5, 4)]
+            [(1, 1), (chunk - 3, 1), (chunk - 2, 2), (chunk, 2), (3 * chunk, 4), (3 * chunk - 3, 3)]
         {
-            let blocks = blocks(count);
             let mut reader = SnapshotReader::default();
-            let messages: Vec<_> = snapshot_chunks(1, 42, &blocks).collect();
+            let messages = snapshot_chunks(1, 42, contents(count));
             assert_eq!(messages.len(), pieces, "{count} blocks");
             let mut whole = None;
             for message in messages {
@@ -136,14 +211,23 @@ mod tests {
                 assert_eq!(reader.is_under_way(), whole.is_none());
             }
             let rank = RankId { incarnation: Incarnation(7), dp_rank: 1 };
-            assert_eq!(whole, Some(Snapshot { rank, sequence_next: 42, blocks }));
+            let whole = whole.expect("the last piece came");
+            assert_eq!((whole.rank, whole.sequence_next), (rank, 42));
+            assert_eq!(joined(whole.contents), contents(count));
         }
+        let empty = snapshot_chunks(1, 42, vec![]);
+        assert_eq!(empty.len(), 1);
+        let whole = SnapshotReader::default().take(&LIFE, empty[0].clone()).expect("in order");
+        assert_eq!(whole.expect("the only piece").contents, []);
+        // Many short chains fill a piece, too.
+        let short =
+            |n| KvEvent::Stored { parent: None, hashes: blocks(n..n + 1), tier: Tier::Device, group: 0 };
+        assert_eq!(snapshot_chunks(1, 42, (0..40_000).map(short).collect()).len(), 2);
     }
 
     #[test]
     fn a_lost_repeated_or_foreign_piece_is_noticed_and_a_new_start_is_taken() {
-        let blocks = blocks(3 * SNAPSHOT_CHUNK_HASHES_MAX);
-        let pieces: Vec<_> = snapshot_chunks(1, 42, &blocks).collect();
+        let pieces = snapshot_chunks(1, 42, contents(3 * SNAPSHOT_CHUNK_HASHES_MAX - 3));
         let refused = |order: &[&v1::KvSnapshot]| {
             let mut reader = SnapshotReader::default();
             let (last, before) = order.split_last().expect("not empty");
@@ -162,7 +246,9 @@ mod tests {
         let short = v1::KvSnapshot { last: true, ..pieces[1].clone() };
         let long = v1::KvSnapshot { blocks_total: 1, ..pieces[0].clone() };
         let huge = v1::KvSnapshot { blocks_total: u64::MAX, ..pieces[0].clone() };
-        let rows: [(&[&v1::KvSnapshot], &str); 7] = [
+        let taken = v1::KvSnapshot { contents: vec![KvEvent::Cleared.into()], ..pieces[0].clone() };
+        let rows: [(&[&v1::KvSnapshot], &str); 8] = [
+            (&[&taken], "piece 0 says that something went"),
             (&[&pieces[1]], "piece 1 came without a piece 0"),
             (&[&pieces[0], &pieces[2]], "piece 2 came after 1 pieces"),
             (&[&pieces[0], &pieces[1], &pieces[1]], "piece 1 came after 2 pieces"),

@@ -9,7 +9,7 @@ use forebay_proto::{
     tls::{Identity, Pem, TlsFiles},
     v1::{self, fleet_server::Fleet, from_agent::Body as AgentBody, from_gateway::Body as GatewayBody},
 };
-use forebay_types::BlockHash;
+use forebay_types::{BlockHash, KvEvent, Tier};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tokio::{net::TcpListener, sync::mpsc};
 use tokio_stream::{
@@ -35,7 +35,12 @@ impl Fleet for Echo {
         let answers = request.into_inner().filter_map(|message| {
             let counter = match message.map(|message| message.body) {
                 Ok(Some(AgentBody::Heartbeat(v1::Heartbeat { counter }))) => counter,
-                Ok(Some(AgentBody::KvSnapshot(piece))) => piece.hashes.len() as u64,
+                Ok(Some(AgentBody::KvSnapshot(piece))) => match &piece.contents[..] {
+                    [v1::KvEvent { event: Some(v1::kv_event::Event::Stored(stored)) }] => {
+                        stored.hashes.len() as u64
+                    }
+                    other => panic!("{other:?}"),
+                },
                 Ok(_) => return None,
                 Err(status) => return Some(Err(status)),
             };
@@ -95,7 +100,8 @@ async fn messages_go_both_ways_and_unknown_bodies_are_skipped() {
     let port = serve(None).await;
     let blocks = vec![BlockHash(u64::MAX); SNAPSHOT_CHUNK_HASHES_MAX + 1];
     let mut messages = vec![heartbeat(1), AgentBody::Drain(v1::Drain::default())];
-    messages.extend(snapshot_chunks(0, 7, &blocks).map(AgentBody::KvSnapshot));
+    let stored = KvEvent::Stored { parent: None, hashes: blocks, tier: Tier::Device, group: 0 };
+    messages.extend(snapshot_chunks(0, 7, vec![stored]).into_iter().map(AgentBody::KvSnapshot));
     messages.push(heartbeat(2));
     let answers = attach(port, None, messages).await.expect("served");
     assert_eq!(answers, [ack(1), ack(SNAPSHOT_CHUNK_HASHES_MAX as u64), ack(1), ack(2)]);
@@ -104,8 +110,9 @@ async fn messages_go_both_ways_and_unknown_bodies_are_skipped() {
 #[tokio::test]
 async fn a_message_beyond_the_bound_is_never_sent_or_read() {
     let port = serve(None).await;
-    let hashes = vec![u64::MAX; MESSAGE_BYTES_MAX / 8];
-    let large = v1::KvSnapshot { hashes, ..v1::KvSnapshot::default() };
+    let hashes = vec![BlockHash(u64::MAX); MESSAGE_BYTES_MAX / 8];
+    let stored = KvEvent::Stored { parent: None, hashes, tier: Tier::Device, group: 0 };
+    let large = v1::KvSnapshot { contents: vec![stored.into()], ..v1::KvSnapshot::default() };
     let sent = attach(port, None, vec![AgentBody::KvSnapshot(large.clone())]).await;
     assert!(sent.is_err(), "the sender's own bound ends the stream: {sent:?}");
 

@@ -70,8 +70,10 @@ fn hello() -> v1::Hello {
 
 fn deltas() -> v1::KvDeltas {
     let event = |event| v1::KvEvent { event: Some(event) };
-    let stored = v1::KvStored { parent: Some(1), hashes: vec![2, 3], tier: v1::Tier::Device.into() };
-    let removed = v1::KvRemoved { hashes: vec![4], tier: v1::Tier::Remote.into() };
+    let stored =
+        v1::KvStored { parent: Some(1), hashes: vec![2, 3], tier: v1::Tier::Device.into(), group: 4 };
+    let removed = v1::KvRemoved { hashes: vec![4], tier: v1::Tier::Remote.into(), group: 5 };
+    let groups = v1::KvGroups { groups: vec![v1::KvGroup { window_blocks: 6, step_blocks: 7 }] };
     v1::KvDeltas {
         deltas: vec![v1::KvDelta {
             dp_rank: 1,
@@ -80,6 +82,7 @@ fn deltas() -> v1::KvDeltas {
                 event(v1::kv_event::Event::Stored(stored)),
                 event(v1::kv_event::Event::Removed(removed)),
                 event(v1::kv_event::Event::Cleared(v1::KvCleared {})),
+                event(v1::kv_event::Event::Groups(groups)),
             ],
         }],
     }
@@ -127,7 +130,7 @@ fn from_agent() -> Vec<(&'static str, AgentBody)> {
         chunk_index: 3,
         last: true,
         blocks_total: 4,
-        hashes: vec![5, 6],
+        contents: deltas().deltas.remove(0).events,
     };
     let note = v1::notice::News::Note(v1::notice::Note { text: "t".to_owned() });
     let fenced = v1::notice::News::Fenced(v1::notice::Fenced { why: "w".to_owned() });

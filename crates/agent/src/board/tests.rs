@@ -1,5 +1,5 @@
 use forebay_proto::{Accepts, Dialect, KvAbilities};
-use forebay_types::BlockHash;
+use forebay_types::{BlockHash, KvEvent, Tier};
 
 use super::*;
 
@@ -194,7 +194,8 @@ fn a_cache_that_is_watched_anew_is_told_anew() {
     let board = board();
     serve(&board, 1);
     let rank = RankId { incarnation: Incarnation(1), dp_rank: 0 };
-    board.snapshot(forebay_engines::KvSnapshot { rank, sequence_next: 9, blocks: vec![BlockHash(1)] });
+    let stored = KvEvent::Stored { parent: None, hashes: vec![BlockHash(1)], tier: Tier::Device, group: 0 };
+    board.snapshot(forebay_engines::KvSnapshot { rank, sequence_next: 9, contents: vec![stored] });
     let mut told = stream(&board);
     assert_eq!(all(&board, &mut told), ["snapshot of 0"]);
     board.restart_feed(Some(KEY));

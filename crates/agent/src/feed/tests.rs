@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 
 use forebay_proto::Life;
-use forebay_types::{Incarnation, RankId, Tier};
+use forebay_types::{BlockHash, Incarnation, RankId, Tier};
 use proptest::prelude::*;
 
 use super::*;
@@ -14,18 +14,32 @@ fn batch(dp_rank: u16, sequence: u64, events: Vec<KvEvent>) -> KvEventBatch {
 }
 
 fn stored(hashes: impl IntoIterator<Item = u64>) -> KvEvent {
-    KvEvent::Stored { parent: None, hashes: hashes.into_iter().map(BlockHash).collect(), tier: Tier::Device }
+    KvEvent::Stored {
+        parent: None,
+        hashes: hashes.into_iter().map(BlockHash).collect(),
+        tier: Tier::Device,
+        group: 0,
+    }
 }
 
 fn removed(hashes: impl IntoIterator<Item = u64>) -> KvEvent {
-    KvEvent::Removed { hashes: hashes.into_iter().map(BlockHash).collect(), tier: Tier::Device }
+    KvEvent::Removed { hashes: hashes.into_iter().map(BlockHash).collect(), tier: Tier::Device, group: 0 }
+}
+
+/// What is held: where, for which layers, and what.
+type Blocks = BTreeSet<(Tier, u8, BlockHash)>;
+
+/// The events that make `blocks` from nothing.
+fn contents(blocks: &Blocks) -> Vec<KvEvent> {
+    let event = |&(tier, group, hash): &_| KvEvent::Stored { parent: None, hashes: vec![hash], tier, group };
+    blocks.iter().map(event).collect()
 }
 
 /// What a gateway makes of what it is told: plain sets, and a panic for a number out of order.
 #[derive(Default)]
 struct Gateway {
     cursor: Cursor,
-    ranks: [Option<(u64, BTreeSet<BlockHash>)>; 2],
+    ranks: [Option<(u64, Blocks)>; 2],
     snapshots: usize,
 }
 
@@ -35,9 +49,11 @@ impl Gateway {
         assert_eq!(feed.has_news(&self.cursor), feed.next(&mut self.cursor.clone(), hashes_max).is_some());
         match feed.next(&mut self.cursor, hashes_max) {
             None => return false,
-            Some(Next::Snapshot { dp_rank, sequence_next, blocks }) => {
+            Some(Next::Snapshot { dp_rank, sequence_next, contents }) => {
                 self.snapshots += 1;
-                self.ranks[usize::from(dp_rank)] = Some((sequence_next, blocks.into_iter().collect()));
+                let mut blocks = Blocks::new();
+                contents.iter().for_each(|event| apply(&mut blocks, event));
+                self.ranks[usize::from(dp_rank)] = Some((sequence_next, blocks));
             }
             Some(Next::Deltas(deltas)) => {
                 for delta in deltas {
@@ -55,13 +71,15 @@ impl Gateway {
     }
 }
 
-fn apply(blocks: &mut BTreeSet<BlockHash>, event: &KvEvent) {
+fn apply(blocks: &mut Blocks, event: &KvEvent) {
     match event {
-        KvEvent::Stored { hashes, tier: Tier::Device, .. } => blocks.extend(hashes),
-        KvEvent::Removed { hashes, tier: Tier::Device } => hashes.iter().for_each(|hash| {
-            blocks.remove(hash);
+        KvEvent::Groups(_) => {}
+        KvEvent::Stored { hashes, tier, group, .. } => {
+            blocks.extend(hashes.iter().map(|&hash| (*tier, *group, hash)));
+        }
+        KvEvent::Removed { hashes, tier, group } => hashes.iter().for_each(|&hash| {
+            blocks.remove(&(*tier, *group, hash));
         }),
-        KvEvent::Stored { .. } | KvEvent::Removed { .. } => {}
         KvEvent::Cleared => blocks.clear(),
     }
 }
@@ -82,8 +100,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let tier = prop_oneof![4 => Just(Tier::Device), 1 => Just(Tier::Host)];
     let hashes = || proptest::collection::vec((0u64..20).prop_map(BlockHash), 1..8);
     let event = prop_oneof![
-        6 => (hashes(), tier.clone()).prop_map(|(hashes, tier)| KvEvent::Stored { parent: None, hashes, tier }),
-        4 => (hashes(), tier).prop_map(|(hashes, tier)| KvEvent::Removed { hashes, tier }),
+        6 => (hashes(), tier.clone(), 0..2_u8).prop_map(|(hashes, tier, group)| KvEvent::Stored { parent: None, hashes, tier, group }),
+        4 => (hashes(), tier, 0..2_u8).prop_map(|(hashes, tier, group)| KvEvent::Removed { hashes, tier, group }),
         1 => Just(KvEvent::Cleared),
     ];
     let step = prop_oneof![
@@ -99,7 +117,7 @@ proptest! {
     #[test]
     fn every_gateway_ends_with_exactly_what_the_engine_holds(steps in steps(), hashes_max in 1usize..40) {
         let mut feed = Feed::new(2, LIMITS);
-        let mut truth: [(u64, BTreeSet<BlockHash>); 2] = Default::default();
+        let mut truth: [(u64, Blocks); 2] = Default::default();
         let mut gateways: [Gateway; 3] = Default::default();
         for step in steps {
             match step {
@@ -110,7 +128,7 @@ proptest! {
                     *next += 1;
                     if taken == Taken::Gap {
                         prop_assert_eq!(feed.gaps().collect::<Vec<_>>(), vec![rank]);
-                        feed.reset(rank, *next, blocks.iter().copied());
+                        feed.reset(rank, *next, contents(blocks));
                     } else {
                         prop_assert_eq!(taken, Taken::Applied);
                         prop_assert_eq!(feed.apply(batch(rank, *next - 1, vec![event])), Taken::Repeated);
@@ -130,7 +148,7 @@ proptest! {
         // One more batch on each rank shows what was lost last.
         for (dp_rank, (next, blocks)) in (0u16..).zip(&mut truth) {
             if feed.apply(batch(dp_rank, *next, vec![])) == Taken::Gap {
-                feed.reset(dp_rank, *next + 1, blocks.iter().copied());
+                feed.reset(dp_rank, *next + 1, contents(blocks));
             }
             *next += 1;
         }
@@ -141,7 +159,8 @@ proptest! {
             }
         }
         for (dp_rank, (_, blocks)) in (0u16..).zip(&truth) {
-            prop_assert_eq!(feed.blocks(dp_rank), blocks.len());
+            let on_device = blocks.iter().filter(|(tier, group, _)| (*tier, *group) == (Tier::Device, 0));
+            prop_assert_eq!(feed.blocks(dp_rank), on_device.count());
         }
     }
 }
@@ -168,7 +187,7 @@ fn nothing_is_given_while_events_are_missing() {
     assert_eq!(feed.apply(batch(0, 1, vec![stored([1])])), Taken::Gap);
     assert_eq!(feed.apply(batch(0, 2, vec![stored([2])])), Taken::Waiting);
     assert!(!gateway.read(&feed, 100));
-    feed.reset(0, 3, [BlockHash(7)]);
+    feed.reset(0, 3, vec![stored([7])]);
     assert_eq!(feed.apply(batch(0, 2, vec![stored([2])])), Taken::Repeated, "the whole cache has it");
     assert_eq!(feed.apply(batch(0, 3, vec![removed([7])])), Taken::Applied);
     while gateway.read(&feed, 100) {}

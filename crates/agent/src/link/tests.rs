@@ -128,7 +128,7 @@ impl Drop for Linked {
 }
 
 fn stored(hashes: std::ops::Range<u64>) -> KvEvent {
-    KvEvent::Stored { parent: None, hashes: hashes.map(BlockHash).collect(), tier: Tier::Device }
+    KvEvent::Stored { parent: None, hashes: hashes.map(BlockHash).collect(), tier: Tier::Device, group: 0 }
 }
 
 fn facts() -> EngineFacts {
@@ -219,6 +219,7 @@ async fn two_gateways_follow_random_changes_exactly() {
             0 => KvEvent::Cleared,
             1..=7 => KvEvent::Removed {
                 hashes: (from..from + 1 + roll(9)).map(BlockHash).collect(),
+                group: 0,
                 tier: Tier::Device,
             },
             _ => stored(from..from + 1 + roll(9)),
@@ -253,7 +254,7 @@ async fn a_slow_gateway_gets_a_fresh_snapshot_and_holds_nobody_up() {
         let blocks = n * BLOCKS..(n + 1) * BLOCKS;
         agent.store(0, blocks.clone());
         let hashes = blocks.take(BLOCKS as usize - 10).map(BlockHash).collect();
-        agent.event(0, KvEvent::Removed { hashes, tier: Tier::Device });
+        agent.event(0, KvEvent::Removed { hashes, tier: Tier::Device, group: 0 });
         fast.until("every change at once", |peer| agent.knows_all(peer)).await;
     }
     slow.until("everything", |peer| agent.knows_all(peer)).await;
@@ -294,9 +295,8 @@ async fn a_gap_at_the_agent_is_healed_for_every_gateway() {
     let late = KvEventBatch { rank, sequence: 7, events: vec![stored(90..95)] };
     assert_eq!(agent.shared.board.kv([late]), [0]);
     assert_eq!(agent.shared.board.gaps(), [0]);
-    let whole: Vec<_> = (80..95).map(BlockHash).collect();
-    agent.shared.board.snapshot(KvSnapshot { rank, sequence_next: 8, blocks: whole.clone() });
-    (agent.sequences[0], agent.truth[0]) = (8, whole.into_iter().collect());
+    agent.shared.board.snapshot(KvSnapshot { rank, sequence_next: 8, contents: vec![stored(80..95)] });
+    (agent.sequences[0], agent.truth[0]) = (8, (80..95).map(BlockHash).collect());
     peer.until("the whole cache", |peer| agent.knows_all(peer)).await;
     agent.assert_equal(&peer);
 }

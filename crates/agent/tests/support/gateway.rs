@@ -12,7 +12,7 @@ use forebay_proto::{
     v1::{self, fleet_server::Fleet, from_agent::Body as Said, from_gateway::Body as Heard},
 };
 use forebay_registry::GatewayRecord;
-use forebay_types::{BlockHash, KvEvent, RankLoad};
+use forebay_types::{BlockHash, KvEvent, RankLoad, device_blocks};
 use tokio::{net::TcpListener, sync::mpsc, time::timeout};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming, transport::Server};
@@ -169,7 +169,7 @@ impl Peer {
                 let rank = piece.dp_rank as usize;
                 if let Some(whole) = self.readers[rank].take(&self.life, piece).expect("pieces that fit") {
                     self.snapshots += 1;
-                    self.ranks[rank] = Some((whole.sequence_next, whole.blocks.into_iter().collect()));
+                    self.ranks[rank] = Some((whole.sequence_next, device_blocks(&whole.contents).collect()));
                 }
             }
             Said::KvDeltas(v1::KvDeltas { deltas }) => {
@@ -214,6 +214,7 @@ pub(crate) fn apply(blocks: &mut BTreeSet<BlockHash>, event: &KvEvent) {
         KvEvent::Removed { hashes, .. } => hashes.iter().for_each(|hash| {
             blocks.remove(hash);
         }),
+        KvEvent::Groups(_) => {}
         KvEvent::Cleared => blocks.clear(),
     }
 }

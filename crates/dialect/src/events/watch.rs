@@ -10,7 +10,7 @@ use std::{
 };
 
 use forebay_engines::{Driver, KvSnapshot};
-use forebay_types::{BlockHash, KvEvent, KvEventBatch};
+use forebay_types::{BlockHash, KvEvent, KvEventBatch, device_blocks};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -112,7 +112,8 @@ impl Stream {
     fn snapshot(&mut self, snapshot: &KvSnapshot, ledger: &Mutex<Ledger>) -> Told {
         self.next = snapshot.sequence_next;
         self.awaiting_snapshot = false;
-        let (blocks, unknown) = ledger.lock().resync(&snapshot.blocks);
+        let cached: Vec<_> = device_blocks(&snapshot.contents).collect();
+        let (blocks, unknown) = ledger.lock().resync(&cached);
         let mut events = vec![WireEvent::Cleared];
         for (hash, block) in blocks {
             append(&mut events, hash, block.parent, &block, STORED_BLOCKS_MAX);
@@ -123,7 +124,9 @@ impl Stream {
 
 fn convert(event: &KvEvent, ledger: &mut Ledger, (events, unknown): &mut Told) {
     match event {
-        KvEvent::Stored { parent, hashes, tier: _ } => {
+        // An engine of ours has one group, which goes without saying.
+        KvEvent::Groups(_) => {}
+        KvEvent::Stored { parent, hashes, tier: _, group: _ } => {
             // What follows an unknown block goes on as a chain of its own, whose parent the reader does not know either.
             let (mut parent, mut begins) = (*parent, true);
             for &hash in hashes {
@@ -141,7 +144,7 @@ fn convert(event: &KvEvent, ledger: &mut Ledger, (events, unknown): &mut Told) {
                 parent = Some(hash);
             }
         }
-        KvEvent::Removed { hashes, tier: _ } => {
+        KvEvent::Removed { hashes, tier: _, group: _ } => {
             let known = hashes.iter().filter(|hash| ledger.removed(**hash));
             events.extend(known.map(|hash| WireEvent::Removed(*hash)));
         }
@@ -197,7 +200,7 @@ mod tests {
     }
 
     fn stored(hashes: &[BlockHash], parent: Option<BlockHash>) -> KvEvent {
-        KvEvent::Stored { parent, hashes: hashes.to_vec(), tier: Tier::Device }
+        KvEvent::Stored { parent, hashes: hashes.to_vec(), tier: Tier::Device, group: 0 }
     }
 
     fn numbered(sequence: u64, events: Vec<KvEvent>) -> KvEventBatch {
@@ -216,7 +219,8 @@ mod tests {
             salts: vec![Some("s".into()), None, None],
         };
         assert_eq!(told, (vec![expected], 0));
-        let removed = KvEvent::Removed { hashes: vec![hashes[2], BlockHash(9)], tier: Tier::Device };
+        let removed =
+            KvEvent::Removed { hashes: vec![hashes[2], BlockHash(9)], tier: Tier::Device, group: 0 };
         let told = stream.batch(&numbered(1, vec![removed]), &ledger).unwrap();
         assert_eq!(told, (vec![WireEvent::Removed(hashes[2])], 0), "what was never told is not taken back");
     }
@@ -240,8 +244,8 @@ mod tests {
         assert_eq!(stream.batch(&numbered(2, vec![stored(&hashes[2..3], Some(hashes[1]))]), &ledger), None);
         let late = stream.batch(&numbered(3, vec![stored(&hashes[3..], Some(hashes[2]))]), &ledger);
         assert_eq!(late, Some((Vec::new(), 0)), "nothing is said in between");
-        let blocks = hashes[..3].iter().rev().copied().collect();
-        let snapshot = KvSnapshot { rank: RANK, sequence_next: 4, blocks };
+        let contents = hashes[..3].iter().rev().map(|&hash| stored(&[hash], None)).collect();
+        let snapshot = KvSnapshot { rank: RANK, sequence_next: 4, contents };
         let (events, unknown) = stream.snapshot(&snapshot, &ledger);
         assert_eq!((events.len(), &events[0], unknown), (2, &WireEvent::Cleared, 0));
         let WireEvent::Stored { hashes: chain, parent: None, tokens, .. } = &events[1] else {

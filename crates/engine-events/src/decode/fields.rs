@@ -23,6 +23,7 @@ enum Field {
     ExtraKeys,
     GroupIdx,
     KvCacheSpecKind,
+    SlidingWindow,
     Locality,
     CacheSalt,
     Metadata,
@@ -61,6 +62,7 @@ impl Field {
             Self::ExtraKeys => "extra_keys",
             Self::GroupIdx => "group_idx",
             Self::KvCacheSpecKind => "kv_cache_spec_kind",
+            Self::SlidingWindow => "kv_cache_spec_sliding_window",
             Self::Locality => "locality",
             Self::CacheSalt => "cache_salt",
             Self::Metadata => "metadata",
@@ -81,6 +83,7 @@ impl Field {
             "extra_keys" => Self::ExtraKeys,
             "group_idx" => Self::GroupIdx,
             "kv_cache_spec_kind" => Self::KvCacheSpecKind,
+            "kv_cache_spec_sliding_window" => Self::SlidingWindow,
             "locality" => Self::Locality,
             "cache_salt" => Self::CacheSalt,
             "metadata" => Self::Metadata,
@@ -106,6 +109,7 @@ pub(super) struct Fields<'a> {
     extra_keys: Option<Vec<Vec<ExtraKey>>>,
     group: Option<u32>,
     kind: Option<GroupKind>,
+    window_tokens: Option<u32>,
     remote: bool,
     salt: Option<&'a str>,
 }
@@ -168,6 +172,9 @@ impl<'a> Fields<'a> {
             Field::ExtraKeys => self.extra_keys = Some(extra_keys(decoder)?),
             Field::GroupIdx => self.group = Some(reader.unsigned("a number (0 to 4294967295)")?),
             Field::KvCacheSpecKind => self.kind = Some(GroupKind::from_name(reader.text("a text")?)),
+            Field::SlidingWindow => {
+                self.window_tokens = Some(reader.unsigned("a number of tokens (0 to 4294967295)")?);
+            }
             Field::Locality => self.remote = reader.text("a text")?.eq_ignore_ascii_case("REMOTE"),
             Field::CacheSalt => self.salt = Some(reader.text("a text")?),
             Field::Metadata => self.take_metadata(decoder)?,
@@ -207,6 +214,7 @@ impl<'a> Fields<'a> {
                 tier,
                 group: self.group,
                 kind: self.kind,
+                window_tokens: self.window_tokens,
             }),
             "BlockRemoved" => EngineEvent::Removed(Removed {
                 hashes: self.hashes.ok_or_else(missing(Field::BlockHashes))?,

@@ -91,6 +91,7 @@ fn stored() -> Stored {
         tier: Tier::Device,
         group: None,
         kind: None,
+        window_tokens: None,
     }
 }
 
@@ -107,7 +108,12 @@ fn every_dialect_is_read_as_it_was_written() {
         ]),
         ..stored()
     };
-    let grouped = Stored { group: Some(1), kind: Some(GroupKind::SlidingWindow), ..keyed.clone() };
+    let grouped = Stored {
+        group: Some(1),
+        kind: Some(GroupKind::SlidingWindow),
+        window_tokens: Some(4096),
+        ..keyed.clone()
+    };
     let salted = Stored { salt: Some("s".into()), lora_name: Some("adapter".into()), ..plain() };
     let removed = |tier, group| EngineEvent::Removed(Removed { hashes: stored().hashes, tier, group });
     for (dialect, stored, group) in [
@@ -180,6 +186,7 @@ fn lists_of_every_age_are_read() {
         tier: Tier::Device,
         group: None,
         kind: None,
+        window_tokens: None,
     };
     let with_medium = Stored { tier: Tier::Host, ..oldest.clone() };
     let with_name = Stored { lora_name: Some("adapter".into()), ..with_medium.clone() };

@@ -79,6 +79,14 @@ pub enum Fault {
         /// Blocks left out.
         blocks: u64,
     },
+    /// The model has more groups of layers than are followed.
+    #[error("{blocks} blocks are of groups of layers beyond the {groups_max} that are followed; left out")]
+    TooManyGroups {
+        /// The bound.
+        groups_max: usize,
+        /// Blocks left out.
+        blocks: u64,
+    },
     /// Events of a type that this version does not know were passed over.
     #[error("{events} events of unknown types, {tag:?} among them, were passed over")]
     UnknownEvent {
@@ -107,7 +115,8 @@ impl Fault {
             | Self::WrongTokenCount { blocks, .. }
             | Self::WrongKeyCount { blocks, .. }
             | Self::AmbiguousHash { blocks, .. }
-            | Self::NoRoom { blocks, .. } => blocks,
+            | Self::NoRoom { blocks, .. }
+            | Self::TooManyGroups { blocks, .. } => blocks,
             Self::UnknownEvent { events, .. } => events,
         }
     }

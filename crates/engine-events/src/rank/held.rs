@@ -1,16 +1,14 @@
 //! Our blocks that are held, by tier, and the events that come of changes.
 
-use std::{
-    collections::HashMap,
-    hash::{BuildHasher, BuildHasherDefault, Hasher},
-};
+use std::hash::BuildHasher;
 
-use forebay_kv_hash::BlockHasher;
+use forebay_kv_hash::{BlockHasher, BlockMap};
 use forebay_types::{BlockHash, KvEvent, Tier};
 use siphasher::sip::SipHasher13;
 
 /// Tiers, as places in an array.
 pub(super) const TIERS: usize = 4;
+pub(super) const ALL_TIERS: [Tier; TIERS] = [Tier::Device, Tier::Host, Tier::Disk, Tier::Remote];
 
 pub(super) fn place(tier: Tier) -> usize {
     match tier {
@@ -21,10 +19,10 @@ pub(super) fn place(tier: Tier) -> usize {
     }
 }
 
-/// How many engine blocks that complete a block of ours are held, by tier.
+/// How many engine blocks of one group that complete a block of ours are held, by tier.
 #[derive(Debug, Default)]
 pub(super) struct Held {
-    counts: HashMap<BlockHash, [u32; TIERS], BuildHasherDefault<AsItIs>>,
+    counts: BlockMap<[u32; TIERS]>,
     blocks: [u64; TIERS],
 }
 
@@ -39,85 +37,72 @@ impl Held {
         self.blocks
     }
 
-    pub(super) fn holds(&self, tier: Tier, block: BlockHash) -> bool {
-        self.counts.get(&block).is_some_and(|counts| counts[place(tier)] > 0)
-    }
-
-    pub(super) fn of(&self, tier: Tier) -> impl Iterator<Item = BlockHash> + '_ {
-        self.counts.iter().filter(move |(_, counts)| counts[place(tier)] > 0).map(|(&block, _)| block)
-    }
-
     /// One more engine block that completes `own`, a chain after `before`, is held.
     pub(super) fn hold(
         &mut self,
-        tier: Tier,
+        at: At,
         before: Option<BlockHash>,
         own: &[BlockHash],
         events: &mut Vec<KvEvent>,
     ) {
         let mut parent = before;
         for &block in own {
-            let count = &mut self.counts.entry(block).or_default()[place(tier)];
+            let count = &mut self.counts.entry(block).or_default()[place(at.tier)];
             *count += 1;
             if *count == 1 {
-                self.blocks[place(tier)] += 1;
-                stored(parent, block, tier, events);
+                self.blocks[place(at.tier)] += 1;
+                stored(parent, block, at, events);
             }
             parent = Some(block);
         }
     }
 
     /// One engine block that completes `own` is not held any more.
-    pub(super) fn release(&mut self, tier: Tier, own: &[BlockHash], events: &mut Vec<KvEvent>) {
+    pub(super) fn release(&mut self, at: At, own: &[BlockHash], events: &mut Vec<KvEvent>) {
         for &block in own {
             let counts = self.counts.get_mut(&block).expect("what an engine block completes is held with it");
-            counts[place(tier)] -= 1;
-            if counts[place(tier)] == 0 {
+            counts[place(at.tier)] -= 1;
+            if counts[place(at.tier)] == 0 {
                 if *counts == [0; TIERS] {
                     self.counts.remove(&block);
                 }
-                self.blocks[place(tier)] -= 1;
-                removed(block, tier, events);
+                self.blocks[place(at.tier)] -= 1;
+                removed(block, at, events);
             }
         }
     }
 }
 
+/// Where blocks are, and for which layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct At {
+    pub(super) tier: Tier,
+    pub(super) group: u8,
+}
+
 /// Says that `block` after `parent` was stored, as a link of the chain that was being said if it is one.
-fn stored(parent: Option<BlockHash>, block: BlockHash, tier: Tier, events: &mut Vec<KvEvent>) {
-    if let Some(KvEvent::Stored { hashes, tier: last_tier, .. }) = events.last_mut()
-        && *last_tier == tier
+fn stored(parent: Option<BlockHash>, block: BlockHash, at: At, events: &mut Vec<KvEvent>) {
+    let At { tier, group } = at;
+    if let Some(KvEvent::Stored { hashes, tier: last_tier, group: last_group, .. }) = events.last_mut()
+        && (*last_tier, *last_group) == (tier, group)
         && parent.is_some()
         && hashes.last() == parent.as_ref()
     {
         hashes.push(block);
         return;
     }
-    events.push(KvEvent::Stored { parent, hashes: vec![block], tier });
+    events.push(KvEvent::Stored { parent, hashes: vec![block], tier, group });
 }
 
-fn removed(block: BlockHash, tier: Tier, events: &mut Vec<KvEvent>) {
+fn removed(block: BlockHash, at: At, events: &mut Vec<KvEvent>) {
+    let At { tier, group } = at;
     match events.last_mut() {
-        Some(KvEvent::Removed { hashes, tier: last_tier }) if *last_tier == tier => hashes.push(block),
-        _ => events.push(KvEvent::Removed { hashes: vec![block], tier }),
-    }
-}
-
-/// Our hashes are keyed already: what spreads them over a table is in them.
-#[derive(Debug, Default)]
-pub(super) struct AsItIs(u64);
-
-impl Hasher for AsItIs {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, _: &[u8]) {
-        unreachable!("a block hash is one word")
-    }
-
-    fn write_u64(&mut self, word: u64) {
-        self.0 = word;
+        Some(KvEvent::Removed { hashes, tier: last_tier, group: last_group })
+            if (*last_tier, *last_group) == (tier, group) =>
+        {
+            hashes.push(block);
+        }
+        _ => events.push(KvEvent::Removed { hashes: vec![block], tier, group }),
     }
 }
 

@@ -1,7 +1,10 @@
+use std::num::NonZeroU32;
+
 use forebay_kv_hash::HashKey;
-use forebay_types::TokenId;
+use forebay_types::{KvGroup, TokenId, device_blocks};
 
 use super::*;
+use crate::event::GroupKind;
 
 mod identity;
 mod model;
@@ -43,6 +46,7 @@ fn stored_as(block_size_tokens: u32, parent: Option<u64>, hashes: &[u64]) -> Sto
         tier: Tier::Device,
         group: None,
         kind: None,
+        window_tokens: None,
     }
 }
 
@@ -53,6 +57,10 @@ fn removed(hashes: &[u64]) -> Removed {
 
 fn batch(events: impl IntoIterator<Item = EngineEvent>) -> EventBatch {
     EventBatch { time_seconds: 0.0, events: events.into_iter().collect(), dp_rank: None }
+}
+
+fn cached(cache: &RankCache) -> Vec<BlockHash> {
+    device_blocks(&cache.snapshot()).collect()
 }
 
 impl RankCache {
@@ -83,7 +91,7 @@ fn plain(hashes: &[u64]) -> Vec<BlockHash> {
 }
 
 fn in_tier(tier: Tier, parent: Option<BlockHash>, hashes: &[BlockHash]) -> KvEvent {
-    KvEvent::Stored { parent, hashes: hashes.to_vec(), tier }
+    KvEvent::Stored { parent, hashes: hashes.to_vec(), tier, group: 0 }
 }
 
 fn on_device(parent: Option<BlockHash>, hashes: &[BlockHash]) -> KvEvent {
@@ -91,7 +99,7 @@ fn on_device(parent: Option<BlockHash>, hashes: &[BlockHash]) -> KvEvent {
 }
 
 fn gone(hashes: &[BlockHash]) -> KvEvent {
-    KvEvent::Removed { hashes: hashes.to_vec(), tier: Tier::Device }
+    KvEvent::Removed { hashes: hashes.to_vec(), tier: Tier::Device, group: 0 }
 }
 
 fn only(events: impl Into<Vec<KvEvent>>) -> Applied {
@@ -110,7 +118,7 @@ fn a_hash_stored_twice_goes_with_its_second_removal() {
     assert_eq!(cache.says(stored(Some(1), &[2])), only([]));
     assert_eq!(cache.says(removed(&[2, 1])), only([gone(&chain[..1])]));
     assert_eq!(cache.says(removed(&[2])), only([gone(&chain[1..])]));
-    assert_eq!((cache.snapshot(), cache.stats().engine_blocks), (vec![], 0));
+    assert_eq!((cached(&cache), cache.stats().engine_blocks), (vec![], 0));
 }
 
 #[test]
@@ -156,11 +164,11 @@ fn tiers_are_counted_apart_and_blocks_may_only_be_named() {
     assert_eq!(cache.says(removed(&[1, 2])), only([gone(&chain)]));
     let stats = cache.stats();
     assert_eq!((stats.blocks_device, stats.blocks_host, stats.engine_blocks), (0, 2, 2));
-    assert_eq!(cache.snapshot(), []);
+    assert_eq!(cached(&cache), []);
     // What is known on any tier has a place in its chain.
     let third = plain(&[1, 2, 3])[2];
     assert_eq!(cache.says(stored(Some(2), &[3])), only([on_device(Some(chain[1]), &[third])]));
-    let went = KvEvent::Removed { hashes: vec![chain[1]], tier: Tier::Host };
+    let went = KvEvent::Removed { hashes: vec![chain[1]], tier: Tier::Host, group: 0 };
     assert_eq!(cache.says(from_host(&[2])), only([went]));
     // One whose tokens nobody said stands for nothing, and its removal is no mistake.
     assert_eq!(cache.says(offloaded(&[77])), only([]));
@@ -213,8 +221,8 @@ fn a_cleared_rank_holds_nothing() {
     assert_eq!(cache.says(Removed { tier: Tier::Host, ..removed(&[1]) }), only([]));
     assert_eq!(faults(&cache.says(Removed { tier: Tier::Host, ..removed(&[1]) })).len(), 1);
     cache.reset(History::Whole);
-    assert_eq!(cache.stats(), RankStats { removals_unknown: 1, ..RankStats::default() });
-    assert_eq!(cache.snapshot(), []);
+    assert_eq!(cache.stats(), RankStats { removals_unknown: 1, groups: 1, ..RankStats::default() });
+    assert_eq!(cached(&cache), []);
 }
 
 #[test]
@@ -286,7 +294,7 @@ fn a_hash_with_two_prefixes_stands_for_nothing() {
     // As SGLang's default does with two salts.
     let salted = || Stored { salt: Some("s".into()), ..stored(None, &[1]) };
     let applied = cache.says(salted());
-    let from_host = KvEvent::Removed { hashes: vec![chain[0]], tier: Tier::Host };
+    let from_host = KvEvent::Removed { hashes: vec![chain[0]], tier: Tier::Host, group: 0 };
     assert_eq!(applied.events, [gone(&chain[..1]), from_host]);
     assert_eq!(
         faults(&applied),
@@ -341,49 +349,125 @@ fn beyond_its_bound_a_rank_takes_no_more() {
     assert_eq!(cache.stats().blocks_device, 3);
 }
 
+fn needs(window_blocks: u32, step_blocks: u32) -> KvGroup {
+    let step_blocks = NonZeroU32::new(step_blocks).expect("above 0");
+    KvGroup { window_blocks: NonZeroU32::new(window_blocks), step_blocks }
+}
+
+/// Blocks of ours have 4 tokens.
 #[test]
-fn one_full_attention_group_feeds_the_index() {
-    use GroupKind::{FullAttention, Mamba, MlaAttention, SlidingWindow, Unknown};
-    // Each group has blocks of its own, so that one sees whose are indexed.
-    let blocks = |group: Option<u32>| {
-        let first = u64::from(10 * group.unwrap_or(0) + 1);
-        [first, first + 1]
+fn a_group_needs_what_its_layers_look_at() {
+    use GroupKind::{
+        ChunkedLocalAttention, CrossAttention, EncoderOnlyAttention, FullAttention, Mamba, MlaAttention,
+        Other, SlidingWindow, Unknown,
     };
-    let of = |group: u32, kind: Option<GroupKind>| Stored {
-        group: Some(group),
-        kind,
-        ..stored(None, &blocks(Some(group)))
-    };
-    //   stores, in order; whose are indexed; how many are counted apart
-    for (stores, indexed, apart) in [
-        (vec![of(0, Some(FullAttention)), of(1, Some(SlidingWindow))], Some(0), 2),
-        (vec![of(0, Some(SlidingWindow)), of(1, Some(FullAttention))], Some(1), 2),
-        (vec![of(0, Some(FullAttention)), of(1, Some(FullAttention))], Some(0), 2),
-        (vec![of(2, Some(MlaAttention)), of(0, Some(Mamba))], Some(2), 2),
-        (vec![of(0, None), of(1, None)], Some(0), 2),
-        (vec![of(1, None), of(0, Some(Unknown))], Some(0), 2),
-        (vec![of(0, Some(SlidingWindow)), of(1, Some(SlidingWindow))], None, 4),
-        (vec![stored(None, &blocks(None))], Some(0), 0),
+    //   group, kind, window in tokens, engine's block size: blocks of ours needed (0: all), and where a prefix may end
+    for (number, kind, window, engine, expected) in [
+        (0, Some(FullAttention), None, 4, Some((0, 1))),
+        (1, Some(MlaAttention), None, 8, Some((0, 2))),
+        (1, Some(FullAttention), None, 6, Some((0, 1))),
+        (1, Some(FullAttention), None, 2, Some((0, 1))),
+        (0, None, None, 4, Some((0, 1))),
+        (0, Some(Unknown), None, 4, Some((0, 1))),
+        (1, None, None, 8, Some((2, 2))),
+        (0, Some(SlidingWindow), Some(9), 4, Some((2, 1))),
+        (0, Some(SlidingWindow), Some(10), 4, Some((3, 1))),
+        (1, Some(SlidingWindow), Some(10), 8, Some((4, 2))),
+        (1, Some(SlidingWindow), Some(10), 2, Some((3, 1))),
+        (1, Some(SlidingWindow), Some(10), 6, Some((3, 3))),
+        (1, Some(SlidingWindow), Some(u32::MAX), 4, Some((1 << 30, 1))),
+        (1, Some(SlidingWindow), Some(0), 4, Some((1, 1))),
+        (1, Some(SlidingWindow), None, 4, Some((1, 1))),
+        (1, Some(Mamba), None, 12, Some((1, 3))),
+        (1, Some(Mamba), None, 6, Some((1, 3))),
+        (1, Some(ChunkedLocalAttention), None, 4, Some((1, 1))),
+        (1, Some(Other), None, 4, Some((1, 1))),
+        (1, Some(EncoderOnlyAttention), None, 4, None),
+        (1, Some(CrossAttention), None, 4, None),
     ] {
-        let indexed = indexed.map(|group| plain(&blocks(Some(group))));
-        let mut cache = cache();
-        let applied = cache.apply(&batch(stores.iter().cloned().map(Into::into)));
-        let expected = indexed.iter().map(|chain| on_device(None, chain));
-        assert_eq!(applied, only(expected.collect::<Vec<_>>()), "{stores:?}");
-        assert_eq!(cache.stats().engine_blocks_other_groups, apart, "{stores:?}");
-        // Each group removes its own.
-        let removals =
-            stores.iter().map(|event| Removed { group: event.group, ..removed(&blocks(event.group)) });
-        let applied = cache.apply(&batch(removals.map(Into::into)));
-        let expected = indexed.iter().map(|chain| gone(chain));
-        assert_eq!(applied, only(expected.collect::<Vec<_>>()), "{stores:?}");
-        let stats = cache.stats();
-        assert_eq!((stats.engine_blocks, stats.engine_blocks_other_groups), (0, 0), "{stores:?}");
+        let event =
+            Stored { group: Some(number), kind, window_tokens: window, ..stored_as(engine, None, &[1]) };
+        let expected = expected.map(|(window, step)| needs(window, step));
+        assert_eq!(group::needs(&event, 4), expected, "{number} {kind:?} {window:?} {engine}");
     }
+}
+
+#[test]
+fn groups_are_announced_and_counted_apart() {
+    use GroupKind::{EncoderOnlyAttention, FullAttention, Mamba, SlidingWindow};
+    let of = |group, kind, parent, hashes: &[u64]| Stored {
+        group: Some(group),
+        kind: Some(kind),
+        window_tokens: (kind == SlidingWindow).then_some(5),
+        ..stored(parent, hashes)
+    };
+    let from = |group, hashes: &[u64]| Removed { group: Some(group), ..removed(hashes) };
+    let chain = plain(&[1, 2, 3]);
+    let in_group = |group, parent: Option<BlockHash>, hashes: &[BlockHash]| KvEvent::Stored {
+        parent,
+        hashes: hashes.to_vec(),
+        tier: Tier::Device,
+        group,
+    };
+    let mut cache = cache();
+    // One group with full attention goes without saying, whatever its number.
+    assert_eq!(cache.says(of(7, FullAttention, None, &[1, 2])), only([on_device(None, &chain[..2])]));
+    let groups = KvEvent::Groups(vec![KvGroup::FULL, needs(1, 1)]);
+    let applied = cache.says(of(2, SlidingWindow, None, &[1, 2]));
+    assert_eq!(applied, only([groups, in_group(1, None, &chain[..2])]));
+    // What the window has passed goes; what follows has a place all the same.
+    let gone_of_1 = KvEvent::Removed { hashes: vec![chain[0]], tier: Tier::Device, group: 1 };
+    assert_eq!(cache.says(from(2, &[1])), only([gone_of_1]));
+    assert_eq!(
+        cache.says(of(2, SlidingWindow, Some(2), &[3])),
+        only([in_group(1, Some(chain[1]), &chain[2..])])
+    );
+    // A state is stored without those before it, which another group has announced.
+    let groups = KvEvent::Groups(vec![KvGroup::FULL, needs(1, 1), needs(1, 2)]);
+    let state = Stored { tokens: vec![9; 8], block_size_tokens: 8, ..of(4, Mamba, Some(2), &[9]) };
+    let after = hasher(4).chain(chain[1], &[9; 8]);
+    let applied = cache.says(state);
+    assert_eq!(applied, only([groups.clone(), in_group(2, Some(chain[1]), &after)]));
+    assert_eq!(
+        cache.snapshot(),
+        [
+            groups,
+            in_group(0, None, &chain[..2]),
+            in_group(1, Some(chain[0]), &chain[1..]),
+            in_group(2, Some(chain[1]), &after)
+        ]
+    );
+    // Encoders take no part, and their removals are no mistake.
+    assert_eq!(cache.says(of(5, EncoderOnlyAttention, None, &[50])), only([]));
+    assert_eq!(cache.says(from(5, &[50, 51])), only([]));
+    let stats = cache.stats();
+    assert_eq!((stats.engine_blocks, stats.engine_blocks_other_groups, stats.groups), (2, 3, 3));
+    assert_eq!((stats.blocks_device, stats.engine_block_size_tokens), (2, 4), "the first group's");
+    assert_eq!(faults(&cache.says(from(6, &[1]))).len(), 1, "no such group");
+    // The groups outlive what is cached.
+    assert_eq!(cache.says(EngineEvent::Cleared), only([KvEvent::Cleared]));
+    assert_eq!(cache.says(of(4, Mamba, None, &[8])).events.len(), 2, "a state of another size is announced");
+    assert_eq!(cache.says(of(4, Mamba, None, &[8])), only([]));
+}
+
+#[test]
+fn beyond_their_bounds_groups_and_their_blocks_are_left_out() {
+    let of = |group: u32, hashes: &[u64]| Stored { group: Some(group), ..stored(None, hashes) };
     let mut cache = cache_of(4, None, 3);
-    cache.apply(&batch([of(0, Some(FullAttention)).into(), of(1, Some(Mamba)).into()]));
+    cache.apply(&batch([of(0, &[1, 2]).into(), of(1, &[1, 2]).into()]));
     let stats = cache.stats();
     assert_eq!((stats.engine_blocks, stats.engine_blocks_other_groups, stats.refused), (2, 1, 1));
+    let mut cache = cache_of(4, None, 1000);
+    for group in 0..16 {
+        assert_eq!(cache.says(of(group, &[1])).faults, []);
+    }
+    let applied = cache.says(of(16, &[1, 2]));
+    assert_eq!(
+        faults(&applied),
+        ["2 blocks are of groups of layers beyond the 16 that are followed; left out"]
+    );
+    assert_eq!(cache.says(Removed { group: Some(16), ..removed(&[1, 2]) }), only([]));
+    assert_eq!((applied.events, cache.stats().groups), (vec![], 16));
 }
 
 #[test]
@@ -417,6 +501,9 @@ fn blocks_of_other_sizes_are_laid_side_by_side() {
             let expected = if completes.is_empty() { vec![] } else { vec![gone(&chain[completes.clone()])] };
             assert_eq!(cache.says(removed(&[hash])), only(expected), "{own} {engine} {hash}");
         }
-        assert_eq!(cache.stats(), RankStats { engine_block_size_tokens: engine, ..RankStats::default() });
+        assert_eq!(
+            cache.stats(),
+            RankStats { engine_block_size_tokens: engine, groups: 1, ..RankStats::default() }
+        );
     }
 }

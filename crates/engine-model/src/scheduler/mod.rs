@@ -11,7 +11,7 @@ mod step;
 use std::collections::{BTreeMap, VecDeque};
 
 use forebay_kv_hash::BlockHasher;
-use forebay_types::{BlockHash, KvEvent, LegId, RankLoad, TokenId};
+use forebay_types::{KvEvent, LegId, RankLoad, TokenId};
 
 use crate::{
     job::{Job, SchedulerConfig, SubmitError, Work},
@@ -238,9 +238,9 @@ impl Scheduler {
         self.pool.drain_events(out);
     }
 
-    /// Every block that can be reused, for a reader that lost events.
-    pub fn cached_blocks(&self) -> Vec<BlockHash> {
-        self.pool.cached_hashes()
+    /// Every block that can be reused, as the events that would make it from nothing: for a reader that lost some.
+    pub fn cached(&self) -> Vec<KvEvent> {
+        self.pool.cached()
     }
 
     /// What the rank carries. O(running).

@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use forebay_kv_hash::HashKey;
-use forebay_types::{FinishReason, Sampling};
+use forebay_types::{BlockHash, FinishReason, Sampling, device_blocks};
 use proptest::prelude::*;
 
 use super::*;
@@ -174,10 +174,11 @@ impl Rank {
                         .iter()
                         .for_each(|hash| assert!(self.index.remove(hash), "removed what was not there"));
                 }
+                KvEvent::Groups(_) => panic!("one group goes without saying"),
                 KvEvent::Cleared => self.index.clear(),
             }
         }
-        assert_eq!(self.index.iter().copied().collect::<Vec<_>>(), self.scheduler.cached_blocks());
+        assert_eq!(self.index, device_blocks(&self.scheduler.cached()).collect());
     }
 
     fn check(&self) {

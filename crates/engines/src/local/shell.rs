@@ -170,7 +170,7 @@ impl<B: Backend> Shell<B> {
                 self.reports.put_snapshot(KvSnapshot {
                     rank: self.facts.rank(0),
                     sequence_next: self.events_sequence,
-                    blocks: self.scheduler.cached_blocks(),
+                    contents: self.scheduler.cached(),
                 });
             }
             Command::Crash => panic!("told to crash at {now:?}"),

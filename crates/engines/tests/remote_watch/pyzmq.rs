@@ -89,6 +89,7 @@ fn payload(blocks: &[u64], time_seconds: f64) -> Vec<u8> {
         tier: Tier::Device,
         group: None,
         kind: None,
+        window_tokens: None,
     };
     let batch = EventBatch { time_seconds, events: vec![EngineEvent::Stored(stored)], dp_rank: Some(0) };
     encode(&batch, Dialect::VllmMap)

@@ -16,7 +16,7 @@ use forebay_engines::{
 };
 use forebay_kv_hash::{BlockHasher, HashKey};
 use forebay_testkit::tokenizer;
-use forebay_types::{BlockHash, Incarnation, KvEvent, RankLoad, TokenId};
+use forebay_types::{BlockHash, Incarnation, KvEvent, RankLoad, TokenId, device_blocks};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -210,7 +210,7 @@ impl Watched {
         for snapshot in report.snapshots {
             let rank = snapshot.rank.dp_rank;
             self.next.insert(rank, snapshot.sequence_next);
-            self.blocks.insert(rank, snapshot.blocks.into_iter().collect());
+            self.blocks.insert(rank, device_blocks(&snapshot.contents).collect());
         }
         for batch in report.kv {
             let rank = batch.rank.dp_rank;
@@ -222,6 +222,7 @@ impl Watched {
                 match event {
                     KvEvent::Stored { hashes, .. } => blocks.extend(hashes),
                     KvEvent::Removed { hashes, .. } => blocks.retain(|block| !hashes.contains(block)),
+                    KvEvent::Groups(_) => {}
                     KvEvent::Cleared => blocks.clear(),
                 }
             }

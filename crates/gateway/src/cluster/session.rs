@@ -466,8 +466,8 @@ impl Seated {
     fn snapshot(&mut self, piece: v1::KvSnapshot) -> Result<(), WireError> {
         let rank = self.wire.rank(piece.dp_rank)?;
         let whole = self.snapshots[usize::from(rank.dp_rank)].take(&self.wire, piece)?;
-        if let Some(proto::Snapshot { rank, sequence_next, blocks }) = whole {
-            self.report(|reports| reports.put_snapshot(KvSnapshot { rank, sequence_next, blocks }));
+        if let Some(proto::Snapshot { rank, sequence_next, contents }) = whole {
+            self.report(|reports| reports.put_snapshot(KvSnapshot { rank, sequence_next, contents }));
         }
         Ok(())
     }

@@ -244,7 +244,7 @@ async fn follow(shared: &Shared, slot: &Slot, driver: &Arc<dyn Driver>) -> Arc<s
             let index = &shared.caches.index;
             for snapshot in snapshots {
                 // Anything but `Ok` leaves the rank out of the index: it is then routed to by load alone.
-                let reset = index.reset(snapshot.rank, snapshot.sequence_next, snapshot.blocks);
+                let reset = index.reset(snapshot.rank, snapshot.sequence_next, snapshot.contents);
                 if reset != Applied::Ok {
                     tracing::warn!(rank = %snapshot.rank, ?reset, "the index cannot follow this rank");
                 }

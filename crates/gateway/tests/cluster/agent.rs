@@ -21,7 +21,7 @@ use forebay_proto::{
     v1::{self, from_agent::Body, from_gateway::Body as Answer},
 };
 use forebay_testkit::tokenizer;
-use forebay_types::{BlockHash, Incarnation, Role, TokenId};
+use forebay_types::{BlockHash, Incarnation, KvEvent, Role, Tier, TokenId};
 use parking_lot::Mutex;
 use tokio::{
     net::TcpListener,
@@ -254,14 +254,16 @@ impl Agent {
     }
 
     pub(crate) async fn snapshot(&mut self, dp_rank: u16, sequence_next: u64, blocks: &[u64]) {
-        let blocks: Vec<BlockHash> = blocks.iter().map(|&hash| BlockHash(hash)).collect();
-        for piece in snapshot_chunks(dp_rank, sequence_next, &blocks) {
+        let hashes = blocks.iter().map(|&hash| BlockHash(hash)).collect();
+        let stored = KvEvent::Stored { parent: None, hashes, tier: Tier::Device, group: 0 };
+        for piece in snapshot_chunks(dp_rank, sequence_next, vec![stored]) {
             self.sender.send(Body::KvSnapshot(piece).into()).await.expect("it listens");
         }
     }
 
     pub(crate) async fn delta(&mut self, dp_rank: u32, sequence: u64, hashes: &[u64]) {
-        let stored = v1::KvStored { parent: None, hashes: hashes.to_vec(), tier: v1::Tier::Device.into() };
+        let stored =
+            v1::KvStored { parent: None, hashes: hashes.to_vec(), tier: v1::Tier::Device.into(), group: 0 };
         let event = v1::KvEvent { event: Some(v1::kv_event::Event::Stored(stored)) };
         let delta = v1::KvDelta { dp_rank, sequence, events: vec![event] };
         let body = Body::KvDeltas(v1::KvDeltas { deltas: vec![delta] });

@@ -165,10 +165,10 @@ async fn snapshot(
             Refused::value("dp_rank", format!("`{}` in the path is no DP rank", clipped(&rank)))
         })?;
         let snapshot: wire::Snapshot = wire::parse(&door.body(&headers, body).await?)?;
-        let wire::Snapshot { life, sequence_next, hashes } = snapshot;
+        let wire::Snapshot { life, sequence_next, stored } = snapshot;
         let to = Recipient { engine: &name, life: &life, dp_rank };
-        let hashes = wire::own(hashes);
-        let published = door.server.service().snapshot(to, sequence_next, hashes, Instant::now())?;
+        let stored = stored.into_iter().map(Into::into).collect();
+        let published = door.server.service().snapshot(to, sequence_next, stored, Instant::now())?;
         Ok(json(StatusCode::OK, &wire::published(&published)))
     };
     let answer = answer.await;

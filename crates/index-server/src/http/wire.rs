@@ -13,8 +13,8 @@ use serde::{
 use crate::{
     server::DumpItem,
     service::{
-        Answer, EngineSpec, EngineStatus, FedBatch, FedEvent, FedStored, Kind, Overlap, Prefix, Published,
-        RankStatus, Refused, State, Stats,
+        Answer, EngineSpec, EngineStatus, FedBatch, FedEvent, FedLayers, FedStored, Kind, Overlap, Prefix,
+        Published, RankStatus, Refused, State, Stats,
     },
 };
 
@@ -90,7 +90,7 @@ impl Serialize for Hash {
     }
 }
 
-pub(super) fn own(hashes: Vec<Hash>) -> Vec<BlockHash> {
+fn own(hashes: Vec<Hash>) -> Vec<BlockHash> {
     hashes.into_iter().map(|Hash(hash)| BlockHash(hash)).collect()
 }
 
@@ -240,22 +240,53 @@ pub(super) struct Batch {
 #[derive(Debug, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 enum Event {
-    Stored {
-        parent: Option<Hash>,
-        hashes: Vec<Hash>,
-        #[serde(default)]
-        tokens: Vec<TokenId>,
-        #[serde(default)]
-        block_size_tokens: u32,
-        salt: Option<String>,
-        lora: Option<String>,
-        tier: Option<Tier>,
-    },
-    Removed {
-        hashes: Vec<Hash>,
-        tier: Option<Tier>,
-    },
+    Stored(Stored),
+    Removed { hashes: Vec<Hash>, tier: Option<Tier>, group: Option<u32> },
     Cleared {},
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Stored {
+    parent: Option<Hash>,
+    hashes: Vec<Hash>,
+    #[serde(default)]
+    tokens: Vec<TokenId>,
+    #[serde(default)]
+    block_size_tokens: u32,
+    salt: Option<String>,
+    lora: Option<String>,
+    tier: Option<Tier>,
+    group: Option<u32>,
+    kind: Option<String>,
+    window_tokens: Option<u32>,
+}
+
+impl From<Stored> for FedStored {
+    fn from(stored: Stored) -> Self {
+        let Stored {
+            parent,
+            hashes,
+            tokens,
+            block_size_tokens,
+            salt,
+            lora,
+            tier,
+            group,
+            kind,
+            window_tokens,
+        } = stored;
+        Self {
+            parent: parent.map(|Hash(hash)| hash),
+            hashes: numbers(hashes),
+            tokens,
+            block_size_tokens,
+            salt: salt.filter(|salt| !salt.is_empty()),
+            lora: lora.filter(|lora| !lora.is_empty()),
+            tier: tier.unwrap_or(Tier::Device),
+            layers: FedLayers { group, kind, window_tokens },
+        }
+    }
 }
 
 impl From<Batch> for FedBatch {
@@ -267,19 +298,9 @@ impl From<Batch> for FedBatch {
 impl From<Event> for FedEvent {
     fn from(event: Event) -> Self {
         match event {
-            Event::Stored { parent, hashes, tokens, block_size_tokens, salt, lora, tier } => {
-                Self::Stored(FedStored {
-                    parent: parent.map(|Hash(hash)| hash),
-                    hashes: numbers(hashes),
-                    tokens,
-                    block_size_tokens,
-                    salt: salt.filter(|salt| !salt.is_empty()),
-                    lora: lora.filter(|lora| !lora.is_empty()),
-                    tier: tier.unwrap_or(Tier::Device),
-                })
-            }
-            Event::Removed { hashes, tier } => {
-                Self::Removed { hashes: numbers(hashes), tier: tier.unwrap_or(Tier::Device) }
+            Event::Stored(stored) => Self::Stored(stored.into()),
+            Event::Removed { hashes, tier, group } => {
+                Self::Removed { hashes: numbers(hashes), tier: tier.unwrap_or(Tier::Device), group }
             }
             Event::Cleared {} => Self::Cleared,
         }
@@ -297,7 +318,7 @@ pub(super) struct Snapshot {
     #[serde(default)]
     pub(super) life: String,
     pub(super) sequence_next: u64,
-    pub(super) hashes: Vec<Hash>,
+    pub(super) stored: Vec<Stored>,
 }
 
 #[derive(Debug, Deserialize)]

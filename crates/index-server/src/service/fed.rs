@@ -9,10 +9,10 @@
 use std::{collections::HashSet, time::Instant};
 
 use forebay_engine_events::{
-    EngineEvent, EngineHash, EventBatch, Fault, RankCache, RankSettings, Removed, Stored,
+    EngineEvent, EngineHash, EventBatch, Fault, GroupKind, RankCache, RankSettings, Removed, Stored,
 };
 use forebay_proto::limits::{BATCH_EVENTS_MAX, BATCH_HASHES_MAX};
-use forebay_types::{BlockHash, KvEvent, KvEventBatch, RankId, Tier, TokenId};
+use forebay_types::{BlockHash, KvEvent, KvEventBatch, RankId, Tier, TokenId, device_blocks};
 
 use super::refused::{Kind, Refused};
 
@@ -30,6 +30,8 @@ pub enum FedEvent {
         hashes: Vec<u64>,
         /// From where.
         tier: Tier,
+        /// With the engine's hashes: of which group of layers.
+        group: Option<u32>,
     },
     /// Nothing is cached any more.
     Cleared,
@@ -52,6 +54,19 @@ pub struct FedStored {
     pub lora: Option<String>,
     /// Where.
     pub tier: Tier,
+    /// With the engine's hashes: of which group of layers.
+    pub layers: FedLayers,
+}
+
+/// Which group of a model's layers stores blocks; nothing is said for models with one.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FedLayers {
+    /// The engine's number of it.
+    pub group: Option<u32>,
+    /// What it caches, in vLLM's words.
+    pub kind: Option<String>,
+    /// How many tokens back it looks.
+    pub window_tokens: Option<u32>,
 }
 
 /// One numbered batch.
@@ -157,25 +172,36 @@ impl FedRank {
         Ok(Taken::Apply { anew, batch: KvEventBatch { rank: self.rank, sequence, events }, notes })
     }
 
-    /// Takes a snapshot by our hashes.
+    /// Takes a snapshot by our hashes: chains. Returns what the index is to begin with.
     ///
     /// # Errors
-    /// There are more blocks than one rank may have.
+    /// There are more blocks than one rank may have, or chains that are malformed.
     pub(crate) fn reset(
         &mut self,
         now: Instant,
         sequence_next: u64,
-        hashes: &[BlockHash],
-    ) -> Result<(), Refused> {
+        stored: Vec<FedStored>,
+    ) -> Result<Vec<KvEvent>, Refused> {
         let max = self.settings.blocks_max;
-        if hashes.len() > max {
-            return Err(Refused::too_many("hashes", "blocks", hashes.len(), max));
+        let hashes = stored.iter().map(|stored| stored.hashes.len()).sum();
+        if hashes > max {
+            return Err(Refused::too_many("stored", "blocks", hashes, max));
+        }
+        for (index, chain) in stored.iter().enumerate() {
+            self.check_stored("stored", index, chain)?;
+            if !chain.tokens.is_empty() {
+                let message = "a snapshot is by Forebay's hashes, which come without `tokens`".to_owned();
+                return Err(Refused::value(format!("stored[{index}].tokens"), message));
+            }
         }
         self.heard = Some(now);
         self.batches_lost += sequence_next.saturating_sub(self.next);
-        self.holds = Holds::Ours(hashes.iter().copied().collect());
+        let (mut blocks, mut contents) = (HashSet::new(), Vec::new());
+        let events = stored.into_iter().map(FedEvent::Stored).collect();
+        apply_ours(&mut blocks, max, events, &mut contents, &mut Vec::new());
+        self.holds = Holds::Ours(blocks);
         (self.next, self.stale) = (sequence_next, false);
-        Ok(())
+        Ok(contents)
     }
 
     /// The blocks on its device.
@@ -183,7 +209,7 @@ impl FedRank {
         match &self.holds {
             Holds::Nothing => Vec::new(),
             Holds::Ours(blocks) => blocks.iter().copied().collect(),
-            Holds::Engines(cache) => cache.snapshot(),
+            Holds::Engines(cache) => device_blocks(&cache.snapshot()).collect(),
         }
     }
 
@@ -205,7 +231,7 @@ impl FedRank {
         for (index, event) in events.iter().enumerate() {
             match event {
                 FedEvent::Stored(stored) => {
-                    self.check_stored(index, stored)?;
+                    self.check_stored("events", index, stored)?;
                     hashes += stored.hashes.len();
                     tokens += stored.tokens.len();
                     let by_engine = !stored.tokens.is_empty();
@@ -229,16 +255,17 @@ impl FedRank {
         Ok(())
     }
 
-    fn check_stored(&self, index: usize, stored: &FedStored) -> Result<(), Refused> {
-        let FedStored { parent: _, hashes, tokens, block_size_tokens, salt, lora, tier: _ } = stored;
+    fn check_stored(&self, list: &str, index: usize, stored: &FedStored) -> Result<(), Refused> {
+        let FedStored { parent: _, hashes, tokens, block_size_tokens, salt, lora, tier: _, layers } = stored;
         let wrong =
-            |field: &str, message: String| Err(Refused::value(format!("events[{index}].{field}"), message));
+            |field: &str, message: String| Err(Refused::value(format!("{list}[{index}].{field}"), message));
         if hashes.is_empty() {
-            return Err(no_hashes(index));
+            return wrong("hashes", "`hashes` is empty; leave the event out".to_owned());
         }
         if tokens.is_empty() {
-            if *block_size_tokens > 0 || salt.is_some() || lora.is_some() {
-                let message = "`tokens` is missing: block size, salt and adapter belong to an engine's own hashes, which \
+            let bare = *layers == FedLayers::default() && salt.is_none() && lora.is_none();
+            if *block_size_tokens > 0 || !bare {
+                let message = "`tokens` is missing: block size, salt, adapter and group belong to an engine's own hashes, which \
                                come with their tokens; leave them out with Forebay's hashes";
                 return wrong("tokens", message.to_owned());
             }
@@ -254,10 +281,18 @@ impl FedRank {
             return wrong("tokens", message);
         }
         match self.settings.engine_block_size_tokens {
-            Some(size) if size != *block_size_tokens && stored.tier == Tier::Device => wrong(
-                "block_size_tokens",
-                format!("blocks of {block_size_tokens} tokens, and the engine was registered with {size}"),
-            ),
+            Some(size)
+                if size != *block_size_tokens
+                    && stored.tier == Tier::Device
+                    && layers.group.unwrap_or(0) == 0 =>
+            {
+                wrong(
+                    "block_size_tokens",
+                    format!(
+                        "blocks of {block_size_tokens} tokens, and the engine was registered with {size}"
+                    ),
+                )
+            }
             _ => Ok(()),
         }
     }
@@ -322,14 +357,14 @@ fn apply_ours(
     for event in events {
         out.push(match event {
             FedEvent::Cleared => KvEvent::Cleared,
-            FedEvent::Removed { hashes, tier } => {
+            FedEvent::Removed { hashes, tier, group: _ } => {
                 let hashes = ours(hashes);
                 if tier == Tier::Device {
                     for hash in &hashes {
                         blocks.remove(hash);
                     }
                 }
-                KvEvent::Removed { hashes, tier }
+                KvEvent::Removed { hashes, tier, group: 0 }
             }
             FedEvent::Stored(stored) => {
                 let FedStored { parent, hashes, tier, .. } = stored;
@@ -349,7 +384,7 @@ fn apply_ours(
                 if hashes.is_empty() {
                     continue;
                 }
-                KvEvent::Stored { parent: parent.map(BlockHash), hashes, tier }
+                KvEvent::Stored { parent: parent.map(BlockHash), hashes, tier, group: 0 }
             }
         });
     }
@@ -359,24 +394,32 @@ fn engine_event(event: FedEvent) -> EngineEvent {
     let engines = |hashes: Vec<u64>| hashes.into_iter().map(EngineHash).collect();
     match event {
         FedEvent::Cleared => EngineEvent::Cleared,
-        FedEvent::Removed { hashes, tier } => {
-            EngineEvent::Removed(Removed { hashes: engines(hashes), tier, group: None })
+        FedEvent::Removed { hashes, tier, group } => {
+            EngineEvent::Removed(Removed { hashes: engines(hashes), tier, group })
         }
-        FedEvent::Stored(FedStored { parent, hashes, tokens, block_size_tokens, salt, lora, tier }) => {
-            EngineEvent::Stored(Stored {
-                hashes: engines(hashes),
-                parent: parent.map(EngineHash),
-                tokens,
-                block_size_tokens,
-                lora_id: None,
-                lora_name: lora.map(Into::into),
-                salt: salt.map(Into::into),
-                extra_keys: None,
-                tier,
-                group: None,
-                kind: None,
-            })
-        }
+        FedEvent::Stored(FedStored {
+            parent,
+            hashes,
+            tokens,
+            block_size_tokens,
+            salt,
+            lora,
+            tier,
+            layers: FedLayers { group, kind, window_tokens },
+        }) => EngineEvent::Stored(Stored {
+            hashes: engines(hashes),
+            parent: parent.map(EngineHash),
+            tokens,
+            block_size_tokens,
+            lora_id: None,
+            lora_name: lora.map(Into::into),
+            salt: salt.map(Into::into),
+            extra_keys: None,
+            tier,
+            group,
+            kind: kind.map(|kind| GroupKind::from_name(&kind)),
+            window_tokens,
+        }),
     }
 }
 

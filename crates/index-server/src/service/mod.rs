@@ -33,7 +33,7 @@ use parking_lot::RwLock;
 pub(crate) use alarm::Alarm;
 pub(crate) use engine::Engine;
 pub use engine::{EngineStatus, RankStatus, State};
-pub use fed::{BATCH_TOKENS_MAX, FedBatch, FedEvent, FedStored};
+pub use fed::{BATCH_TOKENS_MAX, FedBatch, FedEvent, FedLayers, FedStored};
 pub use publish::{Published, Recipient};
 pub use query::{Answer, Overlap, Prefix};
 pub(crate) use refused::clipped;
@@ -281,10 +281,10 @@ impl Service {
 
     /// The same for a snapshot.
     pub(crate) fn reset(&self, engine: &Engine, snapshot: KvSnapshot) -> Option<Applied> {
-        let KvSnapshot { rank, sequence_next, blocks } = snapshot;
+        let KvSnapshot { rank, sequence_next, contents } = snapshot;
         let life = engine.life.lock();
         (!life.over && life.incarnation == rank.incarnation)
-            .then(|| self.index.reset(rank, sequence_next, blocks))
+            .then(|| self.index.reset(rank, sequence_next, contents))
     }
 
     pub(crate) fn engine(&self, name: &str) -> Result<Arc<Engine>, Refused> {

@@ -4,12 +4,12 @@ use std::{sync::Arc, time::Instant};
 
 use forebay_engine_events::RankSettings;
 use forebay_kv_index::{Applied, KvIndex};
-use forebay_types::{BlockHash, RankId};
+use forebay_types::RankId;
 
 use super::{
     Service,
     engine::{Engine, Life},
-    fed::{FedBatch, FedRank, Taken},
+    fed::{FedBatch, FedRank, FedStored, Taken},
     refused::{Kind, Refused, clipped},
     spec,
 };
@@ -79,12 +79,12 @@ impl Service {
         &self,
         to: Recipient<'_>,
         sequence_next: u64,
-        hashes: Vec<BlockHash>,
+        stored: Vec<FedStored>,
         now: Instant,
     ) -> Result<Published, Refused> {
         self.with_fed(to, |index, rank| {
-            rank.reset(now, sequence_next, &hashes)?;
-            fits(index.reset(rank.id(), sequence_next, hashes))?;
+            let contents = rank.reset(now, sequence_next, stored)?;
+            fits(index.reset(rank.id(), sequence_next, contents))?;
             Ok(Published { applied: 1, ..Published::default() })
         })
     }

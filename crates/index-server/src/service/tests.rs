@@ -27,15 +27,21 @@ fn chain(service: &Service, blocks: &[u32]) -> Vec<u64> {
 }
 
 fn stored(parent: Option<u64>, hashes: &[u64]) -> FedEvent {
-    FedEvent::Stored(FedStored {
-        parent,
+    FedEvent::Stored(FedStored { parent, ..own_stored(hashes) })
+}
+
+/// A chain from a prompt's beginning, by our hashes.
+fn own_stored(hashes: &[u64]) -> FedStored {
+    FedStored {
+        parent: None,
         hashes: hashes.to_vec(),
         tokens: Vec::new(),
         block_size_tokens: 0,
         salt: None,
         lora: None,
         tier: Tier::Device,
-    })
+        layers: FedLayers::default(),
+    }
 }
 
 /// By an engine's hashes.
@@ -48,11 +54,12 @@ fn announced(parent: Option<u64>, hashes: &[u64], blocks: &[u32]) -> FedEvent {
         salt: None,
         lora: None,
         tier: Tier::Device,
+        layers: FedLayers::default(),
     })
 }
 
 fn removed(hashes: &[u64]) -> FedEvent {
-    FedEvent::Removed { hashes: hashes.to_vec(), tier: Tier::Device }
+    FedEvent::Removed { hashes: hashes.to_vec(), tier: Tier::Device, group: None }
 }
 
 fn publish(
@@ -155,7 +162,7 @@ fn a_gap_empties_a_rank_until_it_is_cleared_or_told_whole() {
     assert_eq!(service.status(Instant::now())[0].ranks[0].batches_lost, 4);
 
     assert_eq!(publish(&service, to, 9, vec![]), Err("sequence_gap"));
-    let whole = hashes.iter().copied().map(BlockHash).collect();
+    let whole = vec![own_stored(&hashes)];
     let to_a = Recipient { engine: "a", life: "", dp_rank: 0 };
     service.snapshot(to_a, 10, whole, Instant::now()).unwrap();
     assert_eq!((held(&service, &[1, 2]), state()), (vec![of("a", 0, 2)], State::Following));
@@ -188,7 +195,7 @@ fn what_comes_late_from_a_life_that_is_over_never_counts() {
     service.unregister("a").unwrap();
     let rank = RankId { incarnation: engine.life.lock().incarnation, dp_rank: 0 };
     assert_eq!(service.apply(&engine, &KvEventBatch { rank, sequence: 0, events: vec![] }), None);
-    assert_eq!(service.reset(&engine, KvSnapshot { rank, sequence_next: 0, blocks: vec![] }), None);
+    assert_eq!(service.reset(&engine, KvSnapshot { rank, sequence_next: 0, contents: vec![] }), None);
     assert!(!service.next_life(&engine, None));
     assert_eq!(service.stats().index.ranks, 0);
 }
@@ -265,6 +272,35 @@ fn look_ups_are_bounded() {
 }
 
 #[test]
+fn a_prefix_counts_as_far_as_every_group_of_layers_can_serve_it() {
+    let service = service();
+    fed(&service, "a", 1);
+    let to = ("a", "", 0);
+    let of_group = |event: FedEvent, group, kind: &str| match event {
+        FedEvent::Stored(stored) => {
+            let layers =
+                FedLayers { group: Some(group), kind: Some(kind.into()), window_tokens: Some(1 + 2 * BLOCK) };
+            FedEvent::Stored(FedStored { layers, ..stored })
+        }
+        other => other,
+    };
+    let all = announced(None, &[11, 12, 13, 14], &[1, 2, 3, 4]);
+    ok(&service, to, 0, vec![of_group(all.clone(), 0, "full_attention")]);
+    assert_eq!(held(&service, &[1, 2, 3, 4]), [of("a", 0, 4)]);
+    ok(&service, to, 1, vec![of_group(announced(None, &[11], &[1]), 3, "sliding_window")]);
+    assert_eq!(held(&service, &[1, 2, 3, 4]), [of("a", 0, 1)]);
+    ok(&service, to, 2, vec![of_group(all, 3, "sliding_window")]);
+    let dropped = FedEvent::Removed { hashes: vec![11, 11, 12], tier: Tier::Device, group: Some(3) };
+    ok(&service, to, 3, vec![dropped]);
+    assert_eq!(held(&service, &[1, 2, 3, 4]), [of("a", 0, 4)], "the window is there");
+    assert_eq!(held(&service, &[1, 2, 3]), [], "not that of a shorter prompt");
+    // With our hashes there are no groups.
+    let ours = of_group(stored(None, &[1]), 0, "mamba");
+    fed(&service, "b", 1);
+    assert_eq!(publish(&service, ("b", "", 0), 0, vec![ours]), Err("invalid_value"));
+}
+
+#[test]
 fn a_ranks_blocks_are_bounded() {
     let limits = Limits { blocks_max: 2, ..Limits::default() };
     let settings = ServiceSettings { block_size_tokens: BLOCK, limits, ..ServiceSettings::default() };
@@ -275,7 +311,7 @@ fn a_ranks_blocks_are_bounded() {
     assert!(published.notes[0].contains("1 blocks left out"), "{:?}", published.notes);
     assert_eq!(held(&service, &[1, 2, 3]), [of("a", 0, 2)]);
     let to = Recipient { engine: "a", life: "", dp_rank: 0 };
-    let refused = service.snapshot(to, 1, vec![BlockHash(1); 3], Instant::now()).unwrap_err();
+    let refused = service.snapshot(to, 1, vec![own_stored(&[1; 3])], Instant::now()).unwrap_err();
     assert_eq!(refused.code, "too_many_values");
 }
 

@@ -80,7 +80,7 @@ async fn a_dump_is_all_that_is_held() {
     fed(&server, "b").await;
     // More than one piece.
     let many: Vec<String> = (1..=5000_u64).map(|hash| format!("{hash:#x}")).collect();
-    let snapshot = json!({ "sequence_next": 3, "hashes": many });
+    let snapshot = json!({ "sequence_next": 3, "stored": [{ "hashes": many }] });
     let taken = server.ask("PUT", "/v1/engines/b/ranks/0/snapshot", snapshot).await;
     assert_eq!(taken.status, 200, "{}", taken.text);
 
@@ -156,7 +156,7 @@ async fn batches_are_streamed_over_grpc() {
     let snapshot = v1::PublishRequest {
         body: Some(v1::publish_request::Body::Snapshot(v1::Snapshot {
             sequence_next: 0,
-            hashes: chain(&[1, 2]),
+            stored: vec![v1::Stored { hashes: chain(&[1, 2]), ..v1::Stored::default() }],
         })),
         life: "second".into(),
         ..message(0, vec![])
@@ -252,7 +252,7 @@ async fn bad_input_is_refused_by_name() {
         (
             "PUT",
             "/v1/engines/a/ranks/9/snapshot",
-            r#"{"sequence_next":0,"hashes":[]}"#,
+            r#"{"sequence_next":0,"stored":[]}"#,
             400,
             "invalid_value",
             "dp_rank",

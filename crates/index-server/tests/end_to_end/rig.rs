@@ -197,6 +197,7 @@ pub fn stored(block: u32, parent: Option<u32>) -> EngineEvent {
         tier: Tier::Device,
         group: None,
         kind: None,
+        window_tokens: None,
     })
 }
 

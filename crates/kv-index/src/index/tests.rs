@@ -1,3 +1,7 @@
+use std::num::NonZeroU32;
+
+use forebay_types::{KvGroup, Tier};
+
 use super::*;
 use crate::TierBlocks;
 
@@ -9,11 +13,11 @@ fn rank(incarnation: u64, dp_rank: u16) -> RankId {
 }
 
 fn stored(hashes: &[u64]) -> KvEvent {
-    KvEvent::Stored { parent: None, hashes: blocks(hashes), tier: Tier::Device }
+    KvEvent::Stored { parent: None, hashes: blocks(hashes), tier: Tier::Device, group: 0 }
 }
 
 fn removed(hashes: &[u64]) -> KvEvent {
-    KvEvent::Removed { hashes: blocks(hashes), tier: Tier::Device }
+    KvEvent::Removed { hashes: blocks(hashes), tier: Tier::Device, group: 0 }
 }
 
 fn blocks(hashes: &[u64]) -> Vec<BlockHash> {
@@ -77,8 +81,8 @@ fn a_hole_cuts_the_overlap() {
 #[test]
 fn tiers_count_up_to_where_a_block_must_be_fetched_from() {
     let index = KvIndex::new(IndexLimits::default());
-    let on = |tier, hashes: &[u64]| KvEvent::Stored { parent: None, hashes: blocks(hashes), tier };
-    let gone = KvEvent::Removed { hashes: blocks(&[1]), tier: Tier::Disk };
+    let on = |tier, hashes: &[u64]| KvEvent::Stored { parent: None, hashes: blocks(hashes), tier, group: 0 };
+    let gone = KvEvent::Removed { hashes: blocks(&[1]), tier: Tier::Disk, group: 0 };
     let events = vec![on(Tier::Host, &[1, 2, 3]), stored(&[1]), on(Tier::Remote, &[4]), gone];
     assert_eq!(index.apply(&batch(rank(A, 0), 0, events)), Applied::Ok);
     assert_eq!(index.apply(&batch(rank(B, 0), 0, vec![on(Tier::Host, &[1, 2])])), Applied::Ok);
@@ -117,7 +121,7 @@ fn a_gap_voids_the_rank_until_a_snapshot() {
         "one gap, however many batches follow it"
     );
 
-    assert_eq!(index.reset(rank(A, 0), 4, blocks(&[2, 1])), Applied::Ok);
+    assert_eq!(index.reset(rank(A, 0), 4, [stored(&[2]), stored(&[1])]), Applied::Ok);
     assert_eq!(overlaps(&index, &[1, 2, 3]), [(rank(A, 0), 2), (rank(B, 0), 1)]);
     assert_eq!(index.apply(&batch(rank(A, 0), 3, vec![removed(&[1])])), Applied::Duplicate);
     assert_eq!(index.apply(&batch(rank(A, 0), 4, vec![stored(&[3])])), Applied::Ok);
@@ -203,18 +207,111 @@ fn what_one_index_says_of_a_rank_another_takes() {
     let index = KvIndex::new(IndexLimits::default());
     let prompt: Vec<u64> = (0..100).map(mix).collect();
     let branch: Vec<u64> = prompt[..40].iter().copied().chain((1000..1100).map(mix)).collect();
-    let events = vec![stored(&prompt), stored(&branch), removed(&[branch[139], prompt[50]])];
+    let in_group = |group, hashes: &[u64]| KvEvent::Stored {
+        parent: None,
+        hashes: blocks(hashes),
+        tier: Tier::Host,
+        group,
+    };
+    let groups = KvEvent::Groups(vec![KvGroup::FULL, window(3, 1)]);
+    let events = vec![
+        groups,
+        stored(&prompt),
+        stored(&branch),
+        in_group(0, &branch[130..]),
+        in_group(1, &prompt[90..]),
+        removed(&[branch[139], prompt[50]]),
+    ];
     assert_eq!(index.apply(&batch(rank(A, 0), 0, events)), Applied::Ok);
     assert_eq!(index.apply(&batch(rank(B, 0), 0, vec![stored(&prompt[..10])])), Applied::Ok);
-    let all = index.blocks(rank(A, 0)).expect("followed");
-    assert_eq!((all.len(), index.blocks(rank(9, 9))), (198, None));
+    let all = index.contents(rank(A, 0)).expect("followed");
+    assert_eq!(index.contents(rank(9, 9)), None);
     let other = KvIndex::new(IndexLimits::default());
-    assert_eq!(other.reset(rank(A, 0), 1, all), Applied::Ok);
+    assert_eq!(other.reset(rank(A, 0), 1, all.clone()), Applied::Ok);
+    let (mut one, mut two) = (Overlaps::default(), Overlaps::default());
     for chain in [&prompt, &branch] {
-        let alone: Vec<_> = overlaps(&index, chain).into_iter().filter(|(id, _)| *id == rank(A, 0)).collect();
-        assert_eq!(overlaps(&other, chain), alone);
+        index.overlaps(&blocks(chain), &mut one);
+        other.overlaps(&blocks(chain), &mut two);
+        assert_eq!(one.tiers(rank(A, 0)), two.tiers(rank(A, 0)));
     }
-    assert!(other.stats().segments <= 4, "chains lie together: {:?}", other.stats());
+    assert_eq!(other.contents(rank(A, 0)), Some(all));
+    // The chains lie together: the prompt's two segments and the branch's two.
+    assert_eq!((other.stats().segments, other.stats().entries), (4, 198 + 10 + 10));
+    // Not those of the rank's life before.
+    assert_eq!(other.reset(rank(A, 0), 1, [stored(&prompt)]), Applied::Ok);
+    assert_eq!(overlaps(&other, &prompt), [(rank(A, 0), 100)]);
+}
+
+fn window(blocks: u32, step: u32) -> KvGroup {
+    let step_blocks = NonZeroU32::new(step).expect("above 0");
+    KvGroup { window_blocks: NonZeroU32::new(blocks), step_blocks }
+}
+
+/// One line a rank: its groups, what it holds in each as spans of the chain 0..200, and what it can reuse of that.
+#[test]
+fn a_prefix_is_as_long_as_every_group_can_serve() {
+    let chain: Vec<u64> = (0..200).map(mix).collect();
+    let full = |step| KvGroup { window_blocks: None, ..window(0, step) };
+    let state = |step| window(1, step);
+    let all = (0, 200);
+    type Spans<'a> = &'a [(usize, usize)];
+    let rows: [(&[KvGroup], &[Spans<'_>], u32); 15] = [
+        (&[KvGroup::FULL], &[&[(0, 100)]], 100),
+        (&[full(16)], &[&[(0, 100)]], 96),
+        // A window has what came before it dropped.
+        (&[full(1), window(4, 1)], &[&[all], &[(100, 150)]], 150),
+        (&[full(1), window(4, 1)], &[&[(0, 120)], &[(100, 150)]], 120),
+        (&[full(1), window(4, 1)], &[&[(0, 102)], &[(100, 150)]], 0),
+        (&[full(1), window(4, 1)], &[&[(0, 102)], &[(0, 90), (100, 150)]], 90),
+        (&[full(1), window(4, 1)], &[&[(0, 3)], &[(0, 3)]], 3),
+        (&[full(1), window(70, 1)], &[&[all], &[(40, 130)]], 130),
+        (&[full(1), window(91, 1)], &[&[all], &[(40, 130)]], 0),
+        // Where no group needs the beginning, nobody has to hold it.
+        (&[window(4, 1)], &[&[(190, 195)]], 195),
+        // States are at their blocks' ends.
+        (&[full(1), state(32)], &[&[(0, 180)], &[(96, 128), (160, 192)]], 128),
+        (&[state(32), full(16)], &[&[(96, 128)], &[(0, 127)]], 0),
+        (&[full(16), state(33)], &[&[all], &[all]], 0),
+        (&[full(3), state(33), window(2, 2)], &[&[all], &[all], &[(130, 133)]], 132),
+        // A group that nothing was stored in serves nothing.
+        (&[full(1), full(1)], &[&[all]], 0),
+    ];
+    let index = KvIndex::new(IndexLimits::default());
+    for (number, (groups, held, _)) in (0..).zip(&rows) {
+        let mut events = vec![KvEvent::Groups(groups.to_vec())];
+        for (group, spans) in (0..).zip(*held) {
+            for &(from, to) in *spans {
+                let parent = from.checked_sub(1).map(|before| BlockHash(chain[before]));
+                let hashes = blocks(&chain[from..to]);
+                events.push(KvEvent::Stored { parent, hashes, tier: Tier::Device, group });
+            }
+        }
+        // Alone, and beside the others.
+        let alone = KvIndex::new(IndexLimits::default());
+        for index in [&alone, &index] {
+            assert_eq!(index.apply(&batch(rank(A, number), 0, events.clone())), Applied::Ok);
+        }
+        let mut out = Overlaps::default();
+        alone.overlaps(&blocks(&chain), &mut out);
+        assert_eq!(out.get(rank(A, number)), rows[usize::from(number)].2, "row {number}");
+    }
+    let mut out = Overlaps::default();
+    index.overlaps(&blocks(&chain), &mut out);
+    for (number, (_, _, expected)) in (0..).zip(rows) {
+        assert_eq!(out.get(rank(A, number)), expected, "row {number}");
+        assert_eq!(out.tiers(rank(A, number)).remote, expected, "row {number}");
+    }
+    assert_eq!(out.iter().count(), 10, "ranks with nothing to reuse are left out");
+    // A clearing empties all groups and keeps what they are.
+    let again = vec![KvEvent::Cleared, stored(&chain)];
+    assert_eq!(index.apply(&batch(rank(A, 2), 1, again)), Applied::Ok);
+    index.overlaps(&blocks(&chain), &mut out);
+    assert_eq!(out.get(rank(A, 2)), 0);
+    // An event of a group that there cannot be changes nothing.
+    let nowhere = KvEvent::Stored { parent: None, hashes: blocks(&chain), tier: Tier::Device, group: 16 };
+    let before = index.stats();
+    assert_eq!(index.apply(&batch(rank(A, 2), 2, vec![nowhere])), Applied::Ok);
+    assert_eq!(index.stats(), IndexStats { refused: before.refused + 200, ..before });
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! Readers and writers of a whole index.
 
-use std::sync::Arc;
+use std::{num::NonZeroU32, sync::Arc};
 
-use forebay_types::{BlockHash, Incarnation, KvEvent, KvEventBatch, RankId, Tier};
+use forebay_types::{BlockHash, Incarnation, KvEvent, KvEventBatch, KvGroup, RankId, Tier};
 use shuttle::{
     rand::{Rng, rngs::ThreadRng},
     thread,
@@ -84,14 +84,18 @@ impl Feed {
 
     fn store(&mut self, parent: Option<u64>, hashes: &[u64]) {
         let world = Arc::clone(&self.world);
-        let stored =
-            KvEvent::Stored { parent: parent.map(BlockHash), hashes: blocks(hashes), tier: Tier::Device };
+        let stored = KvEvent::Stored {
+            parent: parent.map(BlockHash),
+            hashes: blocks(hashes),
+            tier: Tier::Device,
+            group: 0,
+        };
         world.history.storing(self.rank, hashes, || self.apply(stored));
     }
 
     fn remove(&mut self, hashes: &[u64]) {
         let world = Arc::clone(&self.world);
-        let removed = KvEvent::Removed { hashes: blocks(hashes), tier: Tier::Device };
+        let removed = KvEvent::Removed { hashes: blocks(hashes), tier: Tier::Device, group: 0 };
         world.history.removing(self.rank, hashes, || self.apply(removed));
     }
 
@@ -103,7 +107,13 @@ impl Feed {
     fn reset(&mut self, hashes: &[u64]) {
         let world = Arc::clone(&self.world);
         let reset = |hashes: &[u64], sequence| {
-            assert_eq!(world.index.reset(self.rank, sequence, blocks(hashes)), Applied::Ok);
+            let contents = hashes.iter().map(|&hash| KvEvent::Stored {
+                parent: None,
+                hashes: blocks(&[hash]),
+                tier: Tier::Device,
+                group: 0,
+            });
+            assert_eq!(world.index.reset(self.rank, sequence, contents), Applied::Ok);
         };
         world.history.removing(self.rank, &world.history.held(self.rank), || reset(&[], self.sequence));
         world.history.storing(self.rank, hashes, || reset(hashes, self.sequence));
@@ -256,6 +266,51 @@ fn a_segment_grows_under_its_readers() {
         b.remove(&[5, 4]);
         readers.into_iter().for_each(|reader| reader.join().unwrap());
         world.end(CHAINS);
+    });
+}
+
+/// A rank says of what groups its layers are, says so again, and loses its slot in between.
+#[test]
+fn groups_change_under_readers() {
+    check(2000, || {
+        let world = World::new();
+        let mut feed = world.feed(1);
+        let last_block = |group| KvEvent::Stored {
+            parent: Some(BlockHash(3)),
+            hashes: blocks(&[4]),
+            tier: Tier::Device,
+            group,
+        };
+        let last = |blocks| KvGroup { window_blocks: NonZeroU32::new(blocks), ..KvGroup::FULL };
+        feed.store(None, &[1, 2, 3]);
+        let readers = [(); 2].map(|()| {
+            let world = Arc::clone(&world);
+            thread::spawn(move || {
+                let mut out = Overlaps::default();
+                let mut before = 3;
+                for _ in 0..4 {
+                    world.index.overlaps(&blocks(&[1, 2, 3, 4]), &mut out);
+                    let now = out.as_slice().first().map_or(0, |&(_, blocks)| blocks);
+                    // Alone; with a group that holds nothing, or the end; emptied; by the last block alone.
+                    let steps: &[u32] = match before {
+                        3 => &[3, 0, 4],
+                        0 => &[0, 4],
+                        _ => &[4],
+                    };
+                    assert!(steps.contains(&now), "{now} after {before}");
+                    before = now;
+                }
+            })
+        });
+        feed.apply(KvEvent::Groups(vec![KvGroup::FULL, last(2)]));
+        feed.apply(last_block(1));
+        feed.apply(KvEvent::Cleared);
+        feed.apply(KvEvent::Groups(vec![last(1)]));
+        feed.apply(last_block(0));
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
+        let mut out = Overlaps::default();
+        world.index.overlaps(&blocks(&[1, 2, 3, 4]), &mut out);
+        assert_eq!(out.get(feed.rank), 4);
     });
 }
 

@@ -18,10 +18,12 @@ struct Tested {
     masks: BTreeMap<(u16, u8), u64>,
 }
 
+const AFTER_IT: BlockHash = BlockHash(u64::MAX);
+
 impl Tested {
     fn new(capacity: usize, first: Holder, parent: Option<u32>) -> Self {
         let mut heap = Heap::default();
-        let block = Segment::alloc(capacity, first, parent, &mut heap);
+        let block = Segment::alloc(capacity, first, parent, Some(AFTER_IT), &mut heap);
         let link = AtomicU64::new(0);
         heap.relink(&link, Some(block));
         Self { heap, key: WriterKey::new(), link, hashes: vec![], masks: BTreeMap::new() }
@@ -221,13 +223,12 @@ fn a_copy_of_the_whole_shares_what_its_holders_do() {
 fn a_header_keeps_its_parts_apart() {
     for parent in [None, Some(0), Some(SEGMENTS_MAX - 1)] {
         let mut tested = Tested::new(4, holder(u16::MAX, 1), parent);
-        tested.segment().set_loose();
         tested.append(&[1, 2, 3]);
         tested.segment().touch(77);
         (0..1000).for_each(|_| tested.segment().add_child());
         tested.copy(64, 3);
         let segment = tested.segment();
-        assert_eq!((segment.parent(), segment.is_loose(), segment.len()), (parent, true, 3));
+        assert_eq!((segment.parent(), segment.after(), segment.len()), (parent, Some(AFTER_IT), 3));
         assert_eq!((segment.stamp(), segment.children(), segment.capacity()), (77, 1000, 64));
         (0..1000).for_each(|_| segment.remove_child());
         assert!(!segment.has_children());

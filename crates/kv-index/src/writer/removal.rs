@@ -118,10 +118,10 @@ impl Writer {
         let Some(segment) = shared.segments.get(number, &self.key) else { return };
         let Some(hashes) = segment.hashes().get(from..) else { return };
         let first = Place { segment: number, position: from as u32 };
-        let heads = if segment.is_loose() { hashes.len() } else { usize::from(from == 0).min(hashes.len()) };
-        for (position, hash) in (first.position..).zip(&hashes[..heads]) {
-            let (hash, place) = (hash.load(Relaxed), Place { position, ..first }.to_word());
-            if shared.heads.remove(hash, place, &mut self.heads, &mut self.heap, &self.key)
+        // Readers find a segment by its first hash.
+        if let Some(hash) = hashes.first().filter(|_| from == 0) {
+            let hash = hash.load(Relaxed);
+            if shared.heads.remove(hash, first.to_word(), &mut self.heads, &mut self.heap, &self.key)
                 && segment.parent().is_none()
             {
                 self.filter.remove(&shared.filter, hash);

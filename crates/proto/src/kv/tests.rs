@@ -16,10 +16,21 @@ fn tier() -> impl Strategy<Value = Tier> {
 
 fn event() -> impl Strategy<Value = KvEvent> {
     prop_oneof![
-        (prop::option::of(any::<u64>().prop_map(BlockHash)), hashes(), tier())
-            .prop_map(|(parent, hashes, tier)| KvEvent::Stored { parent, hashes, tier }),
-        (hashes(), tier()).prop_map(|(hashes, tier)| KvEvent::Removed { hashes, tier }),
+        (prop::option::of(any::<u64>().prop_map(BlockHash)), hashes(), tier(), 0..16_u8)
+            .prop_map(|(parent, hashes, tier, group)| KvEvent::Stored { parent, hashes, tier, group }),
+        (hashes(), tier(), 0..16_u8).prop_map(|(hashes, tier, group)| KvEvent::Removed {
+            hashes,
+            tier,
+            group
+        }),
         Just(KvEvent::Cleared),
+        prop::collection::vec((any::<u32>(), 1..=u32::MAX), 0..=16).prop_map(|groups| {
+            let group = |(window, step)| KvGroup {
+                window_blocks: NonZeroU32::new(window),
+                step_blocks: NonZeroU32::new(step).expect("above 0"),
+            };
+            KvEvent::Groups(groups.into_iter().map(group).collect())
+        }),
     ]
 }
 
@@ -34,6 +45,7 @@ fn stored(hashes: usize) -> KvEvent {
         parent: Some(BlockHash(u64::MAX)),
         hashes: (0..hashes as u64).map(|n| BlockHash(n | 1 << 63)).collect(),
         tier: Tier::Device,
+        group: 0,
     }
 }
 
@@ -98,8 +110,9 @@ fn the_largest_messages_are_within_the_bound() {
         assert_eq!(count, messages, "{what}");
         assert!(bytes <= MESSAGE_BYTES_MAX, "{what}: {bytes} bytes");
     }
-    let blocks = vec![BlockHash(u64::MAX); crate::limits::SNAPSHOT_CHUNK_HASHES_MAX];
-    for chunk in crate::snapshot_chunks(3, u64::MAX, &blocks) {
+    let short_chains = (0..BATCH_EVENTS_MAX).map(|_| stored(2)).collect();
+    for contents in [vec![stored(crate::limits::SNAPSHOT_CHUNK_HASHES_MAX)], short_chains] {
+        let [chunk] = &crate::snapshot_chunks(3, u64::MAX, contents)[..] else { panic!("one piece") };
         assert!(chunk.encoded_len() <= MESSAGE_BYTES_MAX);
     }
 }
@@ -118,7 +131,7 @@ fn a_batch_that_is_too_large_asks_for_a_snapshot() {
 #[test]
 fn batches_that_cannot_be_are_refused_whole() {
     let stored = |tier, hashes| v1::KvEvent {
-        event: Some(v1::kv_event::Event::Stored(v1::KvStored { parent: None, hashes, tier })),
+        event: Some(v1::kv_event::Event::Stored(v1::KvStored { parent: None, hashes, tier, group: 0 })),
     };
     let refused = |dp_rank, event: v1::KvEvent| {
         let good = stored(1, vec![1]);
@@ -133,6 +146,16 @@ fn batches_that_cannot_be_are_refused_whole() {
     assert_eq!(
         refused(0, stored(9, vec![2])),
         "the tier of a cache event is 9, which this version does not know"
+    );
+    let removed = v1::KvRemoved { hashes: vec![1], tier: 1, group: 16 };
+    assert_eq!(
+        refused(0, v1::KvEvent { event: Some(v1::kv_event::Event::Removed(removed)) }),
+        "the group of a cache event is 16, which this version does not know"
+    );
+    let groups = v1::KvGroups { groups: vec![v1::KvGroup::default(); 17] };
+    assert_eq!(
+        refused(0, v1::KvEvent { event: Some(v1::kv_event::Event::Groups(groups)) }),
+        "the groups of a rank: 17 groups, at most 16 are allowed"
     );
     assert_eq!(refused(0, stored(1, vec![])), "a cache event has no hashes, which is required");
     assert_eq!(
@@ -151,7 +174,7 @@ fn batches_that_cannot_be_are_refused_whole() {
 
 #[test]
 fn events_without_blocks_are_not_sent() {
-    let empty = KvEvent::Removed { hashes: vec![], tier: Tier::Device };
+    let empty = KvEvent::Removed { hashes: vec![], tier: Tier::Device, group: 0 };
     let delta = v1::KvDelta::try_from(batch_of(3, vec![empty, KvEvent::Cleared])).expect("small");
     assert_eq!(LIFE.kv_batch(delta), Ok(batch_of(3, vec![KvEvent::Cleared])));
 }

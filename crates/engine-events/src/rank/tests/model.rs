@@ -135,7 +135,7 @@ fn follow(
 ) {
     for event in events {
         match event {
-            KvEvent::Stored { parent, hashes, tier } => {
+            KvEvent::Stored { parent, hashes, tier, group: _ } => {
                 let mut before = *parent;
                 for &hash in hashes {
                     assert!(index.insert((*tier, hash)), "stored though held");
@@ -143,10 +143,11 @@ fn follow(
                     before = Some(hash);
                 }
             }
-            KvEvent::Removed { hashes, tier } => {
+            KvEvent::Removed { hashes, tier, group: _ } => {
                 assert!(hashes.iter().all(|&hash| index.remove(&(*tier, hash))), "removed though not held");
             }
             KvEvent::Cleared => index.clear(),
+            KvEvent::Groups(_) => panic!("one group goes without saying"),
         }
     }
 }
@@ -222,9 +223,9 @@ proptest! {
                 }
             }
             prop_assert_eq!(&index, &model.held());
-            let on_device = |&(tier, hash): &(Tier, BlockHash)| (tier == Tier::Device).then_some(hash);
-            let snapshot: BTreeSet<BlockHash> = cache.snapshot().into_iter().collect();
-            prop_assert_eq!(snapshot, index.iter().filter_map(on_device).collect());
+            let mut snapshot = BTreeSet::new();
+            follow(&mut snapshot, &parents, &cache.snapshot());
+            prop_assert_eq!(&snapshot, &index);
             let stats = cache.stats();
             let all = stats.blocks_device + stats.blocks_host + stats.blocks_disk + stats.blocks_remote;
             prop_assert_eq!((all, stats.left_out), (index.len() as u64, left_out));

@@ -113,7 +113,7 @@ impl Feed {
 
     /// Everything that the rank caches. Batches that were not taken yet are in it, so they must be passed on before.
     pub(super) fn snapshot(&self) -> KvSnapshot {
-        KvSnapshot { rank: self.rank, sequence_next: self.next, blocks: self.cache.snapshot() }
+        KvSnapshot { rank: self.rank, sequence_next: self.next, contents: self.cache.snapshot() }
     }
 
     /// When the newest batch was published, in seconds since 1970 by the engine's clock.
@@ -270,7 +270,10 @@ impl Feed {
                 return self.unreadable(&fault.to_string());
             }
             // Of SGLang's hashes that is no lie: two salts may share one.
-            Fault::AmbiguousHash { .. } | Fault::NoRoom { .. } | Fault::UnknownEvent { .. } => {}
+            Fault::AmbiguousHash { .. }
+            | Fault::NoRoom { .. }
+            | Fault::TooManyGroups { .. }
+            | Fault::UnknownEvent { .. } => {}
         }
         let kind = std::mem::discriminant(fault);
         if !self.told.contains(&kind) {

@@ -139,7 +139,8 @@ impl Follower {
     fn answer(&self) {
         let wanted = std::mem::take(&mut *self.rank().wanted.lock());
         for asker in wanted.askers {
-            let _asker_may_be_gone = asker.send(self.feed.snapshot().blocks);
+            let _asker_may_be_gone =
+                asker.send(forebay_types::device_blocks(&self.feed.snapshot().contents).collect());
         }
         if wanted.report {
             self.shared.reports.put_snapshot(self.feed.snapshot());

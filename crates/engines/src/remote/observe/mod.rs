@@ -172,7 +172,7 @@ impl Shared {
                 shared.snapshot_wanted.notify_one();
             }
             // It says nothing, so nothing is known of it.
-            None => self.reports.put_snapshot(KvSnapshot { rank, sequence_next: 0, blocks: Vec::new() }),
+            None => self.reports.put_snapshot(KvSnapshot { rank, sequence_next: 0, contents: Vec::new() }),
         }
     }
 

@@ -21,6 +21,7 @@ fn stored(hashes: &[u64], tokens: &[TokenId], block_size_tokens: u32) -> FedEven
         salt: None,
         lora: None,
         tier: Tier::Device,
+        layers: FedLayers::default(),
     })
 }
 
@@ -34,7 +35,7 @@ fn an_engines_hashes_become_ours() {
     let taken = take(&mut rank, 0, vec![stored(&[70, 71], &[1, 2, 3, 4], 2)]).unwrap();
     let hasher = BlockHasher::new(HashKey::GOLDEN, 2);
     let hashes = hasher.chain(hasher.root("m", ""), &[1, 2, 3, 4]);
-    let events = vec![KvEvent::Stored { parent: None, hashes: hashes.clone(), tier: Tier::Device }];
+    let events = vec![KvEvent::Stored { parent: None, hashes: hashes.clone(), tier: Tier::Device, group: 0 }];
     let batch = KvEventBatch { rank: RANK, sequence: 0, events };
     assert_eq!(taken, Taken::Apply { anew: false, batch, notes: Vec::new() });
     let mut cached = rank.cached();
@@ -43,7 +44,8 @@ fn an_engines_hashes_become_ours() {
     expected.sort();
     assert_eq!(cached, expected);
     let Taken::Apply { notes, .. } =
-        take(&mut rank, 1, vec![FedEvent::Removed { hashes: vec![99], tier: Tier::Device }]).unwrap()
+        take(&mut rank, 1, vec![FedEvent::Removed { hashes: vec![99], tier: Tier::Device, group: None }])
+            .unwrap()
     else {
         panic!("it counts")
     };

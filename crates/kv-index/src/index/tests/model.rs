@@ -13,9 +13,40 @@ struct Naive {
 
 #[derive(Default)]
 struct NaiveRank {
-    held: BTreeSet<(Tier, BlockHash)>,
+    held: BTreeSet<(u8, Tier, BlockHash)>,
+    groups: Vec<KvGroup>,
     next: u64,
     stale: bool,
+}
+
+impl NaiveRank {
+    /// The longest prefix that all groups can serve from the first `tiers` tiers.
+    fn longest(&self, chain: &[BlockHash], tiers: usize) -> u32 {
+        if self.held.is_empty() {
+            return 0;
+        }
+        let tiers = &[Tier::Device, Tier::Host, Tier::Disk, Tier::Remote][..tiers];
+        let full = [KvGroup::FULL];
+        let groups = if self.groups.is_empty() { &full } else { &self.groups[..] };
+        // How many of the first blocks each group does not hold.
+        let missing: Vec<Vec<usize>> = (0..groups.len() as u8)
+            .map(|group| {
+                let holds = |hash| tiers.iter().any(|&tier| self.held.contains(&(group, tier, hash)));
+                let mut missing = 0;
+                let counts = chain.iter().map(|&hash| {
+                    missing += usize::from(!holds(hash));
+                    missing
+                });
+                std::iter::once(0).chain(counts).collect()
+            })
+            .collect();
+        let serves = |len: usize, group: usize, of: &KvGroup| {
+            let first = of.window_blocks.map_or(0, |window| len.saturating_sub(window.get() as usize));
+            len.is_multiple_of(of.step_blocks.get() as usize) && missing[group][first] == missing[group][len]
+        };
+        let good = |&len: &usize| groups.iter().enumerate().all(|(group, of)| serves(len, group, of));
+        (1..=chain.len()).rev().find(good).unwrap_or(0) as u32
+    }
 }
 
 impl Naive {
@@ -36,11 +67,13 @@ impl Naive {
         rank.next += 1;
         for event in &batch.events {
             match event {
-                KvEvent::Stored { hashes, tier, .. } => {
-                    rank.held.extend(hashes.iter().map(|&hash| (*tier, hash)));
+                KvEvent::Groups(groups) => rank.groups.clone_from(groups),
+                KvEvent::Stored { hashes, tier, group, .. } => {
+                    rank.held.extend(hashes.iter().map(|&hash| (*group, *tier, hash)));
                 }
-                KvEvent::Removed { hashes, tier } => {
-                    rank.held.retain(|(held, hash)| held != tier || !hashes.contains(hash));
+                KvEvent::Removed { hashes, tier, group } => {
+                    rank.held
+                        .retain(|(of, held, hash)| (of, held) != (group, tier) || !hashes.contains(hash));
                 }
                 KvEvent::Cleared => rank.held.clear(),
             }
@@ -49,26 +82,19 @@ impl Naive {
     }
 
     fn overlaps(&self, chain: &[BlockHash]) -> Vec<(RankId, u32)> {
-        let leading = |rank: &NaiveRank| {
-            chain.iter().take_while(|&&hash| rank.held.contains(&(Tier::Device, hash))).count() as u32
-        };
-        self.ranks.iter().map(|(&id, rank)| (id, leading(rank))).filter(|&(_, depth)| depth > 0).collect()
+        let all = self.tiers(chain).into_iter().map(|(id, blocks)| (id, blocks[0]));
+        all.filter(|&(_, blocks)| blocks > 0).collect()
     }
 
-    /// Leading blocks that each rank holds on a tier or a nearer one.
+    /// Leading blocks that each rank can reuse, from a tier or nearer ones.
     fn tiers(&self, chain: &[BlockHash]) -> Vec<(RankId, [u32; 4])> {
-        let all = [Tier::Device, Tier::Host, Tier::Disk, Tier::Remote];
-        let leading = |rank: &NaiveRank, tiers: &[Tier]| {
-            let holds = |hash| tiers.iter().any(|&tier| rank.held.contains(&(tier, hash)));
-            chain.iter().take_while(|&&hash| holds(hash)).count() as u32
-        };
-        let blocks = |rank: &NaiveRank| [1, 2, 3, 4].map(|tiers| leading(rank, &all[..tiers]));
+        let blocks = |rank: &NaiveRank| [1, 2, 3, 4].map(|tiers| rank.longest(chain, tiers));
         self.ranks.iter().map(|(&id, rank)| (id, blocks(rank))).collect()
     }
 
     fn distinct(&self) -> usize {
         let held = self.ranks.values().flat_map(|rank| &rank.held);
-        held.map(|(_, hash)| hash).collect::<BTreeSet<_>>().len()
+        held.map(|(_, _, hash)| hash).collect::<BTreeSet<_>>().len()
     }
 }
 
@@ -103,29 +129,51 @@ enum Op {
     Reset {
         rank: usize,
         sequence_next: u64,
-        path: u8,
-        from: usize,
-        to: usize,
+        contents: Vec<KvEvent>,
     },
     RemoveRank(usize),
     RemoveIncarnation(u64),
     Overlaps(u8),
 }
 
+fn group() -> impl Strategy<Value = u8> {
+    prop_oneof![6 => Just(0), 1 => 0u8..4]
+}
+
+fn kv_group() -> impl Strategy<Value = KvGroup> {
+    let window = prop_oneof![Just(0u32), Just(1), 2u32..12, 60u32..70, 100u32..200];
+    (window, prop_oneof![3 => Just(1u32), 1 => 2u32..20])
+        .prop_map(|(window, step)| super::window(window, step))
+}
+
+/// What a rank may begin with.
+fn contents() -> impl Strategy<Value = Vec<KvEvent>> {
+    let stored =
+        (any::<u8>(), spans(), any::<bool>(), group()).prop_map(|(path, (from, to), parent, group)| {
+            let parent =
+                if parent { from.checked_sub(1).map(|before| chain(path, before, from)[0]) } else { None };
+            KvEvent::Stored { parent, hashes: chain(path, from, to), tier: Tier::Device, group }
+        });
+    let groups = prop::option::of(prop::collection::vec(kv_group(), 1..4).prop_map(KvEvent::Groups));
+    (groups, prop::collection::vec(stored, 0..4))
+        .prop_map(|(groups, stored)| groups.into_iter().chain(stored).collect())
+}
+
 fn events() -> impl Strategy<Value = KvEvent> {
     let tier = || prop_oneof![8 => Just(Tier::Device), 2 => Just(Tier::Host), 1 => Just(Tier::Remote)];
     prop_oneof![
-        10 => (any::<u8>(), spans(), tier(), any::<bool>()).prop_map(|(path, (from, to), tier, parent)| {
+        10 => (any::<u8>(), spans(), tier(), any::<bool>(), group()).prop_map(|(path, (from, to), tier, parent, group)| {
             let parent = if parent { from.checked_sub(1).map(|before| chain(path, before, from)[0]) } else { None };
-            KvEvent::Stored { parent, hashes: chain(path, from, to), tier }
+            KvEvent::Stored { parent, hashes: chain(path, from, to), tier, group }
         }),
-        6 => (any::<u8>(), spans(), tier(), any::<bool>()).prop_map(|(path, (from, to), tier, tail_first)| {
+        6 => (any::<u8>(), spans(), tier(), any::<bool>(), group()).prop_map(|(path, (from, to), tier, tail_first, group)| {
             let mut hashes = chain(path, from, to);
             if tail_first {
                 hashes.reverse();
             }
-            KvEvent::Removed { hashes, tier }
+            KvEvent::Removed { hashes, tier, group }
         }),
+        1 => prop::collection::vec(kv_group(), 0..4).prop_map(KvEvent::Groups),
         1 => Just(KvEvent::Cleared),
     ]
 }
@@ -135,8 +183,8 @@ fn ops(ranks: usize) -> impl Strategy<Value = Op> {
     prop_oneof![
         20 => (0..ranks, skip, prop::collection::vec(events(), 0..4))
             .prop_map(|(rank, skip, events)| Op::Batch { rank, skip, events }),
-        4 => (0..ranks, 0u64..5, any::<u8>(), spans())
-            .prop_map(|(rank, sequence_next, path, (from, to))| Op::Reset { rank, sequence_next, path, from, to }),
+        4 => (0..ranks, 0u64..5, contents())
+            .prop_map(|(rank, sequence_next, contents)| Op::Reset { rank, sequence_next, contents }),
         1 => (0..ranks).prop_map(Op::RemoveRank),
         1 => (0u64..8).prop_map(Op::RemoveIncarnation),
         8 => any::<u8>().prop_map(Op::Overlaps),
@@ -169,6 +217,7 @@ fn run(
                 parent: None,
                 hashes: chain(rank as u8, 0, rank % 130),
                 tier: Tier::Device,
+                group: 0,
             }],
         );
         prop_assert_eq!(index.apply(&first), naive.apply(&first));
@@ -181,18 +230,12 @@ fn run(
                 let batch = batch(id(*rank), next.saturating_add_signed(*skip), events.clone());
                 prop_assert_eq!(index.apply(&batch), naive.apply(&batch));
             }
-            &Op::Reset { rank, sequence_next, path, from, to } => {
-                let held = chain(path, from, to);
-                prop_assert_eq!(
-                    index.reset(id(rank), sequence_next, held.iter().rev().copied()),
-                    Applied::Ok
-                );
-                let reset = NaiveRank {
-                    held: held.into_iter().map(|hash| (Tier::Device, hash)).collect(),
-                    next: sequence_next,
-                    stale: false,
-                };
-                naive.ranks.insert(id(rank), reset);
+            Op::Reset { rank, sequence_next, contents } => {
+                let rank = id(*rank);
+                prop_assert_eq!(index.reset(rank, *sequence_next, contents.clone()), Applied::Ok);
+                naive.ranks.insert(rank, NaiveRank::default());
+                prop_assert_eq!(naive.apply(&batch(rank, 0, contents.clone())), Applied::Ok);
+                naive.ranks.get_mut(&rank).expect("just made").next = *sequence_next;
             }
             Op::RemoveRank(rank) => {
                 index.remove_rank(id(*rank));
@@ -231,6 +274,18 @@ proptest! {
         let limits = IndexLimits::default();
         let (index, naive) = run(limits, &trace, |answer, expected| answer == expected, |answer, expected| answer == expected)?;
         tidy(&index);
+        // What the index says of its ranks makes another one like it.
+        let again = KvIndex::unchecked(limits);
+        for &rank in naive.ranks.keys().filter(|rank| !naive.ranks[*rank].stale) {
+            let contents = index.contents(rank).expect("followed");
+            prop_assert_eq!(again.reset(rank, 0, contents), Applied::Ok);
+        }
+        let mut out = Overlaps::default();
+        for path in [0, 77, 255] {
+            let chain = chain(path, 0, DEEP);
+            again.overlaps(&chain, &mut out);
+            prop_assert_eq!(sorted(&out), naive.overlaps(&chain));
+        }
         let stats = index.stats();
         prop_assert_eq!(stats.blocks as usize, naive.distinct());
         prop_assert_eq!(stats.entries as usize, naive.ranks.values().map(|rank| rank.held.len()).sum::<usize>());

@@ -5,7 +5,7 @@ use forebay_engine_events::{
     frames::{ReplyShape, publication, replay_end, replayed},
 };
 use forebay_kv_hash::{BlockHasher, HashKey};
-use forebay_types::{BlockHash, Incarnation, Tier, TokenId};
+use forebay_types::{BlockHash, Incarnation, Tier, TokenId, device_blocks};
 
 use super::*;
 
@@ -42,6 +42,7 @@ fn stored(block: u64, parent: Option<u64>) -> EngineEvent {
         tier: Tier::Device,
         group: None,
         kind: None,
+        window_tokens: None,
     })
 }
 
@@ -72,7 +73,7 @@ fn own(blocks: &[u64]) -> BlockHash {
 }
 
 fn held(feed: &Feed) -> Vec<BlockHash> {
-    let mut blocks = feed.snapshot().blocks;
+    let mut blocks: Vec<_> = device_blocks(&feed.snapshot().contents).collect();
     blocks.sort();
     blocks
 }
@@ -91,6 +92,7 @@ fn replay_into_a_set(batches: &[KvEventBatch], first: u64) -> Vec<BlockHash> {
             match event {
                 KvEvent::Stored { hashes, .. } => blocks.extend(hashes.iter().copied()),
                 KvEvent::Removed { hashes, .. } => blocks.retain(|block| !hashes.contains(block)),
+                KvEvent::Groups(_) => {}
                 KvEvent::Cleared => blocks.clear(),
             }
         }
