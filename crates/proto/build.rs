@@ -6,6 +6,8 @@ const PROTOS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../proto");
 
 fn main() -> Result<(), Box<dyn Error>> {
     find_protoc()?;
+    // Saying anything of when to run again ends cargo's own watch over the package's files; these lie outside of it.
+    println!("cargo:rerun-if-changed={PROTOS}");
     tonic_prost_build::configure()
         .btree_map(".forebay.fleet.v1.Hello.labels")
         .bytes(".forebay.fleet.v1.Tokenizer.data")
