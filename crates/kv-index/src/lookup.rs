@@ -112,7 +112,7 @@ impl Held<'_> {
             let Some(rank) = slots.ungrouped(holder.slot) else { return };
             let Some(place) = places.get_mut(usize::from(holder.slot)) else { return };
             *place = len as u16;
-            let blocks = if held == all { self.run as u32 } else { held.trailing_ones() };
+            let blocks = held.trailing_ones();
             any |= held == all;
             found[len] = (rank, blocks);
             len += 1;
