@@ -7,7 +7,7 @@ use forebay_perf_model::{LinkModel, LinkPrior, StepCoefficients, StepModel};
 use forebay_placement::{
     Breaker, Form, Links, Policy, RankState, RankView, Request, Reserved, Snapshot, Weights, place,
 };
-use forebay_types::{FirstToken, Incarnation, RankId, RankLoad, Role};
+use forebay_types::{BlockHash, FirstToken, Incarnation, RankId, RankLoad, Role};
 
 /// The quickest of many short rounds: on a shared machine the rest measures the neighbours.
 const ROUNDS: u64 = 100;
@@ -76,6 +76,7 @@ fn main() {
                     output_tokens_max: 1024,
                     choices: 1,
                     excluded: &[],
+                    beginning: Some(BlockHash(seed % 50)),
                 };
                 let decision = place(&snapshot, &request, policy, &Weights::default(), seed);
                 black_box(decision.expect("the fleet has room"));

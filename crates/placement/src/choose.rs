@@ -7,13 +7,14 @@
 //! transfer, so with equal links no pair beats the best rank of each side (nor, where that is one rank, both phases on
 //! it), and the rest of the margin is for links that differ.
 
-use forebay_types::Role;
+use forebay_types::{BlockHash, Role};
 
 use crate::{
-    cost::{self, Priced},
+    cost::Priced,
     explain::Terms,
     place::Plan,
     policy::Policy,
+    rules,
     snapshot::{RankView, Snapshot},
     weights::Weights,
 };
@@ -55,6 +56,8 @@ pub(crate) struct Chooser<'a> {
     pub(crate) weights: &'a Weights,
     /// The eligible ranks.
     pub(crate) priced: &'a [Priced],
+    /// What prompts that begin alike have in common; see [`Request::beginning`](crate::Request::beginning).
+    pub(crate) beginning: Option<BlockHash>,
 }
 
 impl Chooser<'_> {
@@ -68,7 +71,7 @@ impl Chooser<'_> {
             let (chosen, tied) = self.least_cost(&pairs, seed);
             return Some(Choice { pairs, chosen, tied });
         }
-        let (pair, tied) = self.by_rule(policy, seed);
+        let (pair, tied) = rules::pair(self, policy, seed);
         let chosen = pairs.iter().position(|&listed| listed == pair).unwrap_or_else(|| {
             pairs.push(pair);
             pairs.len() - 1
@@ -90,11 +93,11 @@ impl Chooser<'_> {
         self.terms(prefill, decode).ttft(self.view(prefill).first_token)
     }
 
-    fn view(&self, rank: usize) -> &RankView {
+    pub(crate) fn view(&self, rank: usize) -> &RankView {
         &self.snapshot.ranks[self.priced[rank].index]
     }
 
-    fn pair(&self, prefill: usize, decode: usize) -> Pair {
+    pub(crate) fn pair(&self, prefill: usize, decode: usize) -> Pair {
         Pair { prefill, decode, total_seconds: self.terms(prefill, decode).total() }
     }
 
@@ -124,12 +127,12 @@ impl Chooser<'_> {
         pairs
     }
 
-    fn may_prefill(&self, rank: usize) -> bool {
+    pub(crate) fn may_prefill(&self, rank: usize) -> bool {
         let view = self.view(rank);
         view.role.prefills() && view.can_export
     }
 
-    fn may_decode(&self, rank: usize) -> bool {
+    pub(crate) fn may_decode(&self, rank: usize) -> bool {
         let view = self.view(rank);
         view.role.decodes() && view.can_import
     }
@@ -161,61 +164,17 @@ impl Chooser<'_> {
         let bound = least * (1.0 + self.weights.tie_epsilon);
         draw(pairs.iter().enumerate().filter(|(_, pair)| pair.total_seconds <= bound).map(|(i, _)| i), seed)
     }
-
-    /// A rule that looks at ranks, not at seconds. It takes a pair only where no rank may do both phases.
-    fn by_rule(&self, policy: Policy, seed: u64) -> (Pair, u32) {
-        let ranks = 0..self.priced.len();
-        let both: Vec<usize> = ranks.clone().filter(|&rank| self.priced[rank].role == Role::Both).collect();
-        if !both.is_empty() {
-            let (rank, tied) = self.take(policy, &both, seed, |rank| self.priced[rank].new_tokens);
-            return (self.pair(rank, rank), tied);
-        }
-        let partners = |prefill: usize| {
-            let source = self.view(prefill);
-            let decodes = ranks.clone().filter(|&rank| self.may_decode(rank));
-            decodes.filter(move |&rank| self.snapshot.pairs(source, self.view(rank)))
-        };
-        let prefills: Vec<usize> =
-            ranks.clone().filter(|&rank| self.may_prefill(rank) && partners(rank).next().is_some()).collect();
-        let (prefill, tied) = self.take(policy, &prefills, seed, |rank| self.priced[rank].new_tokens);
-        let decodes: Vec<usize> = partners(prefill).collect();
-        let (decode, tied_decodes) = self.take(policy, &decodes, seed, |_| 0);
-        (self.pair(prefill, decode), tied * tied_decodes)
-    }
-
-    /// One of `ranks` (not empty) and how many were equal. `new_tokens`: what the rank would compute of the prompt.
-    fn take(
-        &self,
-        policy: Policy,
-        ranks: &[usize],
-        seed: u64,
-        new_tokens: impl Fn(usize) -> u32,
-    ) -> (usize, u32) {
-        let load = |rank: usize| match policy {
-            Policy::RoundRobin | Policy::Random | Policy::Cost => 0,
-            Policy::LeastLoad => u64::from(self.view(rank).sequences()),
-            Policy::LMetric => {
-                let batch = u64::from(cost::decodes(self.view(rank)));
-                (u64::from(new_tokens(rank)) + 1) * (batch + 1)
-            }
-        };
-        if policy == Policy::RoundRobin {
-            return (ranks[(seed % ranks.len() as u64) as usize], 1);
-        }
-        let least = ranks.iter().map(|&rank| load(rank)).min().expect("there are ranks");
-        draw(ranks.iter().copied().filter(|&rank| load(rank) == least), seed)
-    }
 }
 
 /// One of `equals` (not empty) by the seed, and how many there were.
-fn draw(mut equals: impl Iterator<Item = usize> + Clone, seed: u64) -> (usize, u32) {
+pub(crate) fn draw(mut equals: impl Iterator<Item = usize> + Clone, seed: u64) -> (usize, u32) {
     let tied = equals.clone().count();
     let nth = if tied > 1 { (mix(seed) % tied as u64) as usize } else { 0 };
     (equals.nth(nth).expect("there are equals"), tied as u32)
 }
 
 /// SplitMix64's output function: neighbouring seeds give unrelated numbers.
-fn mix(seed: u64) -> u64 {
+pub(crate) fn mix(seed: u64) -> u64 {
     let mut z = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);

@@ -8,6 +8,7 @@ mod filter;
 mod pace;
 mod place;
 mod policy;
+mod rules;
 mod snapshot;
 mod weights;
 
@@ -17,7 +18,7 @@ mod tests;
 pub use error::{Missing, PlaceError};
 pub use explain::{Candidate, Excluded, Explanation, RankInputs, RequestInputs, Row, Table, Terms};
 pub use filter::{Exclusion, Relaxed};
-pub use place::{Decision, Form, Plan, Request, Reservations, place};
+pub use place::{Decision, Form, Plan, Request, Reservations, beginning, place};
 pub use policy::{Policy, UnknownPolicy};
 pub use snapshot::{Breaker, Links, RankState, RankView, Reserved, Snapshot};
-pub use weights::{Weights, WeightsError};
+pub use weights::{DynamoKnobs, Weights, WeightsError};

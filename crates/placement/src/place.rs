@@ -5,7 +5,7 @@
 //!
 //! Invariants: the answer depends on the arguments alone; a rank that starts, drains or is lost is never chosen.
 
-use forebay_types::RankId;
+use forebay_types::{BlockHash, RankId};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -41,6 +41,19 @@ pub struct Request<'a> {
     pub choices: u32,
     /// Ranks that failed this request already.
     pub excluded: &'a [RankId],
+    /// What prompts that begin alike have in common; see [`beginning`].
+    pub beginning: Option<BlockHash>,
+}
+
+/// Tokens by which [`Policy::PrefixAffinity`] tells prompts apart: a short system prompt. Shorter, and prompts that only
+/// greet alike would go to one rank; longer, and the first turns of a conversation would part from the later ones.
+const BEGINNING_TOKENS: u32 = 256;
+
+/// The block that ends the first 256 tokens of a prompt, or all of a shorter one: equal for prompts that begin alike.
+/// `None` if it has no whole block.
+pub fn beginning(chain: &[BlockHash], block_size_tokens: u32) -> Option<BlockHash> {
+    let blocks = (BEGINNING_TOKENS / block_size_tokens.max(1)).max(1) as usize;
+    chain.get(..blocks).unwrap_or(chain).last().copied()
 }
 
 /// In which form a request can be handed to an engine.
@@ -152,7 +165,7 @@ pub fn place(
                 cost::price(&snapshot.ranks[verdict.index], &paces, verdict, request, weights)
             }),
         );
-        let chooser = Chooser { snapshot, weights, priced: &priced };
+        let chooser = Chooser { snapshot, weights, priced: &priced, beginning: request.beginning };
         if let Some(choice) = chooser.choose(policy, seed) {
             let chosen = choice.pairs[choice.chosen];
             let reservations = reservations(request, &priced, chosen);

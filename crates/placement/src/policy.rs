@@ -17,16 +17,32 @@ pub enum Policy {
     LeastLoad,
     /// Any eligible rank, by the seed.
     Random,
+    /// The one with fewer sequences of two that are drawn by the seed (Mitzenmacher's two choices).
+    PowerOfTwo,
+    /// Always the same rank for prompts that begin alike, by rendezvous hashing, passing over ranks with more sequences
+    /// than `affinity_load_factor` times the mean.
+    PrefixAffinity,
     /// Least `(new prompt tokens + 1) × (batch + 1)`: no rates and no weights (LMetric, arXiv 2603.15202). The sanity
     /// baseline.
     #[serde(rename = "lmetric")]
     LMetric,
+    /// Least `prefill blocks - credit for cached ones + decode blocks`, the cost that NVIDIA Dynamo documents; its knobs
+    /// are [`DynamoKnobs`](crate::DynamoKnobs).
+    Dynamo,
 }
 
 impl Policy {
     /// Every policy.
-    pub const ALL: [Policy; 5] =
-        [Policy::Cost, Policy::RoundRobin, Policy::LeastLoad, Policy::Random, Policy::LMetric];
+    pub const ALL: [Policy; 8] = [
+        Policy::Cost,
+        Policy::RoundRobin,
+        Policy::LeastLoad,
+        Policy::Random,
+        Policy::PowerOfTwo,
+        Policy::PrefixAffinity,
+        Policy::LMetric,
+        Policy::Dynamo,
+    ];
 
     /// The name in settings, commands and records.
     pub fn name(self) -> &'static str {
@@ -35,7 +51,10 @@ impl Policy {
             Policy::RoundRobin => "round-robin",
             Policy::LeastLoad => "least-load",
             Policy::Random => "random",
+            Policy::PowerOfTwo => "power-of-two",
+            Policy::PrefixAffinity => "prefix-affinity",
             Policy::LMetric => "lmetric",
+            Policy::Dynamo => "dynamo",
         }
     }
 }
@@ -49,7 +68,8 @@ impl fmt::Display for Policy {
 /// A policy of that name does not exist.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "unknown policy `{given}`; did you mean `{nearest}`? (policies: cost, round-robin, least-load, random, lmetric)"
+    "unknown policy `{given}`; did you mean `{nearest}`? (policies: cost, round-robin, least-load, random, power-of-two, \
+     prefix-affinity, lmetric, dynamo)"
 )]
 pub struct UnknownPolicy {
     /// What was asked for.
@@ -104,6 +124,8 @@ mod tests {
         check("Cost", Policy::Cost);
         check("metric", Policy::LMetric);
         check("rand", Policy::Random);
+        check("power-of-2", Policy::PowerOfTwo);
+        check("nvidia-dynamo", Policy::Dynamo);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use forebay_perf_model::{LinkModel, LinkPrior, StepCoefficients, StepModel};
-use forebay_types::{FirstToken, Incarnation, RankId, RankLoad, Role};
+use forebay_types::{BlockHash, FirstToken, Incarnation, RankId, RankLoad, Role};
 
 use crate::{
     Breaker, Decision, Form, Links, PlaceError, Plan, Policy, RankState, RankView, Request, Reserved,
@@ -122,6 +122,7 @@ pub(crate) fn prompt(prompt_tokens: u32) -> Request<'static> {
         output_tokens_max: 1024,
         choices: 1,
         excluded: &[],
+        beginning: Some(BlockHash(7)),
     }
 }
 

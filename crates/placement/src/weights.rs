@@ -30,8 +30,34 @@ pub struct Weights {
     /// Share by which a rank's step times must differ from the mean of its kind before its own count: less is noise.
     /// 0.15, about three times the scatter of learned rates between equal engines on one busy machine.
     pub pace_tolerance: f64,
+    /// [`Policy::PrefixAffinity`](crate::Policy::PrefixAffinity) passes over a rank that has more than this many times the
+    /// mean of sequences. 1.25 is what bounded-load hashing is published with (arXiv 1608.01350).
+    pub affinity_load_factor: f64,
+    /// Of [`Policy::Dynamo`](crate::Policy::Dynamo).
+    pub dynamo: DynamoKnobs,
     /// Totals within this share of the least are equal and the seed chooses among them. 1e-9 covers rounding only.
     pub tie_epsilon: f64,
+}
+
+/// Knobs of Dynamo's cost, in KV blocks, under the names that its documentation gives them; the defaults are its own.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DynamoKnobs {
+    /// What a cached block takes off the blocks to prefill. With 0 caches do not count.
+    pub overlap_credit: f64,
+    /// What a block to prefill counts for.
+    pub prefill_load_scale: f64,
+    /// What a sequence that runs or waits counts for, beside its blocks.
+    pub active_request_weight: f64,
+    /// Above 0 a rank is drawn, the likelier the cheaper: softmax of the costs between the least (0) and the most (1),
+    /// divided by this.
+    pub temperature: f64,
+}
+
+impl Default for DynamoKnobs {
+    fn default() -> Self {
+        Self { overlap_credit: 1.0, prefill_load_scale: 1.0, active_request_weight: 0.0, temperature: 0.0 }
+    }
 }
 
 impl Default for Weights {
@@ -44,6 +70,8 @@ impl Default for Weights {
             handover_steps: 2.5,
             prefill_share_max: 0.9,
             pace_tolerance: 0.15,
+            affinity_load_factor: 1.25,
+            dynamo: DynamoKnobs::default(),
             tie_epsilon: 1e-9,
         }
     }
@@ -63,6 +91,8 @@ impl Weights {
             handover_steps,
             prefill_share_max,
             pace_tolerance,
+            affinity_load_factor,
+            dynamo: DynamoKnobs { overlap_credit, prefill_load_scale, active_request_weight, temperature },
             tie_epsilon,
         } = *self;
         let named = [
@@ -73,6 +103,11 @@ impl Weights {
             ("handover_steps", handover_steps),
             ("prefill_share_max", prefill_share_max),
             ("pace_tolerance", pace_tolerance),
+            ("affinity_load_factor", affinity_load_factor),
+            ("dynamo.overlap_credit", overlap_credit),
+            ("dynamo.prefill_load_scale", prefill_load_scale),
+            ("dynamo.active_request_weight", active_request_weight),
+            ("dynamo.temperature", temperature),
             ("tie_epsilon", tie_epsilon),
         ];
         if let Some((name, value)) = named.into_iter().find(|(_, value)| !value.is_finite() || *value < 0.0) {

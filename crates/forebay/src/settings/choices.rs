@@ -63,9 +63,19 @@ impl Value for ModelChoice {
 
 impl Value for Policy {
     const FORM: Form = Form::Text;
-    const EXPECTED: &'static str = "one of cost, round-robin, least-load, random, lmetric";
+    const EXPECTED: &'static str =
+        "one of cost, round-robin, least-load, random, power-of-two, prefix-affinity, lmetric, dynamo";
     const PLACEHOLDER: &'static str = "NAME";
-    const CHOICES: &'static [&'static str] = &["cost", "round-robin", "least-load", "random", "lmetric"];
+    const CHOICES: &'static [&'static str] = &[
+        "cost",
+        "round-robin",
+        "least-load",
+        "random",
+        "power-of-two",
+        "prefix-affinity",
+        "lmetric",
+        "dynamo",
+    ];
 
     fn parse(text: &str) -> Result<Self, String> {
         text.parse().map_err(|_| {

@@ -13,7 +13,7 @@ use std::{
 use forebay_gateway::http::{HttpLimits, RequestLimits};
 use forebay_kv_hash::{ChainLimits, HashKey};
 use forebay_kv_index::IndexLimits;
-use forebay_placement::{Policy, Weights};
+use forebay_placement::{DynamoKnobs, Policy, Weights};
 use forebay_types::Role;
 
 use super::{
@@ -108,6 +108,16 @@ settings! {
         prefill_share_max: f64 = Weights::default().prefill_share_max => advanced;
         /// Share by which an engine's step times must differ from the mean of its kind before its own count.
         pace_tolerance: f64 = Weights::default().pace_tolerance => advanced;
+        /// Of `prefix-affinity`: how many times the mean of requests an engine may have before a prompt goes elsewhere.
+        affinity_load_factor: f64 = Weights::default().affinity_load_factor => advanced;
+        /// Of `dynamo`: what a cached block takes off the blocks to compute.
+        dynamo_overlap_credit: f64 = DynamoKnobs::default().overlap_credit => advanced;
+        /// Of `dynamo`: what a block to compute counts for.
+        dynamo_prefill_load_scale: f64 = DynamoKnobs::default().prefill_load_scale => advanced;
+        /// Of `dynamo`: what a request counts for beside its blocks.
+        dynamo_active_request_weight: f64 = DynamoKnobs::default().active_request_weight => advanced;
+        /// Of `dynamo`: above 0 engines are drawn, the cheaper the likelier.
+        dynamo_temperature: f64 = DynamoKnobs::default().temperature => advanced;
         /// Costs within this share of the least are equal, and chance decides among them.
         tie_share: f64 = Weights::default().tie_epsilon => advanced;
     }
@@ -124,6 +134,13 @@ impl Routing {
             handover_steps: self.handover_steps,
             prefill_share_max: self.prefill_share_max,
             pace_tolerance: self.pace_tolerance,
+            affinity_load_factor: self.affinity_load_factor,
+            dynamo: DynamoKnobs {
+                overlap_credit: self.dynamo_overlap_credit,
+                prefill_load_scale: self.dynamo_prefill_load_scale,
+                active_request_weight: self.dynamo_active_request_weight,
+                temperature: self.dynamo_temperature,
+            },
             tie_epsilon: self.tie_share,
         }
     }

@@ -10,7 +10,7 @@ use std::{
 use forebay_fleet::{Event, Fleet, FleetSettings};
 use forebay_kv_index::{RoutedCache, RoutedLimits};
 use forebay_lifecycle::{Quarantine, QuarantineLimits};
-use forebay_placement::{Decision, Form, PlaceError, Policy, Request, Weights, place};
+use forebay_placement::{Decision, Form, PlaceError, Policy, Request, Weights, beginning, place};
 use forebay_types::{BlockHash, Incarnation, KvEventBatch, RankId};
 
 use super::{
@@ -51,6 +51,8 @@ pub(super) struct Question<'a> {
     pub(super) output_tokens_max: u32,
     pub(super) choices: u32,
     pub(super) excluded: &'a [RankId],
+    /// Its blocks.
+    pub(super) chain: &'a [BlockHash],
 }
 
 impl Core {
@@ -99,6 +101,7 @@ impl Core {
             output_tokens_max: question.output_tokens_max,
             choices: question.choices,
             excluded: question.excluded,
+            beginning: beginning(question.chain, self.block_size_tokens),
         };
         place(&self.fleet.snapshot(now), &request, policy, weights, seed)
     }

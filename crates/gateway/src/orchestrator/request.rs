@@ -220,6 +220,7 @@ impl RequestRun {
             output_tokens_max: self.request.sampling.output_tokens_max.saturating_sub(generated_tokens),
             choices,
             excluded,
+            chain: &prompt.hashes,
         };
         let turn = shared.next_turn.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let policy = *shared.policy.read();

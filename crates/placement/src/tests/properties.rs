@@ -100,7 +100,7 @@ proptest! {
             .filter(|verdict| verdict.eligible(decision.explanation.relaxed))
             .map(|verdict| cost::price(&snapshot.ranks[verdict.index], &paces, verdict, &request, &weights))
             .collect();
-        let chooser = Chooser { snapshot: &snapshot, weights: &weights, priced: &priced };
+        let chooser = Chooser { snapshot: &snapshot, weights: &weights, priced: &priced, beginning: None };
         let mut least = f64::INFINITY;
         for p in 0..priced.len() {
             for d in 0..priced.len() {
