@@ -124,6 +124,13 @@ Keys: Ctrl-C stops the answer, Ctrl-D leaves. Commands: /help /reset /explain")]
 
 The id of a request is in the header x-request-id of its answer.")]
     Explain(ExplainArgs),
+    /// List what was decided lately: the newest, the worst predicted or the slowest requests.
+    #[command(after_help = "Examples:
+  forebay decisions                        the newest
+  forebay decisions --worst-error          whose time to the first token was predicted worst
+  forebay decisions --slowest --engine e0  the slowest that ran on an engine
+  forebay explain ID                       all about one of them")]
+    Decisions(DecisionsArgs),
     /// Show or change how a running server places requests.
     #[command(subcommand)]
     #[command(after_help = "Examples:
@@ -231,6 +238,29 @@ pub(crate) struct ExplainArgs {
     /// Also show what was known of each engine when it was compared.
     #[arg(long)]
     pub(crate) inputs: bool,
+}
+
+/// Flags of `decisions`.
+#[derive(Debug, Args)]
+pub(crate) struct DecisionsArgs {
+    /// Those first whose time to the first token was predicted worst.
+    #[arg(long, conflicts_with = "slowest")]
+    pub(crate) worst_error: bool,
+    /// Those first with the longest time to the first token.
+    #[arg(long)]
+    pub(crate) slowest: bool,
+    /// Only requests that ran on this engine.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) engine: Option<String>,
+    /// How many.
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) limit: u32,
+    /// Print the records as the server sent them.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Where.
+    #[command(flatten)]
+    pub(crate) door: AdminDoor,
 }
 
 /// What to do with the placement policy.

@@ -111,14 +111,14 @@ mod tests {
 
 /// Records as a server sends them.
 #[cfg(test)]
-mod sample {
+pub(crate) mod sample {
     use forebay_gateway::decisions::DecisionRecord;
 
-    pub(super) fn split() -> DecisionRecord {
+    pub(crate) fn split() -> DecisionRecord {
         read(include_str!("../tests/fixtures/decision-split.json"))
     }
 
-    pub(super) fn failed() -> DecisionRecord {
+    pub(crate) fn failed() -> DecisionRecord {
         read(include_str!("../tests/fixtures/decision-failed.json"))
     }
 

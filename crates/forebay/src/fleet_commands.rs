@@ -43,7 +43,7 @@ pub(crate) async fn logs(args: &LogsArgs, terminal: Terminal) -> anyhow::Result<
 }
 
 /// A name as a query's value.
-fn encoded(name: &str) -> String {
+pub(crate) fn encoded(name: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     let one = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
     name.bytes().map(one).collect()

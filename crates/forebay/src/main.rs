@@ -9,6 +9,7 @@ mod chat;
 mod cli;
 mod client;
 mod config;
+mod decisions;
 mod doctor;
 mod engine;
 mod exit;
@@ -96,6 +97,7 @@ fn run(
         Command::Chat(args) => client_runtime()?.block_on(chat::run(args, environment, terminal)),
         Command::Status(args) => client_runtime()?.block_on(status::run(args, terminal)),
         Command::Explain(args) => client_runtime()?.block_on(explain::run(args, terminal)),
+        Command::Decisions(args) => client_runtime()?.block_on(decisions::run(args, terminal)),
         Command::Policy(command) => client_runtime()?.block_on(policy::run(command, terminal)),
         Command::Drain(args) => client_runtime()?.block_on(fleet_commands::drain(args, terminal)),
         Command::Logs(args) => client_runtime()?.block_on(fleet_commands::logs(args, terminal)),

@@ -10,6 +10,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use forebay_gateway::{
+    decisions::{DecisionSink, SinkPlan},
     http::{ApiKeys, Gateway, Parts, serve_admin, serve_public},
     metrics::Metrics,
     orchestrator::{Orchestrator, OrchestratorSettings},
@@ -42,7 +43,7 @@ pub(crate) async fn run(settings: &Settings, environment: &BTreeMap<String, Stri
     let fleet = fleet::build(settings, environment, &Handle::current())?;
     let metrics = Arc::new(Metrics::new());
     let orchestrator = Orchestrator::start(
-        orchestrator_settings(settings),
+        OrchestratorSettings { decisions: decisions_file(settings)?, ..orchestrator_settings(settings) },
         fleet.launchers,
         fleet.hasher,
         metrics.clone(),
@@ -103,6 +104,17 @@ fn api_keys(settings: &Settings) -> anyhow::Result<Option<ApiKeys>> {
     })?;
     let keys = ApiKeys::parse(&text).map_err(|error| anyhow!("API keys {}: {error}", path.display()))?;
     Ok(Some(keys))
+}
+
+fn decisions_file(settings: &Settings) -> anyhow::Result<Option<Arc<DecisionSink>>> {
+    let Some(path) = settings.process.decisions_file.clone() else { return Ok(None) };
+    let plan = SinkPlan {
+        path,
+        bytes_max: settings.limits.decisions_file_bytes_max.as_usize() as u64,
+        files_max: settings.limits.decisions_files_max.get(),
+    };
+    let context = format!("cannot write decisions to {} (setting `decisions_file`)", plan.path.display());
+    DecisionSink::open(plan).map(|sink| Some(Arc::new(sink))).context(context)
 }
 
 fn orchestrator_settings(settings: &Settings) -> OrchestratorSettings {

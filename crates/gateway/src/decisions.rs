@@ -1,6 +1,8 @@
 //! The record of why: one bounded entry a request, kept in a ring, shown by `/fleet/v1/decisions` and
 //! `forebay explain`.
 
+mod sink;
+
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
@@ -10,6 +12,8 @@ use forebay_placement::Explanation;
 use forebay_types::{EngineName, RequestId, TenantId};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+
+pub use sink::{DecisionSink, SinkPlan};
 
 /// Everything that was decided for one request and what came of it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -42,6 +46,81 @@ pub struct DecisionRecord {
     pub output_tokens: u32,
     /// `running`, `finished`, `cancelled`, or the failure's sentence.
     pub outcome: String,
+}
+
+/// What was predicted of a request, and what came of it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Prediction {
+    /// Seconds from arrival to the first token, as the placement that gave it predicted.
+    pub ttft_seconds: f64,
+    /// As it was.
+    pub ttft_seconds_real: f64,
+    /// Prompt tokens from cache, as predicted.
+    pub cached_tokens: u32,
+    /// As it was.
+    pub cached_tokens_real: u32,
+}
+
+impl Prediction {
+    /// How far off the time was, in seconds: above 0 the prediction was too long.
+    pub fn error_seconds(&self) -> f64 {
+        self.ttft_seconds - self.ttft_seconds_real
+    }
+}
+
+impl DecisionRecord {
+    /// Of the placement that led to the first token. `None` if none did, yet.
+    pub fn prediction(&self) -> Option<Prediction> {
+        let ttft_seconds_real = self.ttft_seconds?;
+        let led = self.placements.iter().rev().find(|placement| placement.at_seconds <= ttft_seconds_real)?;
+        let chosen = led.explanation.candidates.get(led.explanation.chosen as usize)?;
+        Some(Prediction {
+            ttft_seconds: led.at_seconds + chosen.ttft_seconds,
+            ttft_seconds_real,
+            cached_tokens: chosen.cached_tokens,
+            cached_tokens_real: self.cached_tokens,
+        })
+    }
+
+    /// Whether a leg of it was given to this engine.
+    pub fn ran_on(&self, engine: &str) -> bool {
+        self.legs.iter().any(|leg| leg.engine.as_str() == engine)
+    }
+}
+
+/// Which of the decisions that are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DecisionQuery {
+    /// Which come first.
+    pub order: DecisionOrder,
+    /// Only those with a leg on this engine.
+    pub engine: Option<String>,
+    /// How many at most.
+    pub limit: usize,
+}
+
+/// Which decisions come first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DecisionOrder {
+    /// The newest.
+    #[default]
+    Newest,
+    /// Those whose time to the first token was predicted worst.
+    WorstError,
+    /// Those with the longest time to the first token.
+    Slowest,
+}
+
+impl DecisionOrder {
+    /// What it sorts by, the greatest first. `None` for records that have it not and are left out.
+    fn key(self, record: &DecisionRecord) -> Option<f64> {
+        match self {
+            Self::Newest => Some(0.0),
+            Self::WorstError => record.prediction().map(|prediction| prediction.error_seconds().abs()),
+            Self::Slowest => record.ttft_seconds,
+        }
+    }
 }
 
 /// One call of the placement core.
@@ -106,6 +185,7 @@ pub struct TransferRecord {
 pub struct DecisionLog {
     inner: Mutex<Inner>,
     records_max: usize,
+    sink: Option<Arc<DecisionSink>>,
 }
 
 #[derive(Debug, Default)]
@@ -115,16 +195,19 @@ struct Inner {
 }
 
 impl DecisionLog {
-    /// Keeps `records_max` records; an older one goes when a newer comes.
-    pub fn new(records_max: usize) -> Self {
-        Self { inner: Mutex::new(Inner::default()), records_max: records_max.max(1) }
+    /// Keeps `records_max` records; an older one goes when a newer comes. All go to `sink`, too.
+    pub fn new(records_max: usize, sink: Option<Arc<DecisionSink>>) -> Self {
+        Self { inner: Mutex::new(Inner::default()), records_max: records_max.max(1), sink }
     }
 
     /// Adds or replaces the record of one request.
     pub fn put(&self, record: DecisionRecord) {
+        let (id, record) = (record.id.clone(), Arc::new(record));
+        if let Some(sink) = &self.sink {
+            sink.put(record.clone());
+        }
         let mut inner = self.inner.lock();
-        let id = record.id.clone();
-        if inner.by_id.insert(id.clone(), Arc::new(record)).is_none() {
+        if inner.by_id.insert(id.clone(), record).is_none() {
             inner.order.push_back(id);
             if inner.order.len() > self.records_max
                 && let Some(oldest) = inner.order.pop_front()
@@ -134,10 +217,21 @@ impl DecisionLog {
         }
     }
 
-    /// The newest records, newest first.
-    pub fn newest(&self, limit: usize) -> Vec<Arc<DecisionRecord>> {
-        let inner = self.inner.lock();
-        inner.order.iter().rev().take(limit).filter_map(|id| inner.by_id.get(id).cloned()).collect()
+    /// The records that are asked for; among equals the newest first.
+    pub fn find(&self, query: &DecisionQuery) -> Vec<Arc<DecisionRecord>> {
+        let DecisionQuery { order, engine, limit } = query;
+        let newest: Vec<Arc<DecisionRecord>> = {
+            let inner = self.inner.lock();
+            inner.order.iter().rev().filter_map(|id| inner.by_id.get(id).cloned()).collect()
+        };
+        let asked =
+            newest.into_iter().filter(|record| engine.as_ref().is_none_or(|engine| record.ran_on(engine)));
+        if *order == DecisionOrder::Newest {
+            return asked.take(*limit).collect();
+        }
+        let mut keyed: Vec<_> = asked.filter_map(|record| Some((order.key(&record)?, record))).collect();
+        keyed.sort_by(|a, b| b.0.total_cmp(&a.0));
+        keyed.into_iter().take(*limit).map(|(_, record)| record).collect()
     }
 
     /// One record.
@@ -145,3 +239,6 @@ impl DecisionLog {
         self.inner.lock().by_id.get(id).cloned()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,6 +21,8 @@ use prometheus_client::{
 
 pub use histogram::{LocalHistogram, SecondsHistogram};
 
+use forebay_placement::Savings;
+
 use self::caches::CacheMetrics;
 use crate::orchestrator::api::EngineStatus;
 
@@ -155,6 +157,27 @@ pub struct DecisionLabels {
 }
 
 label_values! {
+    /// What a request that was split saved or cost, by the prediction that it was placed with.
+    Saved {
+        /// Time to the first token.
+        Ttft = "ttft",
+        /// Time of decoding.
+        Decode = "decode",
+        /// Time of moving KV, which is a cost.
+        Transfer = "transfer_cost",
+    }
+}
+
+/// Labels of `forebay_split_saved_seconds`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct SavedLabels {
+    /// The model.
+    pub model: Arc<str>,
+    /// What.
+    pub what: Saved,
+}
+
+label_values! {
     /// What came of asking an engine for a request's tokens.
     Audited {
         /// They are ours.
@@ -214,6 +237,11 @@ pub struct Metrics {
     pub transfer: SecondsHistogram,
     /// `forebay_decisions_total{policy,kind}`: placements. Set by the orchestrator.
     pub decisions: Family<DecisionLabels, Counter>,
+    /// `forebay_split_saved_seconds{model,what}`: sum over split requests against the cheapest engine alone; falls where a
+    /// split costs. Set by the orchestrator.
+    pub split_saved: Family<SavedLabels, Gauge<f64, AtomicU64>>,
+    /// `forebay_decisions_unwritten`: records that `decisions_file` did not take. Set by the orchestrator.
+    pub decisions_unwritten: Gauge,
     /// `forebay_tokenizer_audits_total{outcome}`: requests whose tokens an engine was asked for. Set by the orchestrator.
     pub tokenizer_audits: Family<AuditLabels, Counter>,
     /// `forebay_retries_total`: requests placed again before their first token. Set by the orchestrator.
@@ -263,6 +291,19 @@ impl Default for Metrics {
 }
 
 impl Metrics {
+    /// Counts what splitting a request saves and costs.
+    pub fn note_split(&self, model: &Arc<str>, savings: Savings) {
+        let Savings { ttft_seconds, decode_seconds, transfer_seconds } = savings;
+        let all = [
+            (Saved::Ttft, ttft_seconds),
+            (Saved::Decode, decode_seconds),
+            (Saved::Transfer, transfer_seconds),
+        ];
+        for (what, seconds) in all {
+            self.split_saved.get_or_create(&SavedLabels { model: model.clone(), what }).inc_by(seconds);
+        }
+    }
+
     /// All at zero.
     pub fn new() -> Self {
         let mut metrics = Self {
@@ -280,6 +321,8 @@ impl Metrics {
             transfer_bytes: Counter::default(),
             transfer: SecondsHistogram::new(TRANSFER_SECONDS),
             decisions: Family::default(),
+            split_saved: Family::default(),
+            decisions_unwritten: Gauge::default(),
             tokenizer_audits: Family::default(),
             retries: Counter::default(),
             migrations: Counter::default(),
@@ -353,6 +396,16 @@ impl Metrics {
             self.transfer.clone(),
         );
         registry.register("forebay_decisions", "Placements, by policy and choice", self.decisions.clone());
+        registry.register(
+            "forebay_split_saved_seconds",
+            "Predicted seconds that splits saved against the cheapest engine alone, since the start; transfer_cost: what they cost",
+            self.split_saved.clone(),
+        );
+        registry.register(
+            "forebay_decisions_unwritten",
+            "Decision records that decisions_file did not take, since the start",
+            self.decisions_unwritten.clone(),
+        );
         registry.register(
             "forebay_retries",
             "Requests placed again before their first token",

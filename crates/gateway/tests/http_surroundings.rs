@@ -6,6 +6,7 @@ mod http_support;
 use axum::http::{Request, header};
 use forebay_gateway::decisions::DecisionRecord;
 use http_support::*;
+use serde_json::json;
 
 /// SHA-256 of `hello`.
 const KEYS: &str = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824 acme";
@@ -183,6 +184,34 @@ fn record(id: &str) -> DecisionRecord {
 }
 
 #[tokio::test]
+async fn what_if_reads_a_body_as_the_public_address_would() {
+    let fake = greeter();
+    let router = gateway(&fake).admin_router();
+    let ask_for = async |body: String| {
+        let reply = ask(router.clone(), post("/fleet/v1/placements", body)).await;
+        let error = reply.json()["error"].clone();
+        (reply.status.as_u16(), error["code"].as_str().unwrap_or_default().to_owned())
+    };
+    let completion = json!({ "model": MODEL, "prompt": "one two" }).to_string();
+    // The double's answer: what matters is that it was asked.
+    for body in [chat_body(""), completion] {
+        assert_eq!(ask_for(body).await, (503, "no_engine".to_owned()));
+    }
+    let asked = fake.requests.lock().clone();
+    assert_eq!(asked.iter().map(|it| &*it.model).collect::<Vec<_>>(), [MODEL, MODEL]);
+    assert!(asked[0].prompt.len() > asked[1].prompt.len(), "a template is around a chat");
+    for (body, code) in [
+        ("nonsense".to_owned(), "invalid_json"),
+        ("{}".to_owned(), "missing_required_parameter"),
+        (json!({ "model": "none", "messages": [] }).to_string(), "model_not_found"),
+    ] {
+        assert_eq!(ask_for(body.clone()).await.1, code, "{body}");
+    }
+    let metrics = ask(router, get("/metrics")).await.body;
+    assert!(!metrics.contains("forebay_requests_total{"), "nothing is counted");
+}
+
+#[tokio::test]
 async fn operators_see_engines_decisions_and_metrics() {
     let fake = greeter();
     for id in ["first", "with/slash", "last"] {
@@ -200,6 +229,10 @@ async fn operators_see_engines_decisions_and_metrics() {
     };
     assert_eq!(ids("").await, ["last", "with/slash", "first"]);
     assert_eq!(ids("?limit=1").await, ["last"]);
+    assert_eq!(ids("?order=slowest&limit=2").await, ["last", "with/slash"], "equals: the newest first");
+    assert_eq!(ids("?engine=none").await, Vec::<String>::new());
+    let reply = ask(router.clone(), get("/fleet/v1/decisions?order=oldest")).await;
+    assert_eq!((reply.status.as_u16(), reply.json()["error"]["param"].as_str()), (400, Some("order")));
     for query in ["limit=0", "limit=1001", "limit=-1", "limit=many"] {
         let reply = ask(router.clone(), get(&format!("/fleet/v1/decisions?{query}"))).await;
         assert_eq!(

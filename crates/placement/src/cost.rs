@@ -106,8 +106,9 @@ pub(crate) fn price(
     // In blocks of the rank's own size: it can reuse only whole ones.
     let held_tokens = verdict.overlap_blocks.saturating_mul(request.overlap_block_tokens.max(1));
     let held_blocks = held_tokens.min(prompt_tokens) / block_tokens;
-    // At least one token is computed: the logits of the last one give the first token of the answer.
-    let cached_tokens = (held_blocks * block_tokens).min(prompt_tokens - 1);
+    // At least one token is computed, since the logits of the last one give the first token of the answer; and engines
+    // compute whole blocks again.
+    let cached_tokens = held_blocks.min((prompt_tokens - 1) / block_tokens) * block_tokens;
     let new_tokens = prompt_tokens - cached_tokens;
     let missing_blocks = prompt_blocks - held_blocks;
 

@@ -12,6 +12,7 @@ use crate::{
     place::{Plan, Request},
     policy::Policy,
     snapshot::{Breaker, RankView, Reserved, Snapshot},
+    weights::Weights,
 };
 
 /// Candidates that a record lists. A person compares a handful, and a thousand records must fit into a few megabytes.
@@ -31,9 +32,9 @@ pub struct Explanation {
     pub request: RequestInputs,
     /// Which rules were relaxed to find a place.
     pub relaxed: Relaxed,
-    /// The cheapest candidates, cheapest first, and always the chosen one.
+    /// The cheapest candidates, cheapest first, and always the chosen one and the cheapest of each kind.
     pub candidates: Vec<Candidate>,
-    /// Candidates that were compared and are not listed, all of them dearer than the listed ones.
+    /// Candidates that were compared and are not listed.
     pub candidates_omitted: u32,
     /// Index of the chosen one in `candidates`.
     pub chosen: u32,
@@ -41,6 +42,10 @@ pub struct Explanation {
     pub tied: u32,
     /// The ranks that `candidates` name, in order of their ids.
     pub ranks: Vec<RankInputs>,
+    /// The other ranks that could have been chosen, in order of their ids, each with its cheapest candidate's price. One
+    /// that was too dear to be paired with any is left out.
+    #[serde(default)]
+    pub others: Vec<RankCost>,
     /// Ranks that could not be chosen, in order of their ids.
     pub excluded: Vec<Excluded>,
     /// Excluded ranks that are not listed.
@@ -75,6 +80,15 @@ pub struct Candidate {
     pub transfer_blocks: u32,
     /// Their size.
     pub transfer_bytes: u64,
+}
+
+/// What a rank would have cost.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct RankCost {
+    /// Which rank.
+    pub rank: RankId,
+    /// The price of the cheapest candidate that it is part of.
+    pub total_seconds: f64,
 }
 
 /// The price of a candidate, in seconds, weights applied.
@@ -182,7 +196,32 @@ pub struct Row {
     pub chosen: bool,
 }
 
+/// What splitting a request is predicted to save and to cost.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Savings {
+    /// Seconds until the first token; below 0 it costs some.
+    pub ttft_seconds: f64,
+    /// Seconds of decoding; below 0 it costs some.
+    pub decode_seconds: f64,
+    /// Seconds of moving KV.
+    pub transfer_seconds: f64,
+}
+
 impl Explanation {
+    /// What the chosen split saves against the cheapest plan on one rank, by `weights` that it was priced with. `None` if
+    /// it is none, or could not have run on one rank.
+    pub fn savings(&self, weights: &Weights) -> Option<Savings> {
+        let is_split = |candidate: &Candidate| matches!(candidate.plan, Plan::Split { .. });
+        let split = self.candidates.get(self.chosen as usize).filter(|chosen| is_split(chosen))?;
+        let alone = self.candidates.iter().find(|candidate| !is_split(candidate))?;
+        let unweighted = |seconds: f64, weight: f64| if weight > 0.0 { seconds / weight } else { 0.0 };
+        Some(Savings {
+            ttft_seconds: alone.ttft_seconds - split.ttft_seconds,
+            decode_seconds: unweighted(alone.terms.decode - split.terms.decode, weights.decode),
+            transfer_seconds: unweighted(split.terms.transfer, weights.transfer),
+        })
+    }
+
     /// The chosen candidate.
     pub fn chosen(&self) -> &Candidate {
         &self.candidates[self.chosen as usize]
@@ -276,11 +315,19 @@ impl Record<'_> {
     pub(crate) fn write(&self, choice: Choice) -> Explanation {
         let Choice { pairs, chosen, tied } = choice;
         let compared = pairs.len();
-        let listed = self.cheapest(pairs, chosen);
+        let mut least = vec![f64::INFINITY; self.chooser.priced.len()];
+        for pair in &pairs {
+            for rank in [pair.prefill, pair.decode] {
+                least[rank] = least[rank].min(pair.total_seconds);
+            }
+        }
+        let listed = cheapest(pairs, chosen);
         let snapshot = self.chooser.snapshot;
         let mut named: Vec<usize> = listed.0.iter().flat_map(|pair| [pair.prefill, pair.decode]).collect();
         named.sort_unstable();
         named.dedup();
+        named.iter().for_each(|&rank| least[rank] = f64::INFINITY);
+        let others = self.chooser.priced.iter().zip(least).filter(|(_, least)| least.is_finite());
         let barred = || self.verdicts.iter().filter(|verdict| !verdict.eligible(self.relaxed));
         let excluded: Vec<Excluded> =
             barred().filter_map(|verdict| excluded(snapshot, verdict)).take(EXCLUDED_LISTED_MAX).collect();
@@ -298,29 +345,10 @@ impl Record<'_> {
             chosen: listed.1 as u32,
             tied,
             ranks: named.into_iter().map(|rank| self.rank_inputs(&self.chooser.priced[rank])).collect(),
+            others: others.map(|(rank, total_seconds)| RankCost { rank: rank.id, total_seconds }).collect(),
             excluded_omitted: (barred().count() - excluded.len()) as u32,
             excluded,
         }
-    }
-
-    /// The cheapest pairs in order, and where the chosen one is among them; it takes the last place if it is dearer.
-    fn cheapest(&self, mut pairs: Vec<Pair>, chosen: usize) -> (Vec<Pair>, usize) {
-        let chosen = pairs[chosen];
-        let order = |a: &Pair, b: &Pair| {
-            let by_place = (a.prefill, a.decode).cmp(&(b.prefill, b.decode));
-            a.total_seconds.total_cmp(&b.total_seconds).then(by_place)
-        };
-        if pairs.len() > CANDIDATES_LISTED_MAX {
-            pairs.select_nth_unstable_by(CANDIDATES_LISTED_MAX - 1, order);
-            pairs.truncate(CANDIDATES_LISTED_MAX);
-        }
-        pairs.sort_unstable_by(order);
-        let position = pairs.iter().position(|&pair| pair == chosen).unwrap_or_else(|| {
-            pairs.pop();
-            pairs.push(chosen);
-            pairs.len() - 1
-        });
-        (pairs, position)
     }
 
     fn candidate(&self, pair: &Pair) -> Candidate {
@@ -359,6 +387,36 @@ impl Record<'_> {
             model_samples: rank.perf.samples(),
         }
     }
+}
+
+/// The cheapest pairs in order, and where the chosen one is among them. It and the cheapest of each kind take the last
+/// places if they are dearer.
+fn cheapest(mut pairs: Vec<Pair>, chosen: usize) -> (Vec<Pair>, usize) {
+    let order = |a: &Pair, b: &Pair| {
+        let by_place = (a.prefill, a.decode).cmp(&(b.prefill, b.decode));
+        a.total_seconds.total_cmp(&b.total_seconds).then(by_place)
+    };
+    let chosen = pairs[chosen];
+    let is_split = |pair: &&Pair| pair.prefill != pair.decode;
+    let kept = [
+        Some(chosen),
+        pairs.iter().filter(|pair| !is_split(pair)).min_by(|a, b| order(a, b)).copied(),
+        pairs.iter().filter(is_split).min_by(|a, b| order(a, b)).copied(),
+    ];
+    if pairs.len() > CANDIDATES_LISTED_MAX {
+        pairs.select_nth_unstable_by(CANDIDATES_LISTED_MAX - 1, order);
+        pairs.truncate(CANDIDATES_LISTED_MAX);
+        pairs.sort_unstable_by(order);
+        for pair in kept.into_iter().flatten() {
+            if !pairs.contains(&pair) {
+                let dearest = pairs.iter().rposition(|pair| !kept.contains(&Some(*pair)));
+                pairs[dearest.expect("more are listed than are kept")] = pair;
+            }
+        }
+    }
+    pairs.sort_unstable_by(order);
+    let position = pairs.iter().position(|&pair| pair == chosen).expect("it is kept");
+    (pairs, position)
 }
 
 /// The record of an excluded rank; `None` for one that was not.

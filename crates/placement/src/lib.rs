@@ -16,7 +16,9 @@ mod weights;
 mod tests;
 
 pub use error::{Missing, PlaceError};
-pub use explain::{Candidate, Excluded, Explanation, RankInputs, RequestInputs, Row, Table, Terms};
+pub use explain::{
+    Candidate, Excluded, Explanation, RankCost, RankInputs, RequestInputs, Row, Savings, Table, Terms,
+};
 pub use filter::{Exclusion, Relaxed};
 pub use place::{Decision, Form, Plan, Request, Reservations, beginning, place};
 pub use policy::{Policy, UnknownPolicy};

@@ -21,6 +21,7 @@ fn prompt(prompt_tokens: u32) -> Request<'static> {
         output_tokens_max: 500,
         choices: 1,
         excluded: &[],
+        beginning: None,
     }
 }
 

@@ -198,6 +198,10 @@ settings! {
         request_seconds_max: Duration = Duration::from_secs(600) => advanced;
         /// Decisions kept for `forebay explain`; older ones are forgotten.
         decisions_max: NonZeroUsize = at_least_one_usize(1_024) => advanced;
+        /// Bytes of one file of `decisions_file`; a full one is renamed to `NAME.1`, that one to `NAME.2` and so on.
+        decisions_file_bytes_max: ByteCount = byte_count(64 << 20) => advanced;
+        /// Files of `decisions_file` at a time; the oldest goes.
+        decisions_files_max: NonZeroUsize = at_least_one_usize(4) => advanced;
         /// Memory of the index of what engines say that they cache, and as much again for what was routed to engines that
         /// say nothing. Some 24 bytes a block; beyond it the blocks that nobody asked for lately are forgotten.
         index_bytes_max: ByteCount = byte_count(IndexLimits::default().bytes_max) => advanced;
@@ -288,6 +292,8 @@ settings! {
         log_filter: LogFilter = LogFilter::literal("info") => common;
         /// How log lines are written, to standard error: `text` for people, `json` for machines.
         log_format: LogFormat = LogFormat::Text => common;
+        /// File to which every decision record goes as a line of JSON, when its request ends.
+        decisions_file: Option<PathBuf> = None => advanced;
     }
 }
 

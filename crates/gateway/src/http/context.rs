@@ -82,6 +82,18 @@ async fn surround(
     response
 }
 
+/// The surroundings as a client's key gives them, for an operator who names one; without a key as they are.
+pub(crate) fn acting_for(
+    context: &Context,
+    keys: Option<&ApiKeys>,
+    headers: &HeaderMap,
+) -> Result<Context, ApiError> {
+    let named = headers.contains_key(axum::http::header::AUTHORIZATION);
+    let Some(keys) = keys.filter(|_| named) else { return Ok(context.clone()) };
+    let tenant = tenant(keys, headers)?;
+    Ok(Context { salt: salt(&tenant), tenant, ..context.clone() })
+}
+
 /// Empty without keys: everybody is the same tenant then.
 fn salt(tenant: &TenantId) -> Arc<str> {
     if tenant.as_str() == ANONYMOUS {

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use axum::{
     body::Body,
     extract::{Request, State},
-    http::{HeaderMap, HeaderValue, header},
+    http::{HeaderValue, header},
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
 use forebay_engines::{ClientBody, ClientRoute};
 use forebay_text::{EncodeError, StopMatcher};
-use forebay_types::{Sampling, TokenId};
+use forebay_types::{RequestId, Sampling, TokenId};
 use smallvec::SmallVec;
 
 use super::{
@@ -71,7 +71,15 @@ async fn handle(gateway: Gateway, request: Request, endpoint: Endpoint) -> Respo
     let mut observation = Observation::new(app.metrics.clone(), app.clock.clone(), endpoint);
     let (parts, body) = request.into_parts();
     let context = parts.extensions.get::<Context>().expect("the middleware put it there").clone();
-    match prepare(app, endpoint, &parts.headers, body, &mut observation).await {
+    let mut named = None;
+    let prepared = match body::read(&parts.headers, body, &app.http_limits).await {
+        Ok(body) => prepare(app, endpoint, &body, &mut named).await,
+        Err(error) => Err(error),
+    };
+    if let Some(model) = named {
+        observation.names_model(model);
+    }
+    match prepared {
         Ok(Ready::Tokens(job)) => respond(app, &context, job, observation).await,
         Ok(Ready::Passed(model, passed)) => pass_on(app, context, model, passed, endpoint, observation).await,
         Err(error) => {
@@ -82,29 +90,42 @@ async fn handle(gateway: Gateway, request: Request, endpoint: Endpoint) -> Respo
     }
 }
 
+/// Reads a request as far as it can be submitted. `named` is the served model that it names, even if it is refused.
+/// (Names of other models would let a client add labels to metrics.)
 async fn prepare(
     app: &Shared,
     endpoint: Endpoint,
-    headers: &HeaderMap,
-    body: Body,
-    observation: &mut Observation,
+    body: &Bytes,
+    named: &mut Option<Arc<str>>,
 ) -> Result<Ready, ApiError> {
-    let body = body::read(headers, body, &app.http_limits).await?;
-    if let Some(ready) = prepare_for_attached(app, endpoint, &body, observation).await? {
+    if let Some(ready) = prepare_for_attached(app, endpoint, body, named).await? {
         return Ok(ready);
     }
-    prepare_tokens(app, endpoint, &body, observation).await.map(Ready::Tokens)
+    prepare_tokens(app, endpoint, body, named).await.map(Ready::Tokens)
+}
+
+/// The request that a body would submit, of several prompts the first one: for those who only want to know.
+pub(super) async fn would_submit(
+    app: &Shared,
+    context: &Context,
+    endpoint: Endpoint,
+    body: &Bytes,
+) -> Result<GenerateRequest, ApiError> {
+    match prepare(app, endpoint, body, &mut None).await? {
+        Ready::Passed(model, passed) => Ok(passed_request(context, model, passed)),
+        Ready::Tokens(job) => Ok(token_request(context, &job, context.id().clone(), &job.prompts[0])),
+    }
 }
 
 async fn prepare_tokens(
     app: &Shared,
     endpoint: Endpoint,
     body: &Bytes,
-    observation: &mut Observation,
+    named: &mut Option<Arc<str>>,
 ) -> Result<Job, ApiError> {
     match endpoint {
-        Endpoint::Chat => prepare_chat(app, body, observation).await,
-        Endpoint::Completions => prepare_completions(app, body, observation).await,
+        Endpoint::Chat => prepare_chat(app, body, named).await,
+        Endpoint::Completions => prepare_completions(app, body, named).await,
     }
 }
 
@@ -114,7 +135,7 @@ async fn prepare_for_attached(
     app: &Shared,
     endpoint: Endpoint,
     body: &Bytes,
-    observation: &mut Observation,
+    named: &mut Option<Arc<str>>,
 ) -> Result<Option<Ready>, ApiError> {
     if !app.orchestrator.takes_bodies() {
         return Ok(None);
@@ -128,7 +149,7 @@ async fn prepare_for_attached(
     }
     let text = app.text(&served.id, Some(&served));
     if served.takes_tokens && text.is_some() && !peek.has_tools() {
-        match prepare_tokens(app, endpoint, body, observation).await {
+        match prepare_tokens(app, endpoint, body, named).await {
             Err(error) if PASSED_ON.contains(&error.code) => {}
             prepared => {
                 let audit = app.audits.is_due().then(|| words(endpoint, body));
@@ -136,7 +157,7 @@ async fn prepare_for_attached(
             }
         }
     }
-    observation.names_model(served.id.clone());
+    *named = Some(served.id.clone());
     let passed = passed::prepare(endpoint, body, &peek, text.as_deref())?;
     Ok(Some(Ready::Passed(served.id, passed)))
 }
@@ -161,9 +182,21 @@ async fn pass_on(
     endpoint: Endpoint,
     mut observation: Observation,
 ) -> Response {
-    let Passed { body, prompt, unit, choices, sampling } = passed;
     let prompt_param = prompt_param(endpoint);
-    let submitted = app.orchestrator.submit(GenerateRequest {
+    match app.orchestrator.submit(passed_request(&context, model, passed)) {
+        Ok(generated) => passed::respond(generated, context, observation, prompt_param).await,
+        Err(error) => {
+            let error = ApiError::from_route(&error, prompt_param);
+            tracing::info!(code = error.code, error = %error.message, "request failed");
+            observation.conclude(error.outcome());
+            error.into_response()
+        }
+    }
+}
+
+fn passed_request(context: &Context, model: Arc<str>, passed: Passed) -> GenerateRequest {
+    let Passed { body, prompt, unit, choices, sampling } = passed;
+    GenerateRequest {
         id: context.id().clone(),
         tenant: context.tenant.clone(),
         salt: context.salt.clone(),
@@ -175,24 +208,15 @@ async fn pass_on(
         choices,
         sampling,
         sampling_is_particular: true,
-    });
-    match submitted {
-        Ok(generated) => passed::respond(generated, context, observation, prompt_param).await,
-        Err(error) => {
-            let error = ApiError::from_route(&error, prompt_param);
-            tracing::info!(code = error.code, error = %error.message, "request failed");
-            observation.conclude(error.outcome());
-            error.into_response()
-        }
     }
 }
 
-async fn prepare_chat(app: &Shared, body: &Bytes, observation: &mut Observation) -> Result<Job, ApiError> {
+async fn prepare_chat(app: &Shared, body: &Bytes, named: &mut Option<Arc<str>>) -> Result<Job, ApiError> {
     let (model, spec, text) = {
         let mut body: ChatBody<'_> = request::parse(body)?;
         let shared = body.take_shared();
         let model = known_model(app, shared.model.as_deref())?;
-        observation.names_model(model.id.clone());
+        *named = Some(model.id.clone());
         let chat = body.check(shared, &app.request_limits)?;
         let text = chat.render(&model.template)?;
         (model, chat.spec, text)
@@ -205,13 +229,13 @@ async fn prepare_chat(app: &Shared, body: &Bytes, observation: &mut Observation)
 async fn prepare_completions(
     app: &Shared,
     body: &Bytes,
-    observation: &mut Observation,
+    named: &mut Option<Arc<str>>,
 ) -> Result<Job, ApiError> {
     let (model, completions) = {
         let mut body: CompletionsBody<'_> = request::parse(body)?;
         let shared = body.take_shared();
         let model = known_model(app, shared.model.as_deref())?;
-        observation.names_model(model.id.clone());
+        *named = Some(model.id.clone());
         (model, body.check(shared, &app.request_limits)?)
     };
     let mut prompts = Vec::with_capacity(completions.prompts.len());
@@ -390,23 +414,32 @@ fn submit(app: &Shared, context: &Context, job: &Job) -> Result<(SmallVec<[Gener
         }
     };
     let mut responses = SmallVec::new();
-    for (index, (prompt, sampling)) in job.prompts.iter().enumerate() {
+    for (index, prompt) in job.prompts.iter().enumerate() {
         let id = parts.get(index).map_or(context.id(), LiveId::id).clone();
-        responses.push(app.orchestrator.submit(GenerateRequest {
-            id,
-            tenant: context.tenant.clone(),
-            salt: context.salt.clone(),
-            model: job.model.id.clone(),
-            prompt: prompt.clone(),
-            unit: PromptUnit::Tokens,
-            body: None,
-            audit: job.audit.clone().filter(|_| job.prompts.len() == 1),
-            choices: job.spec.choices,
-            sampling: sampling.clone(),
-            sampling_is_particular: job.sampling_is_particular,
-        })?);
+        responses.push(app.orchestrator.submit(token_request(context, job, id, prompt))?);
     }
     Ok((responses, Ids { whole: context.clone(), parts }))
+}
+
+fn token_request(
+    context: &Context,
+    job: &Job,
+    id: RequestId,
+    (prompt, sampling): &(Arc<[TokenId]>, Sampling),
+) -> GenerateRequest {
+    GenerateRequest {
+        id,
+        tenant: context.tenant.clone(),
+        salt: context.salt.clone(),
+        model: job.model.id.clone(),
+        prompt: prompt.clone(),
+        unit: PromptUnit::Tokens,
+        body: None,
+        audit: job.audit.clone().filter(|_| job.prompts.len() == 1),
+        choices: job.spec.choices,
+        sampling: sampling.clone(),
+        sampling_is_particular: job.sampling_is_particular,
+    }
 }
 
 fn document(json: Bytes) -> Response {

@@ -25,6 +25,7 @@ mod passed;
 mod request;
 mod routes;
 mod server;
+mod what_if;
 
 pub use app::{AttachedText, AttachedTexts, Clock, Gateway, ModelText, Parts, Seeds};
 pub use keys::{ApiKeys, KeysError};

@@ -20,6 +20,7 @@ use super::{
     request,
 };
 use crate::{
+    decisions::{DecisionOrder, DecisionQuery},
     metrics,
     orchestrator::api::{LogsAnswer, ServedModel},
 };
@@ -53,10 +54,12 @@ struct Health {
     status: &'static str,
 }
 
-/// `?limit=`
+/// `?limit=&order=&engine=`
 #[derive(Debug, Deserialize)]
 pub(crate) struct Page {
     limit: Option<usize>,
+    order: Option<String>,
+    engine: Option<String>,
 }
 
 fn model(served: &ServedModel) -> Model<'_> {
@@ -64,7 +67,7 @@ fn model(served: &ServedModel) -> Model<'_> {
     Model { id, object: "model", created: *created, owned_by: "forebay", max_model_len: *context_tokens_max }
 }
 
-fn json(value: &impl Serialize) -> Response {
+pub(super) fn json(value: &impl Serialize) -> Response {
     match serde_json::to_vec(value) {
         Ok(body) => typed("application/json", body),
         Err(error) => {
@@ -232,13 +235,13 @@ pub(crate) async fn logs(
     }
 }
 
-/// `GET /fleet/v1/decisions?limit=`: newest first.
+/// `GET /fleet/v1/decisions?limit=&order=&engine=`
 pub(crate) async fn decisions(
     State(gateway): State<Gateway>,
     page: Result<Query<Page>, QueryRejection>,
 ) -> Response {
-    let limit = match page {
-        Ok(Query(Page { limit })) => limit.unwrap_or(DECISIONS_DEFAULT),
+    let (limit, order, engine) = match page {
+        Ok(Query(Page { limit, order, engine })) => (limit.unwrap_or(DECISIONS_DEFAULT), order, engine),
         Err(rejection) => {
             let message = format!("limit must be a whole number: {}", abridged(&rejection.body_text()));
             return ApiError::invalid_value("limit", message).into_response();
@@ -248,7 +251,17 @@ pub(crate) async fn decisions(
         let message = format!("limit is {limit}; it must be between 1 and {DECISIONS_MAX}");
         return ApiError::invalid_value("limit", message).into_response();
     }
-    json(&List { object: "list", data: gateway.0.orchestrator.decisions(limit) })
+    let order = match order.as_deref() {
+        None | Some("newest") => DecisionOrder::Newest,
+        Some("worst-error") => DecisionOrder::WorstError,
+        Some("slowest") => DecisionOrder::Slowest,
+        Some(other) => {
+            let message = format!("order is `{}`; give newest, worst-error or slowest", abridged(other));
+            return ApiError::invalid_value("order", message).into_response();
+        }
+    };
+    let query = DecisionQuery { order, engine, limit };
+    json(&List { object: "list", data: gateway.0.orchestrator.decisions(&query) })
 }
 
 /// `GET /fleet/v1/decisions/{id}`

@@ -5,7 +5,7 @@ use axum::{
     routing::{MethodRouter, get, post},
 };
 
-use super::{app::Gateway, context, generate, pages};
+use super::{app::Gateway, context, generate, pages, what_if};
 
 /// One route: methods, path, handler. A `*` in the path means that the rest may hold slashes.
 type Route = (&'static [&'static str], &'static str, MethodRouter<Gateway>);
@@ -33,6 +33,7 @@ pub(crate) fn admin() -> Vec<Route> {
         (&["get"], "/fleet/v1/logs", get(pages::logs)),
         (&["get"], "/fleet/v1/decisions", get(pages::decisions)),
         (&["get"], "/fleet/v1/decisions/{*id}", get(pages::decision)),
+        (&["post"], "/fleet/v1/placements", post(what_if::placements)),
         (&["get", "put"], "/fleet/v1/policy", get(pages::policy).put(pages::set_policy)),
         (&["get"], "/health", get(pages::health)),
         (&["get"], "/ready", get(pages::ready)),

@@ -23,6 +23,7 @@ fn touched() -> Metrics {
     }
     metrics.transfers.get_or_create(&TransferLabels { outcome: TransferOutcome::Done }).inc();
     metrics.decisions.get_or_create(&DecisionLabels { policy: "cost", kind: DecisionKind::Split }).inc();
+    metrics.note_split(&model, Savings { ttft_seconds: 1.0, decode_seconds: -0.5, transfer_seconds: 0.25 });
     metrics.set_index("announced", &IndexStats::default());
     metrics
 }

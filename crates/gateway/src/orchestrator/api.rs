@@ -8,6 +8,7 @@ use std::{
 };
 
 use forebay_engines::{ClientBody, Reply};
+use forebay_placement::{Explanation, Plan};
 use forebay_types::{
     EngineName, FinishReason, RankLoad, RequestId, Role, SampledToken, Sampling, TenantId, TokenId,
 };
@@ -15,7 +16,7 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use crate::decisions::DecisionRecord;
+use crate::decisions::{DecisionQuery, DecisionRecord};
 
 /// One request, as tokens or to be passed on.
 #[derive(Debug, Clone)]
@@ -270,6 +271,23 @@ pub enum LogsAnswer {
     Asked(BoxFuture<'static, Result<Vec<String>, String>>),
 }
 
+/// Where a request would go.
+#[derive(Debug, Clone, Serialize)]
+pub struct WhatIf {
+    /// `placement`
+    pub object: &'static str,
+    /// Where.
+    pub plan: Plan,
+    /// Predicted seconds from arrival to the first token.
+    pub predicted_ttft_seconds: f64,
+    /// Prompt tokens that the rank which computes the prompt is expected to have cached.
+    pub cached_tokens: u32,
+    /// Time that the placement core took.
+    pub took_microseconds: f64,
+    /// Why.
+    pub explanation: Explanation,
+}
+
 /// What HTTP needs from below. The real one is [`super::Orchestrator`]; tests of HTTP script their own.
 pub trait Orchestrate: Send + Sync + 'static {
     /// Takes a request. Returns at once; dropping the [`Response`] cancels the request wherever it is.
@@ -277,6 +295,11 @@ pub trait Orchestrate: Send + Sync + 'static {
     /// # Errors
     /// Those [`RouteError`]s that are known at once.
     fn submit(&self, request: GenerateRequest) -> Result<Response, RouteError>;
+    /// Where a request would go now, without running it.
+    ///
+    /// # Errors
+    /// As [`Orchestrate::submit`], if it would find no place.
+    fn what_if(&self, request: &GenerateRequest) -> Result<WhatIf, RouteError>;
     /// Models that can be asked for.
     fn models(&self) -> Vec<ServedModel>;
     /// One of them, by its id. Asked for every request.
@@ -293,8 +316,8 @@ pub trait Orchestrate: Send + Sync + 'static {
     fn engines(&self) -> Vec<EngineStatus>;
     /// Every pair of engines that handed KV over or failed to.
     fn links(&self) -> Vec<LinkStatus>;
-    /// The newest decisions, newest first, at most `limit`.
-    fn decisions(&self, limit: usize) -> Vec<Arc<DecisionRecord>>;
+    /// The decisions that are asked for.
+    fn decisions(&self, query: &DecisionQuery) -> Vec<Arc<DecisionRecord>>;
     /// One decision.
     fn decision(&self, id: &RequestId) -> Option<Arc<DecisionRecord>>;
     /// Lets an engine finish what runs and gives it nothing new; whether there is one of that name.

@@ -12,6 +12,7 @@ mod request;
 mod status;
 mod trail;
 mod warming;
+mod what_if;
 
 use std::{
     collections::HashMap,
@@ -35,7 +36,7 @@ use tokio::{runtime::Handle, sync::Notify};
 use self::{
     api::{
         EngineStatus, GenerateRequest, LinkStatus, LogsAnswer, Orchestrate, PromptUnit, Response, RouteError,
-        ServedModel,
+        ServedModel, WhatIf,
     },
     caches::Caches,
     core::Core,
@@ -43,7 +44,7 @@ use self::{
     request::RequestRun,
 };
 use crate::{
-    decisions::{DecisionLog, DecisionRecord},
+    decisions::{DecisionLog, DecisionQuery, DecisionRecord, DecisionSink},
     metrics::Metrics,
 };
 
@@ -54,6 +55,8 @@ pub struct OrchestratorSettings {
     pub requests_in_flight_max: usize,
     /// Decision records kept.
     pub decisions_max: usize,
+    /// Where all of them are written.
+    pub decisions: Option<Arc<DecisionSink>>,
     /// Attempts and time of one request.
     pub limits: Limits,
     /// What a second of each cost term counts for.
@@ -85,6 +88,7 @@ impl Default for OrchestratorSettings {
         Self {
             requests_in_flight_max: 4096,
             decisions_max: 1024,
+            decisions: None,
             limits: Limits::default(),
             weights: Weights::default(),
             policy: Policy::default(),
@@ -165,7 +169,7 @@ impl Orchestrator {
             runtime: runtime.clone(),
             policy: RwLock::new(settings.policy),
             metrics,
-            log: DecisionLog::new(settings.decisions_max),
+            log: DecisionLog::new(settings.decisions_max, settings.decisions.clone()),
             in_flight: AtomicUsize::new(0),
             ended: Notify::new(),
             closing: AtomicBool::new(false),
@@ -250,6 +254,10 @@ impl Orchestrate for Orchestrator {
         RequestRun::start(shared.clone(), request).map(Response::new)
     }
 
+    fn what_if(&self, request: &GenerateRequest) -> Result<WhatIf, RouteError> {
+        what_if::what_if(&self.0, request)
+    }
+
     fn models(&self) -> Vec<ServedModel> {
         self.0.serving.read().to_vec()
     }
@@ -274,8 +282,8 @@ impl Orchestrate for Orchestrator {
         status::links(&self.0)
     }
 
-    fn decisions(&self, limit: usize) -> Vec<Arc<DecisionRecord>> {
-        self.0.log.newest(limit)
+    fn decisions(&self, query: &DecisionQuery) -> Vec<Arc<DecisionRecord>> {
+        self.0.log.find(query)
     }
 
     fn decision(&self, id: &RequestId) -> Option<Arc<DecisionRecord>> {

@@ -249,6 +249,9 @@ impl RequestRun {
                 let terms = terms(&shared, &self.request, &core.fleet.snapshot(asked), plan);
                 drop(core);
                 let took = shared.now().saturating_sub(asked);
+                if let Some(savings) = explanation.savings(&shared.settings.weights) {
+                    shared.metrics.note_split(&self.request.model, savings);
+                }
                 live.trail.placed(age, took, purpose, explanation);
                 match purpose {
                     Purpose::Continue { .. } => shared.metrics.migrations.inc(),
@@ -408,6 +411,9 @@ impl RequestRun {
         }
         let output_tokens = u64::from(usage.output_tokens);
         self.shared.log.put(trail.finish(age, usage.cached_tokens, output_tokens, outcome));
+        if let Some(sink) = &self.shared.settings.decisions {
+            self.shared.metrics.decisions_unwritten.set(sink.lost() as i64);
+        }
         self.out.push(match error {
             Some(error) => ResponseEvent::Failed(error),
             None => ResponseEvent::Done(usage),
@@ -425,7 +431,7 @@ impl RequestRun {
             }
             Failure::NotPlaced | Failure::Refused { .. } => unplaced.map_or_else(
                 || RouteError::NoEngine { model: self.request.model.clone(), detail: failure.to_string() },
-                |error| self.unplaced_error(&error),
+                |error| unplaced_error(&self.request.model, &error),
             ),
             Failure::LostUnanswered { attempts } => RouteError::LostUnanswered { attempts: *attempts },
             Failure::LostMidStream { tokens_sent } => {
@@ -438,20 +444,6 @@ impl RequestRun {
         }
     }
 
-    fn unplaced_error(&self, error: &PlaceError) -> RouteError {
-        match *error {
-            PlaceError::Saturated { serving, retry_after_seconds } => {
-                RouteError::Saturated { serving: serving as usize, retry_after_seconds }
-            }
-            PlaceError::TooLong { prompt_tokens, context_tokens_max } => {
-                RouteError::TooLong { prompt_tokens, context_tokens_max }
-            }
-            PlaceError::NoModel { .. } | PlaceError::NoRank { .. } => {
-                RouteError::NoEngine { model: self.request.model.clone(), detail: error.to_string() }
-            }
-        }
-    }
-
     /// Arms the timer for the lifecycle's next deadline; whether that has come.
     fn deadline_passed(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(due) = self.live.as_ref().and_then(|live| live.lifecycle.deadline()) else { return false };
@@ -460,6 +452,21 @@ impl RequestRun {
             self.timer = Some((due, Box::pin(sleep_until(at))));
         }
         self.timer.as_mut().is_some_and(|(_, timer)| timer.as_mut().poll(cx).is_ready())
+    }
+}
+
+/// What a request is told that finds no place.
+pub(super) fn unplaced_error(model: &Arc<str>, error: &PlaceError) -> RouteError {
+    match *error {
+        PlaceError::Saturated { serving, retry_after_seconds } => {
+            RouteError::Saturated { serving: serving as usize, retry_after_seconds }
+        }
+        PlaceError::TooLong { prompt_tokens, context_tokens_max } => {
+            RouteError::TooLong { prompt_tokens, context_tokens_max }
+        }
+        PlaceError::NoModel { .. } | PlaceError::NoRank { .. } => {
+            RouteError::NoEngine { model: model.clone(), detail: error.to_string() }
+        }
     }
 }
 

@@ -1,6 +1,10 @@
 //! Conversations: whether later turns find their earlier ones in a cache.
 
 use forebay_engines::simulated::StepCoefficients;
+use forebay_gateway::{
+    decisions::{DecisionOrder, DecisionQuery},
+    orchestrator::api::Orchestrate as _,
+};
 use forebay_placement::Policy;
 use forebay_types::TokenId;
 
@@ -44,4 +48,37 @@ async fn later_turns_are_served_from_cache() {
 async fn round_robin_does_not_find_them() {
     let share = cached_share(Policy::RoundRobin).await;
     assert!(share < 0.6, "{share:.2}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_if_says_where_a_turn_would_go_and_leaves_nothing() {
+    let rig = Rig::start(Plan { timing: StepCoefficients::CPU_TINY, ..Plan::default() }).await;
+    let history = prompt(1, 400);
+    let turn = request("turn", history.clone(), 1, 5);
+    let cold = rig.orchestrator.what_if(&turn).expect("there are engines");
+    assert_eq!(cold.cached_tokens, 0);
+    assert_eq!(rig.orchestrator.decisions(&newest(9)).len(), 0, "nothing was decided");
+    rig.answer(turn).await;
+    rig.until(|rig| {
+        let next = request("next", history.clone(), 1, 5);
+        rig.orchestrator.what_if(&next).expect("there are engines").cached_tokens >= 384
+    })
+    .await;
+    let next = request("next", history.clone(), 1, 5);
+    let said = rig.orchestrator.what_if(&next).expect("there are engines");
+    rig.answer(next).await;
+    let record = &rig.orchestrator.decisions(&newest(1))[0];
+    let chosen = record.placements[0].explanation.chosen();
+    assert_eq!(
+        (chosen.plan, chosen.cached_tokens),
+        (said.plan, said.cached_tokens),
+        "it goes where it was said"
+    );
+    let prediction = record.prediction().expect("it was answered");
+    assert_eq!(prediction.cached_tokens_real, said.cached_tokens);
+    rig.assert_nothing_leaks().await;
+}
+
+fn newest(limit: usize) -> DecisionQuery {
+    DecisionQuery { order: DecisionOrder::Newest, engine: None, limit }
 }

@@ -16,12 +16,12 @@ use axum::{
     http::{HeaderMap, Request, StatusCode},
 };
 use forebay_gateway::{
-    decisions::{DecisionLog, DecisionRecord},
+    decisions::{DecisionLog, DecisionQuery, DecisionRecord},
     http::{AttachedTexts, Clock, Gateway, HttpLimits, ModelText, Parts, RequestLimits, Seeds},
     metrics::Metrics,
     orchestrator::api::{
         EngineStatus, Feedback, GenerateRequest, LinkStatus, LogsAnswer, Orchestrate, Response,
-        ResponseEvent, ResponseSender, RouteError, ServedModel, Usage, response,
+        ResponseEvent, ResponseSender, RouteError, ServedModel, Usage, WhatIf, response,
     },
 };
 use forebay_text::{ChatTemplate, Tokenizer};
@@ -55,7 +55,7 @@ impl Fake {
             behaviour: Mutex::new(Box::new(behaviour)),
             requests: Mutex::default(),
             ready: true.into(),
-            decisions: DecisionLog::new(100),
+            decisions: DecisionLog::new(100, None),
             policy: Mutex::new("cost"),
         })
     }
@@ -90,6 +90,10 @@ impl Orchestrate for Fake {
     fn submit(&self, request: GenerateRequest) -> Result<Response, RouteError> {
         self.requests.lock().push(request.clone());
         (self.behaviour.lock())(&request)
+    }
+    fn what_if(&self, request: &GenerateRequest) -> Result<WhatIf, RouteError> {
+        self.requests.lock().push(request.clone());
+        Err(RouteError::NoEngine { model: request.model.clone(), detail: "asked only".into() })
     }
     fn models(&self) -> Vec<ServedModel> {
         ["org/other", MODEL]
@@ -135,8 +139,8 @@ impl Orchestrate for Fake {
             transfers: 3,
         }]
     }
-    fn decisions(&self, limit: usize) -> Vec<Arc<DecisionRecord>> {
-        self.decisions.newest(limit)
+    fn decisions(&self, query: &DecisionQuery) -> Vec<Arc<DecisionRecord>> {
+        self.decisions.find(query)
     }
     fn drain(&self, engine: &str) -> bool {
         engine == "embedded-0"

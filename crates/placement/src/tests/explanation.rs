@@ -50,6 +50,31 @@ fn a_record_is_bounded_whatever_the_fleet() {
         assert!((300 + 56..=300 + 64).contains(&compared), "{policy}: {compared}");
         assert_eq!(record.excluded.len() as u32 + record.excluded_omitted, 100);
         assert_eq!(record.chosen().plan, decision.plan, "{policy}");
+        // Every rank has a number: by name, as one of the others, or with the reason why not.
+        assert_eq!(record.others.len() + record.ranks.len(), 300, "{policy}");
+        assert!(record.others.is_sorted_by_key(|other| other.rank));
+        // One of each kind can be compared, however dear.
+        let splits = record.candidates.iter().filter(|it| matches!(it.plan, Plan::Split { .. })).count();
+        assert!((1..16).contains(&splits), "{policy}: {splits} of {}", record.candidates.len());
+        assert!(record.candidates.is_sorted_by(|a, b| a.total_seconds <= b.total_seconds));
+    }
+}
+
+#[test]
+fn another_ranks_number_is_its_cheapest_candidate() {
+    let ranks = (0..20).map(|n| idle(n).decoding(2 * n as u32, 500));
+    let record = placed(&fleet(ranks), &prompt(64)).unwrap().explanation;
+    assert!(!record.others.is_empty());
+    for other in &record.others {
+        let alone = check(
+            "alone",
+            [idle(other.rank.incarnation.0).decoding(2 * other.rank.incarnation.0 as u32, 500)],
+            &prompt(64),
+            on(other.rank.incarnation.0),
+        );
+        assert!(other.total_seconds <= alone.explanation.chosen().total_seconds);
+        let dearest = record.candidates.iter().filter(|it| matches!(it.plan, Plan::Aggregated { .. }));
+        assert!(dearest.take(1).all(|it| it.total_seconds <= other.total_seconds));
     }
 }
 
@@ -64,4 +89,19 @@ fn the_note_says_how_it_was_chosen() {
     let open = placed(&fleet([idle(0).breaker(Breaker::Open)]), &prompt(64)).unwrap();
     assert_eq!(open.explanation.relaxed, Relaxed::Breakers);
     assert_eq!(note(&open), "chosen; nothing but open breakers left");
+}
+
+#[test]
+fn a_split_says_what_it_saves_against_the_cheapest_rank_alone() {
+    let Decision { explanation, .. } = example();
+    let weights = Weights::default();
+    let savings = explanation.savings(&weights).expect("a split");
+    let alone = explanation.candidates.iter().find(|it| matches!(it.plan, Plan::Aggregated { .. })).unwrap();
+    let split = explanation.chosen();
+    assert_eq!(savings.ttft_seconds, alone.ttft_seconds - split.ttft_seconds);
+    assert_eq!(savings.decode_seconds, alone.terms.decode - split.terms.decode);
+    assert!((savings.transfer_seconds * weights.transfer - split.terms.transfer).abs() < 1e-12);
+    assert!(savings.transfer_seconds > 0.0);
+    let turn = placed(&fleet([idle(0), idle(1)]), &prompt(64)).unwrap();
+    assert_eq!(turn.explanation.savings(&weights), None, "on one rank");
 }

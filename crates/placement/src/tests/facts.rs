@@ -268,8 +268,8 @@ fn predicted_ttft_is_that_of_a_measured_idle_prefill() {
     }
     let cached = Request { overlaps: &[(id(0), 128)], ..prompt(2048) };
     let decision = check("fully cached", [idle(0)], &cached, on(0));
-    assert_eq!(decision.cached_tokens, 2047, "the last token is always computed");
-    let one_step = StepCoefficients::H100_8B.step_seconds(1, 2047.5, 0, 0);
+    assert_eq!(decision.cached_tokens, 2032, "the block of the last token is always computed");
+    let one_step = StepCoefficients::H100_8B.step_seconds(16, 16.0 * 2032.0 + 128.0, 0, 0);
     assert!((decision.predicted_ttft_seconds - one_step).abs() < 1e-12);
 }
 
