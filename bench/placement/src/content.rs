@@ -1,0 +1,66 @@
+//! What prompts are made of: pieces with a name each, whose tokens follow from the name.
+//!
+//! Nobody stores tokens: a prompt is written out when it is sent, and the token that a model "draws" at a position is
+//! that of the piece which the next turn of the conversation will send for it. So equal names give equal blocks, on
+//! every engine and in every run.
+
+use std::sync::Arc;
+
+use forebay_types::TokenId;
+
+use crate::draw::mix;
+
+/// A run of tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    /// Equal names, equal tokens.
+    pub name: u64,
+    /// How many.
+    pub tokens: u32,
+}
+
+/// Keeps pieces of different kinds apart.
+#[derive(Debug, Clone, Copy)]
+pub enum Kind {
+    System = 1,
+    User,
+    Answer,
+    TraceBlock,
+}
+
+/// A piece's name, from its kind and two numbers of the workload.
+pub fn name(kind: Kind, first: u64, second: u64) -> u64 {
+    mix(mix(mix(kind as u64) ^ first) ^ second)
+}
+
+/// The token at `index` of a piece.
+pub fn token(name: u64, index: u32) -> TokenId {
+    // 17 bits, as a vocabulary has.
+    (mix(name ^ u64::from(index).wrapping_mul(0x9e37_79b9_7f4a_7c15)) >> 47) as TokenId
+}
+
+/// A prompt written out.
+pub fn write<'a>(pieces: impl Iterator<Item = &'a Piece>) -> Arc<[TokenId]> {
+    let mut tokens = Vec::new();
+    for piece in pieces {
+        tokens.extend((0..piece.tokens).map(|index| token(piece.name, index)));
+    }
+    tokens.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_names_give_equal_tokens_and_others_do_not() {
+        let piece = |name| Piece { name, tokens: 64 };
+        let a = write([piece(1), piece(2)].iter());
+        let b = write([piece(1), piece(3)].iter());
+        assert_eq!(a[..64], b[..64]);
+        assert_ne!(a[64..], b[64..]);
+        assert_eq!(a[64], token(2, 0));
+        assert_ne!(name(Kind::User, 1, 2), name(Kind::Answer, 1, 2));
+        assert_ne!(name(Kind::User, 1, 2), name(Kind::User, 2, 1));
+    }
+}

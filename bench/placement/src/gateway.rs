@@ -1,0 +1,262 @@
+//! The deciding half of the gateway: fleet, index, chains, placement, wired as the orchestrator of `forebay-gateway`
+//! wires them, without its sockets and locks.
+//!
+//! In: requests to place, progress of legs, reports of ranks. Out: a place for each request. Nothing here models
+//! anything; whatever decides is the crate that decides in production.
+
+use std::sync::Arc;
+
+use forebay_fleet::{EngineFacts, Event, Fleet, FleetSettings, Progress};
+use forebay_kv_hash::{BlockHasher, ChainLimits, HashKey, SessionChains};
+use forebay_kv_index::{Applied, IndexLimits, KvIndex, Overlaps};
+use forebay_perf_model::{LinkPrior, Profile, StepCoefficients, StepShape};
+use forebay_placement::{Form, Request, Weights, beginning, place};
+use forebay_types::{
+    BlockHash, EngineName, FirstToken, Incarnation, LegId, RankId, ReservationId, Role, TokenId,
+};
+
+use crate::{
+    clock::Time,
+    draw::mix,
+    engine::{EngineKind, Report},
+    rule::Rule,
+};
+
+/// The model's name; every engine serves it.
+pub const MODEL: &str = "model";
+/// Output expected of an answer before any has ended, and the weight of the newest in the running mean: the gateway's.
+const OUTPUT_TOKENS_PRIOR: f64 = 64.0;
+const OUTPUT_NEWEST_WEIGHT: f64 = 0.02;
+/// What clients allow an answer: more than it will have, so that its length is learned, not told.
+const OUTPUT_TOKENS_MAX: u32 = 8192;
+
+/// Settings of the deciding half.
+#[derive(Debug, Clone)]
+pub struct GatewaySettings {
+    pub rule: Rule,
+    pub weights: Weights,
+    pub first_token: FirstToken,
+    pub seed: u64,
+}
+
+/// What is to be placed.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask<'a> {
+    pub session_key: u64,
+    pub prompt_tokens: u32,
+    pub hashes: &'a [BlockHash],
+    /// Ids of the leg that computes the prompt and of a decode leg; their reservations have the same.
+    pub legs: [LegId; 2],
+}
+
+/// Where a request runs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Placed {
+    pub prefill: RankId,
+    /// The same rank: both phases there.
+    pub decode: RankId,
+    /// Seconds to the first token, as the placement expects them; a sticky router expects nothing.
+    pub ttft_predicted: Option<f64>,
+}
+
+impl Placed {
+    pub fn is_split(&self) -> bool {
+        self.prefill != self.decode
+    }
+}
+
+pub struct Gateway {
+    settings: GatewaySettings,
+    fleet: Fleet,
+    index: KvIndex,
+    chains: SessionChains,
+    root: BlockHash,
+    block_size_tokens: u32,
+    ranks: Vec<RankId>,
+    overlaps: Overlaps,
+    turn: u64,
+    output_tokens: f64,
+    /// Batches of events that the index could not take.
+    pub batches_refused: u64,
+}
+
+impl Gateway {
+    /// A gateway whose fleet are `engines` of `dp_ranks` ranks each, ready.
+    pub fn new(settings: GatewaySettings, kind: &EngineKind, engines: usize, dp_ranks: u16) -> Self {
+        let hasher = Self::hasher(kind.scheduler.block_size_tokens);
+        let fleet_settings = FleetSettings { link_prior: LinkPrior::NVLINK, ..FleetSettings::default() };
+        let mut gateway = Self {
+            fleet: Fleet::new(fleet_settings),
+            index: KvIndex::new(IndexLimits::default()),
+            chains: SessionChains::new(hasher, ChainLimits::default()),
+            root: hasher.root(MODEL, ""),
+            block_size_tokens: kind.scheduler.block_size_tokens,
+            ranks: Vec::new(),
+            overlaps: Overlaps::default(),
+            turn: settings.seed,
+            output_tokens: OUTPUT_TOKENS_PRIOR,
+            batches_refused: 0,
+            settings,
+        };
+        let model: Arc<str> = MODEL.into();
+        for number in 0..engines {
+            let role = gateway.settings.rule.role(number);
+            gateway.join(facts(kind, &model, number, dp_ranks, role, gateway.settings.first_token));
+        }
+        gateway
+    }
+
+    /// The fleet's block hashes.
+    pub fn hasher(block_size_tokens: u32) -> BlockHasher {
+        BlockHasher::new(HashKey::GOLDEN, block_size_tokens)
+    }
+
+    pub fn root(&self) -> BlockHash {
+        self.root
+    }
+
+    fn join(&mut self, facts: EngineFacts) {
+        let (incarnation, dp_ranks) = (facts.incarnation, facts.dp_ranks);
+        self.fleet.apply(Time::ZERO.duration(), Event::Joined(facts));
+        self.fleet.apply(Time::ZERO.duration(), Event::Ready(incarnation));
+        self.ranks.extend((0..dp_ranks).map(|dp_rank| RankId { incarnation, dp_rank }));
+    }
+
+    /// Hashes of a prompt's full blocks.
+    pub fn hashes(&self, prompt: &[TokenId]) -> Arc<[BlockHash]> {
+        let mut hashes = Vec::new();
+        self.chains.chain_into(self.root, prompt, &mut hashes);
+        hashes.into()
+    }
+
+    /// Places a request and promises its load to the ranks; `None` if no rank takes it.
+    pub fn place(&mut self, now: Time, ask: &Ask<'_>) -> Option<Placed> {
+        let Some(policy) = self.settings.rule.policy() else {
+            let rank = self.ranks[(mix(ask.session_key) % self.ranks.len() as u64) as usize];
+            return Some(Placed { prefill: rank, decode: rank, ttft_predicted: None });
+        };
+        self.index.overlaps(ask.hashes, &mut self.overlaps);
+        let request = Request {
+            model: MODEL,
+            prompt_tokens: ask.prompt_tokens,
+            overlaps: self.overlaps.as_slice(),
+            overlap_block_tokens: self.block_size_tokens,
+            form: Form::Tokens,
+            output_tokens_expected: self.output_tokens.ceil() as u32,
+            output_tokens_max: OUTPUT_TOKENS_MAX,
+            choices: 1,
+            excluded: &[],
+            beginning: beginning(ask.hashes, self.block_size_tokens),
+        };
+        let turn = self.turn;
+        self.turn += 1;
+        let snapshot = self.fleet.snapshot(now.duration());
+        let decision = place(&snapshot, &request, policy, &self.settings.weights, turn).ok()?;
+        drop(snapshot);
+        let reservations = decision.reservations;
+        let promised = std::iter::once(reservations.prefill).chain(reservations.decode);
+        for (leg, (rank, amount)) in ask.legs.into_iter().zip(promised) {
+            self.note(now, Event::Reserved { id: ReservationId(leg.0), rank, amount });
+        }
+        let (prefill, decode) = (decision.plan.prefill_rank(), decision.plan.decode_rank());
+        Some(Placed { prefill, decode, ttft_predicted: Some(decision.predicted_ttft_seconds) })
+    }
+
+    /// A leg got further.
+    pub fn progress(&mut self, now: Time, leg: LegId, progress: Progress) {
+        self.note(now, Event::Progress { id: ReservationId(leg.0), progress });
+    }
+
+    /// A leg ended as it should.
+    pub fn ended(&mut self, now: Time, leg: LegId, rank: RankId) {
+        self.note(now, Event::Released(ReservationId(leg.0)));
+        self.note(now, Event::LegOk(rank));
+    }
+
+    /// KV moved.
+    pub fn transferred(&mut self, now: Time, from: RankId, to: RankId, bytes: u64, seconds: f64) {
+        self.note(now, Event::Transferred { from, to, bytes, seconds });
+    }
+
+    /// A rank said how it is.
+    pub fn report(&mut self, now: Time, report: Report) {
+        let Report { rank, load, step, kv } = report;
+        if let Some(batch) = kv
+            && self.index.apply(&batch) != Applied::Ok
+        {
+            self.batches_refused += 1;
+        }
+        self.note(now, Event::Load { rank, load });
+        if let Some(step) = step {
+            self.note(now, Event::Step { rank, step });
+        }
+    }
+
+    /// Learns how long answers are.
+    pub fn learn_output(&mut self, tokens: u32) {
+        self.output_tokens += OUTPUT_NEWEST_WEIGHT * (f64::from(tokens) - self.output_tokens);
+    }
+
+    /// Reservations that are held; 0 when nothing runs.
+    #[cfg(test)]
+    pub fn reservations(&self) -> usize {
+        self.fleet.reservations()
+    }
+
+    fn note(&mut self, now: Time, event: Event) {
+        self.fleet.apply(now.duration(), event);
+    }
+}
+
+fn facts(
+    kind: &EngineKind,
+    model: &Arc<str>,
+    number: usize,
+    dp_ranks: u16,
+    role: Role,
+    first_token: FirstToken,
+) -> EngineFacts {
+    let config = kind.scheduler;
+    let hands_over = kind.hands_over();
+    EngineFacts {
+        engine: EngineName::from(format!("engine-{number}").as_str()),
+        incarnation: Incarnation(number as u64 + 1),
+        model: model.clone(),
+        role,
+        dp_ranks,
+        block_size_tokens: config.block_size_tokens,
+        block_bytes: block_bytes(kind),
+        blocks_total: config.blocks_total,
+        step_tokens_max: config.step_tokens_max,
+        context_tokens_max: config.context_tokens_max,
+        waiting_max: config.waiting_max,
+        kv_layout: 1,
+        can_export: hands_over,
+        can_import: hands_over,
+        needs_warming: false,
+        first_token,
+        takes_tokens: true,
+        takes_body: false,
+        step_prior: prior(&kind.profile),
+    }
+}
+
+/// Bytes of a block's KV, all layers: 131,072 a token of an 8B model in bf16 (32 layers, 8 heads of 128).
+pub fn block_bytes(kind: &EngineKind) -> u64 {
+    131_072 * u64::from(kind.scheduler.block_size_tokens)
+}
+
+/// What a probe at start-up would find: the five rates nearest to the profile.
+fn prior(profile: &Profile) -> StepCoefficients {
+    let prefill = |prefill_tokens, prefill_attention| {
+        profile.step_seconds(&StepShape { prefill_tokens, prefill_attention, ..StepShape::default() })
+    };
+    let base = profile.decode_step_seconds(1, 0);
+    StepCoefficients {
+        base_seconds: base,
+        per_prefill_token_seconds: (prefill(4096, 0.0) - base) / 4096.0,
+        per_attention_seconds: (prefill(1024, 1e9) - prefill(1024, 0.0)) / 1e9,
+        per_decode_seconds: (profile.decode_step_seconds(65, 0) - base) / 64.0,
+        per_context_token_seconds: (profile.decode_step_seconds(1, 100_000) - base) / 1e5,
+    }
+}

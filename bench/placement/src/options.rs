@@ -1,0 +1,289 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use forebay_placement::Weights;
+use forebay_types::FirstToken;
+
+use crate::{
+    clock::Time,
+    engine::Delivery,
+    gateway::GatewaySettings,
+    metrics::Slo,
+    rule::Rule,
+    scenario::{BUDGET_TOKENS, Defaults, SLO, Workload},
+    sim::{Accepted, RunSettings},
+};
+
+pub const USAGE: &str = "forebay-bench-placement COMMAND [OPTIONS]
+  run      one run (with --policies, one for each)
+  goodput  the highest rate with 95 % of requests within the SLO
+  table    goodput of every policy, then each at 40, 70 and 95 % of that of least-load
+  check    replay a recorded run on one engine: check FILE
+options
+  --workload five-turn|fresh|trace|stand-in|moe    trace reads the file that MOONCAKE_TRACE names
+  --policy NAME, --policies NAME,NAME|all          of placement, sticky, static-2p6d
+  --rate R, --rate-step R                          requests a second; between the rates that a search tries
+  --seed S, --seeds N                              the first seed; how many
+  --engines N, --dp-ranks N                        engines; ranks of each, which step together
+  --seconds T, --warm-up T                         the measured window; before it
+  --budget TOKENS, --blocks N                      of a step; of a rank's KV pool
+  --weights JSON                                   of placement's cost
+  --first-token handed|of-decode                   which leg of a split sends it
+  --delivery asynchronous|with-step                when tokens leave an engine
+  --report-delay-ms D                              until the gateway has a rank's report
+  --accepted sent|queued                           when a leg counts as part of its rank's reports
+  --slo TTFT_S,PREFILLS,ITL_S                      0.5,2,0.025
+  --json                                           of run and check; the others write nothing else to standard output";
+
+/// What to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Command {
+    Run,
+    Goodput,
+    Table,
+    Check,
+}
+
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub command: Command,
+    pub workload: Workload,
+    /// All of them if empty.
+    pub rules: Vec<Rule>,
+    pub rate: Option<f64>,
+    pub rate_step: Option<f64>,
+    pub seed: u64,
+    pub seeds: Option<u64>,
+    pub engines: Option<usize>,
+    pub dp_ranks: Option<u16>,
+    pub seconds: Option<f64>,
+    pub warm_up: Option<f64>,
+    pub budget: u32,
+    pub blocks: Option<u32>,
+    pub weights: Weights,
+    pub first_token: FirstToken,
+    pub delivery: Delivery,
+    pub report_delay_ms: f64,
+    pub accepted: Accepted,
+    pub slo: Slo,
+    pub json: bool,
+    /// Of `check`.
+    pub files: Vec<PathBuf>,
+}
+
+impl Options {
+    /// # Errors
+    /// What is wrong, for a person; the usage if that was asked for.
+    pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
+        let command = match arguments.next().as_deref() {
+            Some("run") => Command::Run,
+            Some("goodput") => Command::Goodput,
+            Some("table") => Command::Table,
+            Some("check") => Command::Check,
+            Some(other) if other != "--help" => return Err(format!("unknown command {other}\n{USAGE}")),
+            _ => return Err(USAGE.to_owned()),
+        };
+        let mut options = Self {
+            command,
+            workload: Workload::FiveTurn,
+            rules: vec![],
+            rate: None,
+            rate_step: None,
+            seed: 1,
+            seeds: None,
+            engines: None,
+            dp_ranks: None,
+            seconds: None,
+            warm_up: None,
+            budget: BUDGET_TOKENS,
+            blocks: None,
+            weights: Weights::default(),
+            first_token: FirstToken::Handed,
+            delivery: Delivery::Asynchronous,
+            report_delay_ms: 0.0,
+            accepted: Accepted::Sent,
+            slo: SLO,
+            json: false,
+            files: vec![],
+        };
+        while let Some(name) = arguments.next() {
+            options.take(&name, &mut arguments)?;
+        }
+        options.check()?;
+        Ok(options)
+    }
+
+    fn take(&mut self, name: &str, rest: &mut impl Iterator<Item = String>) -> Result<(), String> {
+        if name == "--help" {
+            return Err(USAGE.to_owned());
+        }
+        if name == "--json" {
+            self.json = true;
+            return Ok(());
+        }
+        if !name.starts_with("--") {
+            self.files.push(name.into());
+            return Ok(());
+        }
+        let value = rest.next().ok_or_else(|| format!("{name} needs a value\n{USAGE}"))?;
+        let value = value.as_str();
+        match name {
+            "--workload" => self.workload = value.parse()?,
+            "--policy" | "--policies" if value == "all" => self.rules.clear(),
+            "--policy" | "--policies" => {
+                self.rules = value.split(',').map(str::parse).collect::<Result<_, _>>()?
+            }
+            "--rate" => self.rate = Some(number(name, value)?),
+            "--rate-step" => self.rate_step = Some(number(name, value)?),
+            "--seed" => self.seed = number(name, value)?,
+            "--seeds" => self.seeds = Some(number(name, value)?),
+            "--engines" => self.engines = Some(number(name, value)?),
+            "--dp-ranks" => self.dp_ranks = Some(number(name, value)?),
+            "--seconds" => self.seconds = Some(number(name, value)?),
+            "--warm-up" => self.warm_up = Some(number(name, value)?),
+            "--budget" => self.budget = number(name, value)?,
+            "--blocks" => self.blocks = Some(number(name, value)?),
+            "--weights" => {
+                self.weights = serde_json::from_str(value).map_err(|error| format!("{name}: {error}"))?
+            }
+            "--first-token" if value == "handed" => self.first_token = FirstToken::Handed,
+            "--first-token" if value == "of-decode" => self.first_token = FirstToken::OfDecode,
+            "--delivery" if value == "asynchronous" => self.delivery = Delivery::Asynchronous,
+            "--delivery" if value == "with-step" => self.delivery = Delivery::WithStep,
+            "--report-delay-ms" => self.report_delay_ms = number(name, value)?,
+            "--accepted" if value == "sent" => self.accepted = Accepted::Sent,
+            "--accepted" if value == "queued" => self.accepted = Accepted::Queued,
+            "--slo" => self.slo = slo(value)?,
+            _ => return Err(format!("{name} {value}: unknown\n{USAGE}")),
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), String> {
+        self.weights.validate().map_err(|error| format!("--weights: {error}"))?;
+        let above_0 = |name: &str, value: Option<f64>| match value {
+            Some(value) if !(value.is_finite() && value > 0.0) => Err(format!("{name}: must be above 0")),
+            _ => Ok(()),
+        };
+        above_0("--rate", self.rate)?;
+        above_0("--rate-step", self.rate_step)?;
+        above_0("--seconds", self.seconds)?;
+        above_0("--engines, --dp-ranks", Some(self.engines() as f64 * f64::from(self.dp_ranks())))?;
+        above_0("--budget, --blocks", Some(f64::from(self.budget) * f64::from(self.blocks.unwrap_or(1))))?;
+        above_0("--seeds", self.seeds.map(|seeds| seeds as f64))?;
+        let waits = self.report_delay_ms.min(self.warm_up.unwrap_or(0.0));
+        if !(waits.is_finite() && waits >= 0.0) {
+            return Err("--warm-up, --report-delay-ms: must not be below 0".to_owned());
+        }
+        for rule in &self.rules {
+            if rule.engines().is_some_and(|engines| engines != self.engines()) {
+                return Err(format!("{rule} is not for {} engines", self.engines()));
+            }
+        }
+        Ok(())
+    }
+
+    fn defaults(&self) -> Defaults {
+        self.workload.defaults()
+    }
+
+    pub fn engines(&self) -> usize {
+        self.engines.unwrap_or(self.defaults().engines)
+    }
+
+    fn dp_ranks(&self) -> u16 {
+        self.dp_ranks.unwrap_or(self.defaults().dp_ranks)
+    }
+
+    pub fn rate(&self) -> f64 {
+        self.rate.unwrap_or(self.defaults().rate)
+    }
+
+    pub fn rate_step(&self) -> f64 {
+        self.rate_step.unwrap_or(self.defaults().rate_step)
+    }
+
+    /// The seeds of one figure, or so many as it has if none is asked for.
+    pub fn seeds(&self, usual: u64) -> impl Iterator<Item = u64> + Clone + use<> {
+        self.seed..self.seed + self.seeds.unwrap_or(usual)
+    }
+
+    /// Those asked for, or all.
+    pub fn rules(&self) -> Vec<Rule> {
+        if !self.rules.is_empty() {
+            return self.rules.clone();
+        }
+        let hands_over = self.workload.engine_kind(self.budget, self.blocks).hands_over();
+        Rule::all(self.engines(), hands_over)
+    }
+
+    /// The run that this asks for.
+    pub fn run_settings(&self, rule: Rule, seed: u64) -> RunSettings {
+        let defaults = self.defaults();
+        let warm_up = self.warm_up.unwrap_or(defaults.warm_up_seconds);
+        RunSettings {
+            kind: self.workload.engine_kind(self.budget, self.blocks),
+            engines: self.engines(),
+            dp_ranks: self.dp_ranks(),
+            gateway: GatewaySettings { rule, weights: self.weights, first_token: self.first_token, seed },
+            delivery: self.delivery,
+            report_delay_seconds: self.report_delay_ms / 1e3,
+            accepted: self.accepted,
+            warm_up: Time::from_seconds(warm_up),
+            end: Time::from_seconds(warm_up + self.seconds.unwrap_or(defaults.seconds)),
+        }
+    }
+}
+
+fn number<T: std::str::FromStr>(name: &str, text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| format!("{name} {text}: not a number that fits"))
+}
+
+fn slo(text: &str) -> Result<Slo, String> {
+    let numbers: Vec<f64> = text.split(',').map(|part| number("--slo", part)).collect::<Result<_, _>>()?;
+    match numbers[..] {
+        [ttft_seconds, ttft_prefills, itl_seconds] => Ok(Slo { ttft_seconds, ttft_prefills, itl_seconds }),
+        _ => Err(format!("--slo {text}: three numbers, like 0.5,2,0.025")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Options, String> {
+        Options::parse(text.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn options_override_what_belongs_to_the_workload() {
+        let options =
+            parse("run --workload fresh --policy static-3p5d --engines 8 --rate 10 --seconds 20").unwrap();
+        let settings = options.run_settings(options.rules()[0], 4);
+        assert_eq!((settings.engines, settings.dp_ranks, options.rate()), (8, 1, 10.0));
+        assert_eq!(settings.end, Time::from_seconds(30.0));
+        assert_eq!(parse("table --workload moe").unwrap().run_settings(Rule::Sticky, 1).dp_ranks, 8);
+        assert_eq!(parse("run --slo 0.5,0,0.02").unwrap().slo.itl_seconds, 0.02);
+        assert_eq!(parse(r#"run --weights {"harm":0.1}"#).unwrap().weights.harm, 0.1);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for wrong in [
+            "",
+            "walk",
+            "run --rate 0",
+            "run --engines 0",
+            "run --policy static-2p6d",
+            "run --slo 1",
+            "run --seeds 0",
+            "run --warm-up -1",
+            "run --weights {\"harm\":-1}",
+            "run --nonsense 1",
+            "run --rate",
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+}

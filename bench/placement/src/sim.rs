@@ -1,0 +1,351 @@
+//! A run: events in order of virtual time, from the first arrival to the last token that counts.
+//!
+//! In: sessions, engines, a gateway. Out: what became of each request that arrived in the measured window. Start at
+//! [`Run::go`].
+//!
+//! Invariants: the same arguments give the same outcomes; a request's tokens are recorded in order; whatever was promised
+//! or held is given back by the end of a run that drains.
+
+mod agenda;
+mod client;
+mod delivery;
+
+use std::collections::VecDeque;
+
+use forebay_engine_model::{Job, Work};
+use forebay_fleet::Progress;
+use forebay_types::{LegId, RankId};
+
+use crate::{
+    clock::Time,
+    engine::{Begun, Delivery, EngineKind, Group, Happened},
+    gateway::{Gateway, GatewaySettings, block_bytes},
+    metrics::{EngineSide, Outcome},
+    workload::Session,
+};
+use agenda::{Agenda, Event, Word};
+use client::{Clients, Request};
+
+/// The way back of a token, from the engine to the client's eyes. The profile's time of a request has it in it; what is
+/// left of that is the way there.
+const WAY_BACK_SECONDS: f64 = 2.5e-3;
+/// The oldest request without a first token: older than this, and the run will not recover.
+const UNANSWERED_SECONDS_MAX: f64 = 30.0;
+/// Requests without a first token, a rank.
+const UNANSWERED_MAX: usize = 100;
+/// How long a run may go on after its last measured arrival.
+const DRAIN_SECONDS_MAX: f64 = 120.0;
+
+/// From when on the fleet takes a rank's reports to show a leg.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accepted {
+    /// When it is sent, as the gateway does for every engine. A report that the rank made while the leg was on its way
+    /// does not show it.
+    Sent,
+    /// When it is in the rank's queue.
+    Queued,
+}
+
+/// Settings of a run.
+#[derive(Debug, Clone)]
+pub struct RunSettings {
+    pub kind: EngineKind,
+    pub engines: usize,
+    /// Ranks of each engine, which step together.
+    pub dp_ranks: u16,
+    pub gateway: GatewaySettings,
+    pub delivery: Delivery,
+    /// From a rank's report until the gateway has it.
+    pub report_delay_seconds: f64,
+    pub accepted: Accepted,
+    /// Requests that arrive from here on count ...
+    pub warm_up: Time,
+    /// ... until here.
+    pub end: Time,
+}
+
+/// What came of a run.
+pub struct Ran {
+    pub outcomes: Vec<Outcome>,
+    pub engines: EngineSide,
+    pub given_up: Option<&'static str>,
+}
+
+pub struct Run<'a> {
+    settings: &'a RunSettings,
+    now: Time,
+    agenda: Agenda,
+    groups: Vec<Group>,
+    gateway: Gateway,
+    clients: Clients<'a>,
+    /// Requests in order of arrival, of which the first has no first token.
+    unanswered: VecDeque<u32>,
+    happened: Happened,
+}
+
+impl<'a> Run<'a> {
+    pub fn new(settings: &'a RunSettings, sessions: &'a [Session]) -> Self {
+        let RunSettings { kind, engines, dp_ranks, gateway, .. } = settings;
+        let gateway = Gateway::new(gateway.clone(), kind, *engines, *dp_ranks);
+        let hasher = Gateway::hasher(kind.scheduler.block_size_tokens);
+        let groups = (0..*engines).map(|number| {
+            let incarnation = forebay_types::Incarnation(number as u64 + 1);
+            Group::new(kind.clone(), (0..*dp_ranks).map(|dp_rank| RankId { incarnation, dp_rank }), hasher)
+        });
+        Self {
+            settings,
+            now: Time::ZERO,
+            agenda: Agenda::default(),
+            groups: groups.collect(),
+            gateway,
+            clients: Clients::new(sessions),
+            unanswered: VecDeque::new(),
+            happened: Happened::default(),
+        }
+    }
+
+    /// Runs to the end.
+    pub fn go(mut self) -> Ran {
+        for group in &mut self.groups {
+            group.introduce(&mut self.happened);
+        }
+        self.pass_reports();
+        for (number, session) in self.clients.sessions.iter().enumerate() {
+            self.agenda.add(session.at, Event::Arrive(number as u32));
+        }
+        let given_up = loop {
+            let Some((at, event)) = self.agenda.next() else { break None };
+            self.now = at;
+            if at > self.settings.end {
+                if self.clients.open == 0 {
+                    break None;
+                }
+                if at.since(self.settings.end).seconds() > DRAIN_SECONDS_MAX {
+                    break Some("requests left at the end");
+                }
+            }
+            self.take(event);
+            if self.is_hopeless() {
+                break Some("the queue grows");
+            }
+        };
+        Ran { engines: self.engine_side(), outcomes: self.clients.outcomes(&self.settings.kind), given_up }
+    }
+
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Arrive(session) => self.arrive(session),
+            Event::Queue(leg) => self.queue(leg),
+            Event::StepEnd(group) => self.end_step(group),
+            Event::Wake(group) => self.wake(group),
+            Event::Pulled(leg) => self.pulled(leg),
+            Event::Heard(leg, word) => self.hear(leg, word),
+            Event::Reported(report) => self.gateway.report(self.now, *report),
+        }
+    }
+
+    fn later(&mut self, seconds: f64, event: Event) {
+        self.agenda.add(self.now.after(seconds), event);
+    }
+
+    // The gateway's side.
+
+    fn arrive(&mut self, session: u32) {
+        let counts = self.now >= self.settings.warm_up && self.now < self.settings.end;
+        let request = self.clients.send(session, self.now, counts, &self.gateway);
+        let placed = self.gateway.place(self.now, &self.clients.ask(request));
+        let Some(placed) = placed else { return self.clients.refused(request) };
+        self.clients.requests[request as usize].placed = Some(placed);
+        self.unanswered.push_back(request);
+        let leg = Request::legs(request)[0];
+        self.accept(leg, Accepted::Sent);
+        let prompt_tokens = self.clients.requests[request as usize].prompt_tokens;
+        self.later(self.way_there(prompt_tokens), Event::Queue(leg));
+    }
+
+    fn accept(&mut self, leg: LegId, when: Accepted) {
+        if self.settings.accepted == when {
+            self.gateway.progress(self.now, leg, Progress::Accepted);
+        }
+    }
+
+    /// Seconds from the client's sending a request until an engine's scheduler has it.
+    fn way_there(&self, prompt_tokens: u32) -> f64 {
+        (self.settings.kind.profile.request_seconds(prompt_tokens) - WAY_BACK_SECONDS).max(0.0)
+    }
+
+    fn hear(&mut self, leg: LegId, word: Word) {
+        let (now, rank) = (self.now, self.clients.rank_of(leg));
+        match word {
+            Word::FirstToken => self.gateway.progress(now, leg, Progress::Decoding),
+            Word::Generated(tokens) => {
+                self.gateway.progress(now, leg, Progress::Generated { tokens: tokens.into() })
+            }
+            Word::Prefilled => {
+                self.gateway.ended(now, leg, rank);
+                let decode = Request::legs(Request::of(leg))[1];
+                if self.clients.requests[Request::of(leg) as usize].answer.tokens < 2 {
+                    return self.end_at_prefill(leg, decode);
+                }
+                self.accept(decode, Accepted::Sent);
+                // The time of a hand-over has the prompt's part of the way in it.
+                self.later(self.way_there(0), Event::Queue(decode));
+            }
+            Word::Ended => {
+                self.gateway.ended(now, leg, rank);
+                self.gateway.learn_output(self.clients.requests[Request::of(leg) as usize].answer.tokens);
+            }
+        }
+    }
+
+    /// An answer of one token: there is nothing to continue.
+    fn end_at_prefill(&mut self, prefill: LegId, decode: LegId) {
+        let (from, to) = (self.clients.rank_of(prefill), self.clients.rank_of(decode));
+        self.gateway.ended(self.now, decode, to);
+        self.groups[Self::group_of(from) as usize].release_held(from.dp_rank, prefill);
+        self.agenda.add(self.now, Event::Wake(Self::group_of(from)));
+        if let Some((session, think)) = self.clients.finished(prefill) {
+            self.agenda.add(self.now + think, Event::Arrive(session));
+        }
+    }
+
+    // The engines' side.
+
+    fn group_of(rank: RankId) -> u32 {
+        (rank.incarnation.0 - 1) as u32
+    }
+
+    fn queue(&mut self, leg: LegId) {
+        let rank = self.clients.rank_of(leg);
+        let request = &self.clients.requests[Request::of(leg) as usize];
+        let is_decode = leg == Request::legs(Request::of(leg))[1];
+        let work = match (request.is_split(), is_decode) {
+            (false, _) => Work::Aggregated,
+            (true, false) => Work::Prefill,
+            (true, true) => Work::Decode { first: vec![(0, request.token(request.prompt_tokens))] },
+        };
+        let job = Job {
+            leg,
+            prompt: request.prompt.clone(),
+            hashes: request.hashes.clone(),
+            root: self.gateway.root(),
+            choices: vec![0],
+            output_tokens_max: request.answer.tokens,
+            stop_tokens: [].into(),
+            work,
+        };
+        let group = Self::group_of(rank);
+        // Placement keeps to the ranks' limits; a queue that fills on the way is a run that has failed anyway.
+        if self.groups[group as usize].submit(rank.dp_rank, job).is_err() {
+            self.gateway.ended(self.now, leg, rank);
+            return self.clients.refused(Request::of(leg));
+        }
+        self.accept(leg, Accepted::Queued);
+        self.wake(group);
+    }
+
+    fn wake(&mut self, group: u32) {
+        if !self.groups[group as usize].is_stepping() {
+            self.happened.clear();
+            self.turn(group);
+        }
+    }
+
+    fn end_step(&mut self, group: u32) {
+        self.happened.clear();
+        let clients = &self.clients;
+        let token_of = |leg, position| clients.requests[Request::of(leg) as usize].token(position);
+        self.groups[group as usize].finish(token_of, &mut self.happened);
+        let outputs = std::mem::take(&mut self.happened.outputs);
+        let began = self.turn(group);
+        let delay = self.settings.delivery.seconds(began);
+        for output in &outputs {
+            self.deliver(output, delay);
+        }
+        self.happened.outputs = outputs;
+    }
+
+    /// Begins the next step, and tells everyone what has happened since the buffer was cleared.
+    fn turn(&mut self, group: u32) -> Option<Begun> {
+        let began = self.groups[group as usize].turn(&mut self.happened);
+        if let Some(begun) = began {
+            self.later(begun.seconds, Event::StepEnd(group));
+        }
+        for (leg, cached_tokens) in std::mem::take(&mut self.happened.started) {
+            self.clients.started(leg, cached_tokens);
+            self.gateway.progress(self.now, leg, Progress::Started);
+        }
+        for pull in std::mem::take(&mut self.happened.pulls) {
+            self.clients.requests[Request::of(pull.leg) as usize].pulled = Some(pull);
+            self.later(pull.seconds, Event::Pulled(pull.leg));
+        }
+        for leg in std::mem::take(&mut self.happened.imported) {
+            self.imported(leg);
+        }
+        self.pass_reports();
+        began
+    }
+
+    fn pass_reports(&mut self) {
+        let mut reports = std::mem::take(&mut self.happened.reports);
+        for report in reports.drain(..) {
+            match self.settings.report_delay_seconds {
+                0.0 => self.gateway.report(self.now, report),
+                delay => self.later(delay, Event::Reported(Box::new(report))),
+            }
+        }
+        self.happened.reports = reports;
+    }
+
+    fn pulled(&mut self, leg: LegId) {
+        let rank = self.clients.rank_of(leg);
+        let group = Self::group_of(rank);
+        self.groups[group as usize].arrived(rank.dp_rank, leg);
+        self.wake(group);
+    }
+
+    /// A decode leg has its KV: the engine that held it may forget it.
+    fn imported(&mut self, leg: LegId) {
+        let [prefill, _] = Request::legs(Request::of(leg));
+        let (from, to) = (self.clients.rank_of(prefill), self.clients.rank_of(leg));
+        let request = &self.clients.requests[Request::of(leg) as usize];
+        let pull = request.pulled.expect("it was pulled before it arrived");
+        let bytes = u64::from(pull.blocks) * block_bytes(&self.settings.kind);
+        self.gateway.transferred(self.now, from, to, bytes, pull.seconds);
+        self.gateway.progress(self.now, leg, Progress::Decoding);
+        let group = Self::group_of(from);
+        self.groups[group as usize].release_held(from.dp_rank, prefill);
+        self.agenda.add(self.now, Event::Wake(group));
+    }
+
+    // The run's side.
+
+    fn is_hopeless(&self) -> bool {
+        let Some(&oldest) = self.unanswered.front() else { return false };
+        let age = self.now.since(self.clients.requests[oldest as usize].seen.arrived);
+        let ranks = self.groups.len() * usize::from(self.settings.dp_ranks);
+        age.seconds() > UNANSWERED_SECONDS_MAX || self.unanswered.len() > UNANSWERED_MAX * ranks
+    }
+
+    fn engine_side(&self) -> EngineSide {
+        let most_over_mean = |values: &[f64]| {
+            let mean = crate::metrics::mean(values);
+            if mean > 0.0 { values.iter().fold(0.0, |most: f64, &value| most.max(value)) / mean } else { 0.0 }
+        };
+        let busy: Vec<f64> = self.groups.iter().map(Group::busy_seconds).collect();
+        let tokens: Vec<f64> = self
+            .groups
+            .iter()
+            .flat_map(|group| group.computed_tokens().map(|tokens| tokens as f64))
+            .collect();
+        EngineSide {
+            busiest_over_mean: most_over_mean(&busy),
+            most_tokens_over_mean: most_over_mean(&tokens),
+            busy: crate::metrics::mean(&busy) / self.now.seconds().max(1e-9),
+            preemptions: self.groups.iter().map(Group::preemptions).sum(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

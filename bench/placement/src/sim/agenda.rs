@@ -1,0 +1,95 @@
+//! What is to happen, in order.
+
+use std::{cmp::Reverse, collections::BinaryHeap};
+
+use forebay_types::LegId;
+
+use crate::{clock::Time, engine::Report};
+
+/// One thing to happen.
+pub(super) enum Event {
+    /// A session's next turn is sent.
+    Arrive(u32),
+    /// A leg gets into its rank's queue.
+    Queue(LegId),
+    StepEnd(u32),
+    /// An engine may have something to compute.
+    Wake(u32),
+    /// A hand-over is done.
+    Pulled(LegId),
+    /// The gateway hears of a leg.
+    Heard(LegId, Word),
+    Reported(Box<Report>),
+}
+
+/// What the gateway hears.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Word {
+    FirstToken,
+    Generated(u32),
+    Prefilled,
+    Ended,
+}
+
+/// Events by time; those of equal times in the order in which they were added.
+#[derive(Default)]
+pub(super) struct Agenda {
+    events: BinaryHeap<Reverse<Due>>,
+    added: u64,
+}
+
+struct Due {
+    at: Time,
+    order: u64,
+    event: Event,
+}
+
+impl Agenda {
+    pub(super) fn add(&mut self, at: Time, event: Event) {
+        self.added += 1;
+        self.events.push(Reverse(Due { at, order: self.added, event }));
+    }
+
+    pub(super) fn next(&mut self) -> Option<(Time, Event)> {
+        self.events.pop().map(|Reverse(Due { at, order: _, event })| (at, event))
+    }
+}
+
+impl PartialEq for Due {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Due {}
+
+impl PartialOrd for Due {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Due {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.order).cmp(&(other.at, other.order))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_times_keep_their_order() {
+        let mut agenda = Agenda::default();
+        for (at, group) in [(5, 0), (3, 1), (5, 2), (3, 3)] {
+            agenda.add(Time(at), Event::Wake(group));
+        }
+        let groups: Vec<u32> = std::iter::from_fn(|| match agenda.next()?.1 {
+            Event::Wake(group) => Some(group),
+            _ => None,
+        })
+        .collect();
+        assert_eq!(groups, [1, 3, 0, 2]);
+    }
+}
