@@ -105,7 +105,9 @@ class Server:
         self.binary, self.port, self.admin_port = binary, port, admin_port
         self.log = tempfile.NamedTemporaryFile("w+", prefix="forebay-", suffix=".log", delete=False)
         command = [binary, "serve", "--engine", f"embedded:{ENGINES}", "--listen", f"127.0.0.1:{port}",
-                   "--admin-listen", f"127.0.0.1:{admin_port}"]
+                   "--admin-listen", f"127.0.0.1:{admin_port}",
+                   # An answer's own seconds in full: a few sequences on two cores are all there is to weigh.
+                   "--transfer-weight", "0.3", "--decode-weight", "1", "--harm-weight", "0.05"]
         SCREEN.dim("  $ " + " ".join(["forebay"] + command[1:]))
         self.process = subprocess.Popen(command, stdout=self.log, stderr=subprocess.STDOUT)
 

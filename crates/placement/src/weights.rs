@@ -4,19 +4,19 @@ use serde::{Deserialize, Serialize};
 
 /// What a second of each term counts for. Waiting and the request's own prefill count in full.
 ///
-/// The defaults come from the fluid placement study (8B model on H100, step-level simulation calibrated on recorded
-/// runs) unless a field says otherwise.
+/// `transfer`, `decode` and `harm` are those with which `bench/placement` found the highest rate within its targets, over
+/// chats that share prefixes, fresh prompts and long ones (8B model on H100; its RESULTS.md has the others).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Weights {
-    /// Of a transfer. The first token is streamed from the prefill leg, so a hand-over delays only the second; the
-    /// study found 0.3 best for that and 1 where nothing is sent before the hand-over.
+    /// Of a transfer: 1. Less, since a hand-over delays only the second token where the prefill leg streams the first, makes
+    /// more splits; and a prompt that lies in two pools leaves less room for others'.
     pub transfer: f64,
-    /// Of the request's own decoding. 1: a second of it is a second of the request's life. With 0 no split ever beats
-    /// both phases on the prefill rank.
+    /// Of the request's own decoding. 1 is the shortest end to end where nothing is cached, and lets the scatter of a few
+    /// running sequences outweigh what a cached prefix saves. With 0 no split ever beats both phases on the prefill rank.
     pub decode: f64,
-    /// Of each second for which a running decode stalls behind this prefill. Between 0.03 (most requests within their
-    /// SLO) and 0.1 (shortest end to end); 1 ignores the queue behind and was far too high.
+    /// Of each second for which a running decode stalls behind this prefill. 1 ignores the queue behind and was far too
+    /// high.
     pub harm: f64,
     /// Seconds that a half-full KV pool counts for: λ of `λ·k/(1−k)`. 0.15 s is what the Shepherd Model Gateway's
     /// least-load policy uses.
@@ -63,9 +63,9 @@ impl Default for DynamoKnobs {
 impl Default for Weights {
     fn default() -> Self {
         Self {
-            transfer: 0.3,
-            decode: 1.0,
-            harm: 0.05,
+            transfer: 1.0,
+            decode: 0.1,
+            harm: 0.1,
             kv_pressure_seconds: 0.15,
             handover_steps: 2.5,
             prefill_share_max: 0.9,
@@ -78,6 +78,13 @@ impl Default for Weights {
 }
 
 impl Weights {
+    /// For the shortest end to end where prompts share nothing: the request's own decoding counts in full, so that it is
+    /// split wherever another rank decodes quicker.
+    #[must_use]
+    pub fn own_time() -> Self {
+        Self { transfer: 0.3, decode: 1.0, harm: 0.05, ..Self::default() }
+    }
+
     /// Checks what the arithmetic relies on.
     ///
     /// # Errors

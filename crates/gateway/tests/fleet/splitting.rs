@@ -1,6 +1,7 @@
 //! When a request is split over two engines, end to end.
 
-use forebay_gateway::orchestrator::api::Orchestrate;
+use forebay_gateway::orchestrator::{OrchestratorSettings, api::Orchestrate};
+use forebay_placement::Weights;
 use forebay_types::Role;
 
 use crate::rig::{Answer, Plan, Rig, prompt, request};
@@ -35,7 +36,8 @@ async fn pinned_roles_are_obeyed_and_give_the_same_tokens() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_request_splits_when_the_rank_that_has_its_prefix_is_fed_prefills() {
     let roles = [Role::Both; 2];
-    let rig = Rig::start(Plan { roles: &roles, speed: 4.0, ..Plan::default() }).await;
+    let settings = OrchestratorSettings { weights: Weights::own_time(), ..OrchestratorSettings::default() };
+    let rig = Rig::start(Plan { roles: &roles, speed: 4.0, settings, ..Plan::default() }).await;
     let document = prompt(7, 6000);
     rig.answer(request("first", document.clone(), 1, 1)).await;
     let holder = rig.record("first").legs[0].engine.clone();
