@@ -44,7 +44,7 @@ impl KvGroup {
 #[serde(rename_all = "snake_case")]
 pub enum KvEvent {
     /// The rank's groups of layers, from here on; at most [`KV_GROUPS_MAX`]. A prefix is cached as far as every group can
-    /// serve it. Until it is said there is [`KvGroup::FULL`] alone.
+    /// serve it. Until it is said, and after an empty list, there is [`KvGroup::FULL`] alone.
     Groups(Vec<KvGroup>),
     /// Full blocks became reusable: a chain, first block first.
     Stored {

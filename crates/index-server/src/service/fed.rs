@@ -340,6 +340,12 @@ impl FedRank {
             }
         }
         if clears {
+            // What comes next may be told without groups; a clearing alone keeps them.
+            if let Holds::Engines(cache) = &self.holds
+                && !cache.snapshot().is_empty()
+            {
+                out.push(KvEvent::Groups(Vec::new()));
+            }
             self.holds = Holds::Nothing;
         }
     }

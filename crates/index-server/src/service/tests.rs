@@ -294,7 +294,10 @@ fn a_prefix_counts_as_far_as_every_group_of_layers_can_serve_it() {
     ok(&service, to, 3, vec![dropped]);
     assert_eq!(held(&service, &[1, 2, 3, 4]), [of("a", 0, 4)], "the window is there");
     assert_eq!(held(&service, &[1, 2, 3]), [], "not that of a shorter prompt");
-    // With our hashes there are no groups.
+    // After a clearing the rank may be told by our hashes, which have no groups.
+    let ours = chain(&service, &[1, 2]);
+    ok(&service, to, 4, vec![FedEvent::Cleared, stored(None, &ours)]);
+    assert_eq!(held(&service, &[1, 2]), [of("a", 0, 2)]);
     let ours = of_group(stored(None, &[1]), 0, "mamba");
     fed(&service, "b", 1);
     assert_eq!(publish(&service, ("b", "", 0), 0, vec![ours]), Err("invalid_value"));
