@@ -139,6 +139,24 @@ impl Group {
         self.ranks.iter().map(|rank| rank.scheduler.load().preemptions).sum()
     }
 
+    /// What each rank's metrics say to one who asks for them: how many sequences run and wait, and how full the pool is.
+    /// Not which of them still compute their prompts, nor how much of those is left; what those that wait will need is
+    /// taken from the mean of others.
+    pub fn samples(&self) -> impl Iterator<Item = (RankId, RankLoad)> + '_ {
+        self.ranks.iter().map(|rank| {
+            let load = rank.scheduler.load();
+            let used = load.blocks_total - load.blocks_free;
+            let queued = u64::from(load.waiting + load.running - load.decoding).max(1);
+            let sample = RankLoad {
+                decoding: load.running,
+                prefill_tokens: load.prefill_tokens * u64::from(load.waiting) / queued,
+                context_tokens: u64::from(used) * u64::from(self.kind.scheduler.block_size_tokens),
+                ..load
+            };
+            (rank.id, sample)
+        })
+    }
+
     /// What ranks report when they join.
     pub fn introduce(&mut self, happened: &mut Happened) {
         for rank in &mut self.ranks {

@@ -6,13 +6,13 @@
 
 use std::sync::Arc;
 
-use forebay_fleet::{EngineFacts, Event, Fleet, FleetSettings, Progress};
+use forebay_fleet::{EngineFacts, Event, Fleet, FleetSettings, LoadSight, Progress};
 use forebay_kv_hash::{BlockHasher, ChainLimits, HashKey, SessionChains};
 use forebay_kv_index::{Applied, IndexLimits, KvIndex, Overlaps};
 use forebay_perf_model::{LinkPrior, Profile, StepCoefficients, StepShape};
 use forebay_placement::{Form, Request, Weights, beginning, place};
 use forebay_types::{
-    BlockHash, EngineName, FirstToken, Incarnation, LegId, RankId, ReservationId, Role, TokenId,
+    BlockHash, EngineName, FirstToken, Incarnation, LegId, RankId, RankLoad, ReservationId, Role, TokenId,
 };
 
 use crate::{
@@ -67,6 +67,7 @@ impl Placed {
 
 pub struct Gateway {
     settings: GatewaySettings,
+    sight: LoadSight,
     fleet: Fleet,
     index: KvIndex,
     chains: SessionChains,
@@ -82,7 +83,13 @@ pub struct Gateway {
 
 impl Gateway {
     /// A gateway whose fleet are `engines` of `dp_ranks` ranks each, ready.
-    pub fn new(settings: GatewaySettings, kind: &EngineKind, engines: usize, dp_ranks: u16) -> Self {
+    pub fn new(
+        settings: GatewaySettings,
+        kind: &EngineKind,
+        engines: usize,
+        dp_ranks: u16,
+        sight: LoadSight,
+    ) -> Self {
         let hasher = Self::hasher(kind.scheduler.block_size_tokens);
         let fleet_settings = FleetSettings { link_prior: LinkPrior::NVLINK, ..FleetSettings::default() };
         let mut gateway = Self {
@@ -96,12 +103,14 @@ impl Gateway {
             turn: settings.seed,
             output_tokens: OUTPUT_TOKENS_PRIOR,
             batches_refused: 0,
+            sight,
             settings,
         };
         let model: Arc<str> = MODEL.into();
         for number in 0..engines {
             let role = gateway.settings.rule.role(number);
-            gateway.join(facts(kind, &model, number, dp_ranks, role, gateway.settings.first_token));
+            let facts = facts(kind, &model, number, dp_ranks, role, gateway.settings.first_token);
+            gateway.join(EngineFacts { load_sight: sight, ..facts });
         }
         gateway
     }
@@ -178,15 +187,22 @@ impl Gateway {
         self.note(now, Event::Transferred { from, to, bytes, seconds });
     }
 
-    /// A rank said how it is.
-    pub fn report(&mut self, now: Time, report: Report) {
+    /// A rank's metrics were read.
+    pub fn sample(&mut self, now: Time, rank: RankId, load: RankLoad) {
+        self.note(now, Event::Load { rank, load, as_of: now.duration() });
+    }
+
+    /// A rank said how it was at `as_of`. Of one whose load is sampled, only its steps and its cache are news.
+    pub fn report(&mut self, now: Time, as_of: Time, report: Report) {
         let Report { rank, load, step, kv } = report;
         if let Some(batch) = kv
             && self.index.apply(&batch) != Applied::Ok
         {
             self.batches_refused += 1;
         }
-        self.note(now, Event::Load { rank, load });
+        if self.sight == LoadSight::EveryStep {
+            self.note(now, Event::Load { rank, load, as_of: as_of.duration() });
+        }
         if let Some(step) = step {
             self.note(now, Event::Step { rank, step });
         }
@@ -237,6 +253,7 @@ fn facts(
         first_token,
         takes_tokens: true,
         takes_body: false,
+        load_sight: LoadSight::EveryStep,
         step_prior: prior(&kind.profile),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use forebay_fleet::LoadSight;
 use forebay_placement::Weights;
 use forebay_types::FirstToken;
 
@@ -12,7 +13,7 @@ use crate::{
     metrics::Slo,
     rule::Rule,
     scenario::{BUDGET_TOKENS, Defaults, SLO, Workload},
-    sim::{Accepted, RunSettings},
+    sim::RunSettings,
 };
 
 pub const USAGE: &str = "forebay-bench-placement COMMAND [OPTIONS]
@@ -32,7 +33,7 @@ options
   --first-token handed|of-decode                   which leg of a split sends it
   --delivery asynchronous|with-step                when tokens leave an engine
   --report-delay-ms D                              until the gateway has a rank's report
-  --accepted sent|queued                           when a leg counts as part of its rank's reports
+  --sight steps|sampled                            whether ranks report every step, or are asked once a second
   --slo TTFT_S,PREFILLS,ITL_S                      0.5,2,0.025
   --json                                           of run and check; the others write nothing else to standard output";
 
@@ -65,7 +66,7 @@ pub struct Options {
     pub first_token: FirstToken,
     pub delivery: Delivery,
     pub report_delay_ms: f64,
-    pub accepted: Accepted,
+    pub sight: LoadSight,
     pub slo: Slo,
     pub json: bool,
     /// Of `check`.
@@ -102,7 +103,7 @@ impl Options {
             first_token: FirstToken::Handed,
             delivery: Delivery::Asynchronous,
             report_delay_ms: 0.0,
-            accepted: Accepted::Sent,
+            sight: LoadSight::EveryStep,
             slo: SLO,
             json: false,
             files: vec![],
@@ -152,8 +153,8 @@ impl Options {
             "--delivery" if value == "asynchronous" => self.delivery = Delivery::Asynchronous,
             "--delivery" if value == "with-step" => self.delivery = Delivery::WithStep,
             "--report-delay-ms" => self.report_delay_ms = number(name, value)?,
-            "--accepted" if value == "sent" => self.accepted = Accepted::Sent,
-            "--accepted" if value == "queued" => self.accepted = Accepted::Queued,
+            "--sight" if value == "steps" => self.sight = LoadSight::EveryStep,
+            "--sight" if value == "sampled" => self.sight = LoadSight::Sampled,
             "--slo" => self.slo = slo(value)?,
             _ => return Err(format!("{name} {value}: unknown\n{USAGE}")),
         }
@@ -229,7 +230,7 @@ impl Options {
             gateway: GatewaySettings { rule, weights: self.weights, first_token: self.first_token, seed },
             delivery: self.delivery,
             report_delay_seconds: self.report_delay_ms / 1e3,
-            accepted: self.accepted,
+            sight: self.sight,
             warm_up: Time::from_seconds(warm_up),
             end: Time::from_seconds(warm_up + self.seconds.unwrap_or(defaults.seconds)),
         }

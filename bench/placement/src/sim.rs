@@ -13,7 +13,7 @@ mod delivery;
 use std::collections::VecDeque;
 
 use forebay_engine_model::{Job, Work};
-use forebay_fleet::Progress;
+use forebay_fleet::{LoadSight, Progress};
 use forebay_types::{LegId, RankId};
 
 use crate::{
@@ -36,15 +36,10 @@ const UNANSWERED_MAX: usize = 100;
 /// How long a run may go on after its last measured arrival.
 const DRAIN_SECONDS_MAX: f64 = 120.0;
 
-/// From when on the fleet takes a rank's reports to show a leg.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Accepted {
-    /// When it is sent, as the gateway does for every engine. A report that the rank made while the leg was on its way
-    /// does not show it.
-    Sent,
-    /// When it is in the rank's queue.
-    Queued,
-}
+/// Seconds between two looks at an engine whose load is sampled: the gateway's.
+const LOOK_SECONDS: f64 = 1.0;
+/// From sending a leg until the gateway takes a sampled load to have it: the gateway's.
+const WAY_TAKEN_SECONDS: f64 = 0.01;
 
 /// Settings of a run.
 #[derive(Debug, Clone)]
@@ -57,7 +52,8 @@ pub struct RunSettings {
     pub delivery: Delivery,
     /// From a rank's report until the gateway has it.
     pub report_delay_seconds: f64,
-    pub accepted: Accepted,
+    /// How the gateway knows the load of ranks: of an engine in its own process, or of one elsewhere.
+    pub sight: LoadSight,
     /// Requests that arrive from here on count ...
     pub warm_up: Time,
     /// ... until here.
@@ -86,7 +82,7 @@ pub struct Run<'a> {
 impl<'a> Run<'a> {
     pub fn new(settings: &'a RunSettings, sessions: &'a [Session]) -> Self {
         let RunSettings { kind, engines, dp_ranks, gateway, .. } = settings;
-        let gateway = Gateway::new(gateway.clone(), kind, *engines, *dp_ranks);
+        let gateway = Gateway::new(gateway.clone(), kind, *engines, *dp_ranks, settings.sight);
         let hasher = Gateway::hasher(kind.scheduler.block_size_tokens);
         let groups = (0..*engines).map(|number| {
             let incarnation = forebay_types::Incarnation(number as u64 + 1);
@@ -112,6 +108,12 @@ impl<'a> Run<'a> {
         self.pass_reports();
         for (number, session) in self.clients.sessions.iter().enumerate() {
             self.agenda.add(session.at, Event::Arrive(number as u32));
+        }
+        if self.settings.sight == LoadSight::Sampled {
+            for group in 0..self.groups.len() {
+                let first = LOOK_SECONDS * group as f64 / self.groups.len() as f64;
+                self.later(first, Event::Look(group as u32));
+            }
         }
         let given_up = loop {
             let Some((at, event)) = self.agenda.next() else { break None };
@@ -140,7 +142,8 @@ impl<'a> Run<'a> {
             Event::Wake(group) => self.wake(group),
             Event::Pulled(leg) => self.pulled(leg),
             Event::Heard(leg, word) => self.hear(leg, word),
-            Event::Reported(report) => self.gateway.report(self.now, *report),
+            Event::Reported(report, as_of) => self.gateway.report(self.now, as_of, *report),
+            Event::Look(group) => self.look(group),
         }
     }
 
@@ -158,14 +161,27 @@ impl<'a> Run<'a> {
         self.clients.requests[request as usize].placed = Some(placed);
         self.unanswered.push_back(request);
         let leg = Request::legs(request)[0];
-        self.accept(leg, Accepted::Sent);
         let prompt_tokens = self.clients.requests[request as usize].prompt_tokens;
-        self.later(self.way_there(prompt_tokens), Event::Queue(leg));
+        self.send(leg, self.way_there(prompt_tokens));
     }
 
-    fn accept(&mut self, leg: LegId, when: Accepted) {
-        if self.settings.accepted == when {
-            self.gateway.progress(self.now, leg, Progress::Accepted);
+    fn send(&mut self, leg: LegId, way_seconds: f64) {
+        let queued = self.now.after(way_seconds);
+        let taken = match self.settings.sight {
+            LoadSight::EveryStep => queued,
+            LoadSight::Sampled => self.now.after(WAY_TAKEN_SECONDS),
+        };
+        self.gateway.progress(self.now, leg, Progress::Accepted { at: taken.duration() });
+        self.agenda.add(queued, Event::Queue(leg));
+    }
+
+    /// The gateway asks an engine for its metrics.
+    fn look(&mut self, group: u32) {
+        for (rank, load) in self.groups[group as usize].samples() {
+            self.gateway.sample(self.now, rank, load);
+        }
+        if self.clients.open > 0 || self.now < self.settings.end {
+            self.later(LOOK_SECONDS, Event::Look(group));
         }
     }
 
@@ -187,9 +203,8 @@ impl<'a> Run<'a> {
                 if self.clients.requests[Request::of(leg) as usize].answer.tokens < 2 {
                     return self.end_at_prefill(leg, decode);
                 }
-                self.accept(decode, Accepted::Sent);
                 // The time of a hand-over has the prompt's part of the way in it.
-                self.later(self.way_there(0), Event::Queue(decode));
+                self.send(decode, self.way_there(0));
             }
             Word::Ended => {
                 self.gateway.ended(now, leg, rank);
@@ -240,7 +255,6 @@ impl<'a> Run<'a> {
             self.gateway.ended(self.now, leg, rank);
             return self.clients.refused(Request::of(leg));
         }
-        self.accept(leg, Accepted::Queued);
         self.wake(group);
     }
 
@@ -273,7 +287,9 @@ impl<'a> Run<'a> {
         }
         for (leg, cached_tokens) in std::mem::take(&mut self.happened.started) {
             self.clients.started(leg, cached_tokens);
-            self.gateway.progress(self.now, leg, Progress::Started);
+            if self.settings.sight == LoadSight::EveryStep {
+                self.gateway.progress(self.now, leg, Progress::Started);
+            }
         }
         for pull in std::mem::take(&mut self.happened.pulls) {
             self.clients.requests[Request::of(pull.leg) as usize].pulled = Some(pull);
@@ -290,8 +306,8 @@ impl<'a> Run<'a> {
         let mut reports = std::mem::take(&mut self.happened.reports);
         for report in reports.drain(..) {
             match self.settings.report_delay_seconds {
-                0.0 => self.gateway.report(self.now, report),
-                delay => self.later(delay, Event::Reported(Box::new(report))),
+                0.0 => self.gateway.report(self.now, self.now, report),
+                delay => self.later(delay, Event::Reported(Box::new(report), self.now)),
             }
         }
         self.happened.reports = reports;

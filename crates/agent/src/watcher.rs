@@ -14,7 +14,7 @@ use std::{
 
 use forebay_engine_wire::discovery::KvSource;
 use forebay_engines::{
-    CacheSight as EngineSight, EngineFacts, Notice as EngineNotice, Report, Reports,
+    CacheSight as EngineSight, EngineFacts, LoadReport, Notice as EngineNotice, Report, Reports,
     remote::{
         AttachError, AttachSettings, AttachSpec, Attached, ComparedByGateways, Dialect, HandOver,
         ObserveSettings, Observer, Overrides, attach,
@@ -297,7 +297,6 @@ fn request(observer: &Observer, ranks: Vec<u16>) {
 /// Puts a report on the board; gives the ranks of which events are missing, and the last words.
 fn pass_on(shared: &Shared, report: Report) -> (Vec<u16>, Option<Arc<str>>) {
     let Report { loads, steps, snapshots, kv, notices, died, lapsed: _ } = report;
-    let now = StdInstant::now();
     for notice in notices {
         shared.board.notice(told_notice(notice));
     }
@@ -305,8 +304,8 @@ fn pass_on(shared: &Shared, report: Report) -> (Vec<u16>, Option<Arc<str>>) {
         shared.board.snapshot(snapshot);
     }
     let gaps = if kv.is_empty() { Vec::new() } else { shared.board.kv(kv) };
-    for (dp_rank, load) in loads {
-        shared.board.load(dp_rank, load, now);
+    for LoadReport { dp_rank, load, as_of } in loads {
+        shared.board.load(dp_rank, load, as_of.into_std());
     }
     if !steps.is_empty() {
         shared.board.steps(steps);

@@ -14,5 +14,5 @@ pub use driver::{
     StartError, TransferOutcome, TransferReport, Work,
 };
 pub use local::{LocalEngine, LocalFleet, LocalLauncher};
-pub use reports::{KvSnapshot, Notice, Report, Reports};
+pub use reports::{KvSnapshot, LoadReport, Notice, Report, Reports};
 pub use stream::{LegControl, LegStream, Outbox, leg_stream};

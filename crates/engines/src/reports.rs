@@ -12,6 +12,7 @@ use std::{
 
 use forebay_types::{KvEvent, KvEventBatch, RankId, RankLoad, StepObservation};
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use crate::driver::CacheSight;
 
@@ -29,7 +30,7 @@ const NOTICES_MAX: usize = 64;
 #[derive(Debug, Default)]
 pub struct Report {
     /// The latest load of each DP rank that reported.
-    pub loads: Vec<(u16, RankLoad)>,
+    pub loads: Vec<LoadReport>,
     /// Steps as measured, by DP rank.
     pub steps: Vec<(u16, StepObservation)>,
     /// Whole caches, when they were asked for. Go before `kv`.
@@ -42,6 +43,17 @@ pub struct Report {
     pub died: Option<Arc<str>>,
     /// It is not known to be dead: nothing was heard of it for too long.
     pub lapsed: bool,
+}
+
+/// A rank's load.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LoadReport {
+    /// Whose.
+    pub dp_rank: u16,
+    /// What it said.
+    pub load: RankLoad,
+    /// Whatever reached the engine before is in it.
+    pub as_of: Instant,
 }
 
 /// News of an engine that lives on.
@@ -86,7 +98,7 @@ pub struct Reports {
 
 #[derive(Debug, Default)]
 struct Inner {
-    loads: Vec<(u16, RankLoad)>,
+    loads: Vec<LoadReport>,
     steps: VecDeque<(u16, StepObservation)>,
     snapshots: Vec<KvSnapshot>,
     kv: Vec<KvEventBatch>,
@@ -106,10 +118,10 @@ impl Inner {
         }
     }
 
-    fn load(&mut self, dp_rank: u16, load: RankLoad) {
-        match self.loads.iter_mut().find(|(rank, _)| *rank == dp_rank) {
-            Some((_, latest)) => *latest = load,
-            None => self.loads.push((dp_rank, load)),
+    fn load(&mut self, report: LoadReport) {
+        match self.loads.iter_mut().find(|latest| latest.dp_rank == report.dp_rank) {
+            Some(latest) => *latest = report,
+            None => self.loads.push(report),
         }
     }
 
@@ -131,13 +143,13 @@ impl Reports {
     /// One step's worth. `notable`: the load changed by more than a decoded token.
     pub(crate) fn put_step(
         &self,
-        load: RankLoad,
+        load: LoadReport,
         step: Option<StepObservation>,
         kv: Option<KvEventBatch>,
         notable: bool,
     ) {
         let mut inner = self.inner.lock();
-        inner.load(0, load);
+        inner.load(load);
         if let Some(step) = step {
             inner.step(0, step);
         }
@@ -151,9 +163,9 @@ impl Reports {
     }
 
     /// A rank's load, as the engine says it.
-    pub fn put_load(&self, dp_rank: u16, load: RankLoad) {
+    pub fn put_load(&self, report: LoadReport) {
         let mut inner = self.inner.lock();
-        inner.load(dp_rank, load);
+        inner.load(report);
         inner.wake();
     }
 

@@ -43,6 +43,7 @@ fn fleet() -> Fleet {
             first_token: FirstToken::Handed,
             takes_tokens: true,
             takes_body: false,
+            load_sight: forebay_fleet::LoadSight::EveryStep,
             step_prior: StepCoefficients::H100_8B,
         };
         fleet.apply(Duration::ZERO, Event::Joined(facts));
@@ -58,9 +59,9 @@ fn serve(fleet: &mut Fleet, now: Duration, n: u64) -> Arc<Snapshot> {
     let amount =
         Reserved { prefill_tokens: 256, sequences: 1, decodes: 1, blocks: 16, ..Reserved::default() };
     fleet.apply(now, Event::Reserved { id, rank, amount });
-    for progress in [Progress::Accepted, Progress::Started, Progress::Decoding] {
+    for progress in [Progress::Accepted { at: now }, Progress::Started, Progress::Decoding] {
         fleet.apply(now, Event::Progress { id, progress });
-        fleet.apply(now, Event::Load { rank, load: RankLoad::default() });
+        fleet.apply(now, Event::Load { rank, load: RankLoad::default(), as_of: now });
     }
     let step =
         StepObservation { prefill_tokens: 256, decodes: 4, seconds: 0.01, ..StepObservation::default() };

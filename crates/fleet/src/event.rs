@@ -1,6 +1,6 @@
 //! What happens to a fleet, as values.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use forebay_perf_model::StepCoefficients;
 use forebay_placement::Reserved;
@@ -47,8 +47,20 @@ pub struct EngineFacts {
     pub takes_tokens: bool,
     /// Whether it takes a request in the client's own words.
     pub takes_body: bool,
+    /// How its load is known.
+    pub load_sight: LoadSight,
     /// What its steps cost, by the start-up probe or by what is known of its kind.
     pub step_prior: StepCoefficients,
+}
+
+/// How the load of an engine's ranks is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoadSight {
+    /// It reports with every step, exactly: what is left of prompts included.
+    EveryStep,
+    /// It is looked at now and then, and says how many sequences run and wait and how full its pool is. In between, and
+    /// for what it does not say, this process goes by the legs that it knows of.
+    Sampled,
 }
 
 /// One thing that happened.
@@ -74,6 +86,8 @@ pub enum Event {
         rank: RankId,
         /// What it said.
         load: RankLoad,
+        /// When that was true: whatever reached the engine before is in it.
+        as_of: Duration,
     },
     /// A rank measured one scheduler step.
     Step {
@@ -127,8 +141,11 @@ pub enum Event {
 /// How far a leg got. Stages may be skipped; an earlier one after a later changes nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
-    /// The engine has it in its queue: its next load report counts it.
-    Accepted,
+    /// The engine has it in its queue: load reports as of `at` and later count it.
+    Accepted {
+        /// The moment; it may be yet to come, where an engine is some way off.
+        at: Duration,
+    },
     /// It takes part in steps: its next load report counts its blocks.
     Started,
     /// Its prompt is computed or imported: its next load report counts its decodes and their context.

@@ -16,7 +16,7 @@ use forebay_types::{EngineName, Incarnation, RankId, RankLoad, ReservationId, St
 use crate::{
     breaker::Breaker,
     counters::Counters,
-    event::{Applied, EngineFacts, Event, Ignored, Progress},
+    event::{Applied, EngineFacts, Event, Ignored, LoadSight, Progress},
     pairs::RestingPairs,
     rank::Rank,
     reservation::Reservation,
@@ -90,10 +90,10 @@ impl Fleet {
             Event::Fenced(incarnation) => self.set_state(incarnation, RankState::Fenced),
             Event::TextOnly(incarnation) => self.take_text_alone(incarnation),
             Event::Lost(incarnation) => self.lose(incarnation),
-            Event::Load { rank, load } => self.report(now, rank, load),
+            Event::Load { rank, load, as_of } => self.report(rank, load, as_of),
             Event::Step { rank, step } => self.observe_step(now, rank, &step),
             Event::Reserved { id, rank, amount } => self.reserve(now, id, rank, amount),
-            Event::Progress { id, progress } => self.advance(id, progress),
+            Event::Progress { id, progress } => self.advance(now, id, progress),
             Event::Released(id) => self.release(id),
             Event::LegOk(rank) => self.judge(now, rank, Breaker::succeeded),
             Event::LegFailed(rank) => self.judge(now, rank, Breaker::failed),
@@ -305,16 +305,22 @@ impl Fleet {
     }
 
     /// Takes a load report, and with it the parts of reservations that it shows.
-    fn report(&mut self, now: Duration, id: RankId, load: RankLoad) -> Applied {
+    fn report(&mut self, id: RankId, load: RankLoad, as_of: Duration) -> Applied {
+        const HELD: &str = "watched reservations are held";
         let Some(index) = self.index_of(id) else { return Applied::Ignored(Ignored::Fenced) };
         let rank = &mut self.ranks[index];
-        rank.report(now, load);
-        for id in std::mem::take(&mut rank.pending) {
-            let reservation = self.reservations.get_mut(&id).expect("pending reservations are held");
-            rank.reserved -= reservation.unseen();
-            reservation.reported();
-            rank.reserved += reservation.unseen();
+        let mut watched = std::mem::take(&mut rank.watched);
+        rank.report(load, as_of, watched.iter().map(|id| &self.reservations[id]));
+        if rank.sight() == LoadSight::EveryStep {
+            watched.retain(|id| {
+                let reservation = self.reservations.get_mut(id).expect(HELD);
+                let before = (reservation.unseen(), reservation.on_rank());
+                reservation.reported(as_of);
+                rank.leg_changed(before, (reservation.unseen(), reservation.on_rank()));
+                reservation.is_pending()
+            });
         }
+        rank.watched = watched;
         self.mark(index);
         Applied::Changed
     }
@@ -329,31 +335,34 @@ impl Fleet {
         if self.reservations.len() >= self.settings.reservations_max {
             return Applied::Ignored(Ignored::ReservationsFull);
         }
-        let reservation = Reservation::new(rank, amount);
-        self.ranks[index].reserved += reservation.unseen();
-        self.ranks[index].breaker.reserved(now, id);
+        let holder = &mut self.ranks[index];
+        let reservation = Reservation::new(rank, holder.sight(), amount);
+        holder.leg_changed(Default::default(), (reservation.unseen(), reservation.on_rank()));
+        holder.breaker.reserved(now, id);
+        if holder.sight() == LoadSight::Sampled {
+            holder.watched.insert(id);
+        }
         self.reservations.insert(id, reservation);
         self.mark(index);
         Applied::Changed
     }
 
-    fn advance(&mut self, id: ReservationId, progress: Progress) -> Applied {
+    fn advance(&mut self, now: Duration, id: ReservationId, progress: Progress) -> Applied {
         let Some(reservation) = self.reservations.get_mut(&id) else {
             return Applied::Ignored(Ignored::UnknownReservation);
         };
-        let before = reservation.unseen();
-        reservation.advance(progress);
-        let (after, pending) = (reservation.unseen(), reservation.is_pending());
+        let before = (reservation.unseen(), reservation.on_rank());
+        reservation.advance(now, progress);
+        let (after, pending) = ((reservation.unseen(), reservation.on_rank()), reservation.is_pending());
         let index = index_of_holder(&self.ranks, reservation);
         let rank = &mut self.ranks[index];
         if pending {
-            rank.pending.insert(id);
+            rank.watched.insert(id);
         }
         if before == after {
             return Applied::Unchanged;
         }
-        rank.reserved -= before;
-        rank.reserved += after;
+        rank.leg_changed(before, after);
         self.mark(index);
         Applied::Changed
     }
@@ -364,8 +373,8 @@ impl Fleet {
         };
         let index = index_of_holder(&self.ranks, &reservation);
         let rank = &mut self.ranks[index];
-        rank.reserved -= reservation.unseen();
-        rank.pending.remove(&id);
+        rank.leg_changed((reservation.unseen(), reservation.on_rank()), Default::default());
+        rank.watched.remove(&id);
         rank.breaker.released(id);
         self.mark(index);
         Applied::Changed

@@ -2,6 +2,7 @@
 
 mod breaker;
 mod counters;
+mod estimate;
 mod event;
 mod fleet;
 mod pairs;
@@ -15,6 +16,6 @@ mod tail;
 mod tests;
 
 pub use counters::Counters;
-pub use event::{Applied, EngineFacts, Event, Ignored, Progress};
+pub use event::{Applied, EngineFacts, Event, Ignored, LoadSight, Progress};
 pub use fleet::Fleet;
 pub use settings::{BreakerSettings, FleetSettings};

@@ -6,7 +6,15 @@ use forebay_perf_model::StepModel;
 use forebay_placement::{RankState, RankView, Reserved};
 use forebay_types::{RankId, RankLoad, ReservationId, StepObservation};
 
-use crate::{breaker::Breaker, event::EngineFacts, settings::FleetSettings, share::PrefillShare, tail::Tail};
+use crate::{
+    breaker::Breaker,
+    estimate::LoadEstimate,
+    event::{EngineFacts, LoadSight},
+    reservation::{OnRank, Reservation},
+    settings::FleetSettings,
+    share::PrefillShare,
+    tail::Tail,
+};
 
 #[derive(Debug)]
 pub(crate) struct Rank {
@@ -14,12 +22,12 @@ pub(crate) struct Rank {
     facts: Arc<EngineFacts>,
     pub(crate) state: RankState,
     pub(crate) breaker: Breaker,
-    load: RankLoad,
+    load: LoadEstimate,
     load_at: Duration,
     /// Sum of what its reservations hold that `load` does not show.
     pub(crate) reserved: Reserved,
-    /// Reservations of which the next load report shows more.
-    pub(crate) pending: BTreeSet<ReservationId>,
+    /// Reservations that the next load report may show more of or, where reports are samples, all of them.
+    pub(crate) watched: BTreeSet<ReservationId>,
     prefill_share: PrefillShare,
     perf: Arc<StepModel>,
     /// Steps that decoded something.
@@ -35,10 +43,14 @@ impl Rank {
             id,
             state: RankState::Starting,
             breaker: Breaker::new(&settings.breaker),
-            load: RankLoad { blocks_total: blocks, blocks_free: blocks, ..RankLoad::default() },
+            load: LoadEstimate::new(RankLoad {
+                blocks_total: blocks,
+                blocks_free: blocks,
+                ..RankLoad::default()
+            }),
             load_at: now,
             reserved: Reserved::default(),
-            pending: BTreeSet::new(),
+            watched: BTreeSet::new(),
             prefill_share: PrefillShare::default(),
             perf: Arc::new(StepModel::new(facts.step_prior)),
             itl: Tail::default(),
@@ -47,9 +59,29 @@ impl Rank {
         }
     }
 
-    pub(crate) fn report(&mut self, now: Duration, load: RankLoad) {
-        self.load = load;
-        self.load_at = self.load_at.max(now);
+    pub(crate) fn sight(&self) -> LoadSight {
+        self.facts.load_sight
+    }
+
+    /// A load report as of `as_of`, and the legs that are promised or on the rank by now, of those that are watched.
+    pub(crate) fn report<'a>(
+        &mut self,
+        load: RankLoad,
+        as_of: Duration,
+        legs: impl Iterator<Item = &'a Reservation>,
+    ) {
+        self.load_at = self.load_at.max(as_of);
+        match self.sight() {
+            LoadSight::EveryStep => self.load = LoadEstimate::new(load),
+            LoadSight::Sampled => self.load.report(load, legs.filter(|leg| leg.is_shown(as_of))),
+        }
+    }
+
+    /// A leg of this process on it changed, from nothing or to nothing included.
+    pub(crate) fn leg_changed(&mut self, before: (Reserved, OnRank), after: (Reserved, OnRank)) {
+        self.reserved -= before.0;
+        self.reserved += after.0;
+        self.load.changed(before.1, after.1);
     }
 
     /// Learns from a step. Its prefill is what it took beyond a step of the same decodes alone, by what was known
@@ -79,7 +111,7 @@ impl Rank {
             role: facts.role,
             state: self.state,
             breaker: self.breaker.view(now),
-            load: self.load,
+            load: self.load.now(),
             load_age: now.saturating_sub(self.load_at),
             reserved: self.reserved,
             prefill_share: self.prefill_share.at(now, settings.prefill_share_half_life),
@@ -128,7 +160,7 @@ impl Rank {
     /// Brings everything up to date in `view` that events change.
     pub(crate) fn update(&self, view: &mut RankView, now: Duration, settings: &FleetSettings) {
         view.state = self.state;
-        view.load = self.load;
+        view.load = self.load.now();
         view.itl_p99_seconds = self.itl.p99_seconds();
         view.reserved = self.reserved;
         if !Arc::ptr_eq(&view.perf, &self.perf) {

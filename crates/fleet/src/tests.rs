@@ -6,9 +6,10 @@ use forebay_perf_model::StepCoefficients;
 use forebay_placement::{Breaker as View, RankState, RankView, Reserved};
 use forebay_types::{FirstToken, Incarnation, RankId, RankLoad, ReservationId, Role, StepObservation};
 
-use crate::{Applied, EngineFacts, Event, Fleet, FleetSettings, Ignored, Progress};
+use crate::{Applied, EngineFacts, Event, Fleet, FleetSettings, Ignored, LoadSight, Progress};
 
 mod breaker;
+mod leaks;
 mod lives;
 mod properties;
 mod reservations;
@@ -43,6 +44,7 @@ pub(crate) fn facts(name: &str, incarnation: u64, dp_ranks: u16) -> EngineFacts 
         first_token: FirstToken::Handed,
         takes_tokens: true,
         takes_body: false,
+        load_sight: LoadSight::EveryStep,
         step_prior: StepCoefficients::H100_8B,
     }
 }

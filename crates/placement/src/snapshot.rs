@@ -55,9 +55,9 @@ pub struct RankView {
     pub state: RankState,
     /// Whether its recent legs succeeded.
     pub breaker: Breaker,
-    /// What it last said of itself.
+    /// What it last said of itself, brought up to date with what is known of the requests there.
     pub load: RankLoad,
-    /// How long ago.
+    /// How long ago it said that.
     pub load_age: Duration,
     /// Work that was promised to it and that `load` does not show yet.
     pub reserved: Reserved,

@@ -19,7 +19,10 @@ pub(super) enum Event {
     Pulled(LegId),
     /// The gateway hears of a leg.
     Heard(LegId, Word),
-    Reported(Box<Report>),
+    /// A rank's report arrives, and when it was made.
+    Reported(Box<Report>, Time),
+    /// The gateway looks at an engine.
+    Look(u32),
 }
 
 /// What the gateway hears.

@@ -99,7 +99,8 @@ fn nothing_is_promised_or_held_when_all_have_ended() {
 fn the_same_arguments_give_the_same_figures() {
     for text in [
         "run --workload five-turn --seconds 5 --rate 20 --policies all",
-        "run --workload five-turn --seconds 5 --report-delay-ms 30 --accepted queued --policy cost",
+        "run --workload five-turn --seconds 5 --report-delay-ms 30 --policy cost",
+        "run --workload five-turn --seconds 5 --sight sampled --policies cost,least-load",
         "run --workload moe --seconds 5 --engines 2 --policies cost,random",
         "run --workload stand-in --seconds 5 --first-token of-decode --policies cost,static-4p4d",
     ] {

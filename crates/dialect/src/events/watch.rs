@@ -9,7 +9,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use forebay_engines::{Driver, KvSnapshot};
+use forebay_engines::{Driver, KvSnapshot, LoadReport};
 use forebay_types::{BlockHash, KvEvent, KvEventBatch, device_blocks};
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -53,7 +53,7 @@ pub(crate) async fn run(
             }
         }
         // After the events: whoever sees an idle engine finds everything announced.
-        if let Some((_, load)) = report.loads.last() {
+        if let Some(LoadReport { load, .. }) = report.loads.last() {
             metrics.update(|counters| counters.load = *load);
         }
         if report.died.is_some() {

@@ -83,6 +83,7 @@ impl<B: Backend> Parts<B> {
             reports,
             live: shell::Live::default(),
             events_sequence: 0,
+            heard_at: tokio::time::Instant::now(),
         };
         (Arc::new(engine), shell, last_words)
     }

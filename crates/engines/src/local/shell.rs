@@ -16,7 +16,7 @@ use crate::{
         Backend,
         inbox::{Command, Inbox},
     },
-    reports::{KvSnapshot, Reports},
+    reports::{KvSnapshot, LoadReport, Reports},
     stream::Outbox,
 };
 
@@ -32,6 +32,8 @@ pub(crate) struct Shell<B> {
     pub(super) reports: Arc<Reports>,
     pub(super) live: Live,
     pub(super) events_sequence: u64,
+    /// When the inbox was last emptied.
+    pub(super) heard_at: Instant,
 }
 
 /// What is under way outside the scheduler.
@@ -115,6 +117,7 @@ impl<B: Backend> Shell<B> {
     }
 
     fn turn(&mut self, buffers: &mut Buffers, began: Instant) -> Turn {
+        self.heard_at = began;
         self.inbox.take(self.scheduler.load().waiting, &mut buffers.commands);
         let mut notable = !buffers.commands.is_empty();
         for command in buffers.commands.drain(..) {
@@ -356,6 +359,7 @@ impl<B: Backend> Shell<B> {
         });
         let announced = batch.is_some();
         if step.is_some() || announced || notable {
+            let load = LoadReport { dp_rank: 0, load, as_of: self.heard_at };
             self.reports.put_step(load, step, batch, notable);
         }
         announced

@@ -227,7 +227,7 @@ impl Watched {
                 }
             }
         }
-        self.loads.extend(report.loads);
+        self.loads.extend(report.loads.iter().map(|report| (report.dp_rank, report.load)));
         self.steps += report.steps.len();
         self.notices.extend(report.notices);
         self.died = report.died;

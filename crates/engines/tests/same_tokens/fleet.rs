@@ -239,7 +239,7 @@ impl Rig {
             self.engines[engine].request_snapshot(0);
             loop {
                 let report = self.engines[engine].reports().next().await;
-                load = report.loads.last().map_or(load, |(_, load)| *load);
+                load = report.loads.last().map_or(load, |report| report.load);
                 if !report.snapshots.is_empty() {
                     break;
                 }

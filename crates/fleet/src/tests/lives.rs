@@ -12,7 +12,7 @@ fn every_kind_about(incarnation: u64) -> Vec<Event> {
         Event::TextOnly(id.incarnation),
         Event::Draining(id.incarnation),
         Event::Lost(id.incarnation),
-        Event::Load { rank: id, load: RankLoad::default() },
+        Event::Load { rank: id, load: RankLoad::default(), as_of: ms(0) },
         Event::Step { rank: id, step: StepObservation { decodes: 1, seconds: 1.0, ..Default::default() } },
         reserve(77, id, LEG),
         Event::LegOk(id),

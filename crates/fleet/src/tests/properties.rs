@@ -28,7 +28,7 @@ fn any_amount() -> impl Strategy<Value = Reserved> {
 
 fn any_progress() -> impl Strategy<Value = Progress> {
     prop_oneof![
-        Just(Progress::Accepted),
+        (0_u64..3000).prop_map(|at| Progress::Accepted { at: ms(at) }),
         Just(Progress::Started),
         Just(Progress::Decoding),
         (0_u64..600).prop_map(|tokens| Progress::Generated { tokens }),
@@ -39,13 +39,16 @@ fn any_event() -> impl Strategy<Value = Event> {
     let incarnation = || (0_u64..5).prop_map(Incarnation);
     let id = || (0_u64..12).prop_map(ReservationId);
     prop_oneof![
-        3 => (0_u64..5, 0_u64..3, 1_u16..3)
-            .prop_map(|(life, name, dp_ranks)| Event::Joined(facts(&format!("e{name}"), life, dp_ranks))),
+        3 => (0_u64..5, 0_u64..3, 1_u16..3, any::<bool>()).prop_map(|(life, name, dp_ranks, sampled)| {
+            let load_sight = if sampled { LoadSight::Sampled } else { LoadSight::EveryStep };
+            Event::Joined(EngineFacts { load_sight, ..facts(&format!("e{name}"), life, dp_ranks) })
+        }),
         2 => incarnation().prop_map(Event::Ready),
         1 => incarnation().prop_map(Event::Draining),
         1 => incarnation().prop_map(Event::Lost),
-        6 => (any_rank(), 0_u32..9).prop_map(|(rank, waiting)| {
-            Event::Load { rank, load: RankLoad { waiting, ..RankLoad::default() } }
+        6 => (any_rank(), 0_u32..9, 0_u32..9, 0_u64..3000).prop_map(|(rank, waiting, running, as_of)| {
+            let load = RankLoad { waiting, running, decoding: running, ..RankLoad::default() };
+            Event::Load { rank, load, as_of: ms(as_of) }
         }),
         3 => (any_rank(), 0_u32..500, 0_u32..9, 0.0..0.5_f64).prop_map(|(rank, prefill_tokens, decodes, seconds)| {
             let step = StepObservation { prefill_tokens, decodes, seconds, ..StepObservation::default() };
@@ -79,7 +82,7 @@ fn small() -> FleetSettings {
 /// What was promised, kept as a list of facts from which sums are taken anew each time.
 #[derive(Default)]
 struct Naive {
-    lives: BTreeMap<u64, (String, u16)>,
+    lives: BTreeMap<u64, (String, u16, LoadSight)>,
     ended: BTreeSet<u64>,
     promises: BTreeMap<u64, Promise>,
 }
@@ -87,7 +90,8 @@ struct Naive {
 struct Promise {
     rank: RankId,
     amount: Reserved,
-    accepted: bool,
+    /// Milliseconds.
+    accepted_at: Option<u64>,
     started: bool,
     decoding: bool,
     /// The same three, as of the rank's last load report.
@@ -97,7 +101,7 @@ struct Promise {
 
 impl Naive {
     fn lives(&self, rank: RankId) -> bool {
-        self.lives.get(&rank.incarnation.0).is_some_and(|(_, dp_ranks)| rank.dp_rank < *dp_ranks)
+        self.lives.get(&rank.incarnation.0).is_some_and(|(_, dp_ranks, _)| rank.dp_rank < *dp_ranks)
     }
 
     fn end(&mut self, life: u64) {
@@ -107,7 +111,7 @@ impl Naive {
         }
     }
 
-    fn apply(&mut self, event: &Event) {
+    fn apply(&mut self, now: Duration, event: &Event) {
         match event {
             Event::Joined(facts) => {
                 let (life, name) = (facts.incarnation.0, facts.engine.to_string());
@@ -115,18 +119,20 @@ impl Naive {
                     return;
                 }
                 let earlier =
-                    self.lives.iter().find(|(_, (engine, _))| *engine == name).map(|(&life, _)| life);
+                    self.lives.iter().find(|(_, (engine, ..))| *engine == name).map(|(&life, _)| life);
                 let others = self.lives.iter().filter(|(other, _)| Some(**other) != earlier);
-                let ranks: usize = others.map(|(_, (_, dp_ranks))| usize::from(*dp_ranks)).sum();
+                let ranks: usize = others.map(|(_, (_, dp_ranks, _))| usize::from(*dp_ranks)).sum();
                 if ranks + usize::from(facts.dp_ranks) <= small().ranks_max {
                     earlier.into_iter().for_each(|life| self.end(life));
-                    self.lives.insert(life, (name, facts.dp_ranks));
+                    self.lives.insert(life, (name, facts.dp_ranks, facts.load_sight));
                 }
             }
             Event::Lost(life) => self.end(life.0),
-            Event::Load { rank, .. } => {
+            Event::Load { rank, as_of, .. } => {
                 for promise in self.promises.values_mut().filter(|promise| promise.rank == *rank) {
-                    promise.shown = (promise.accepted, promise.started, promise.decoding);
+                    if promise.accepted_at.is_some_and(|at| ms(at) <= *as_of) {
+                        promise.shown = (true, promise.started, promise.decoding);
+                    }
                 }
             }
             Event::Reserved { id, rank, amount } => {
@@ -135,7 +141,7 @@ impl Naive {
                     let promise = Promise {
                         rank: *rank,
                         amount: *amount,
-                        accepted: false,
+                        accepted_at: None,
                         started: false,
                         decoding: false,
                         shown: (false, false, false),
@@ -146,9 +152,11 @@ impl Naive {
             }
             Event::Progress { id, progress } => {
                 if let Some(promise) = self.promises.get_mut(&id.0) {
-                    promise.accepted = true;
-                    promise.started |= *progress != Progress::Accepted;
-                    promise.decoding |= !matches!(progress, Progress::Accepted | Progress::Started);
+                    let at = if let Progress::Accepted { at } = progress { *at } else { now };
+                    let at = at.as_millis() as u64;
+                    promise.accepted_at = Some(promise.accepted_at.map_or(at, |before| before.min(at)));
+                    promise.started |= !matches!(progress, Progress::Accepted { .. });
+                    promise.decoding |= !matches!(progress, Progress::Accepted { .. } | Progress::Started);
                     if let Progress::Generated { tokens } = progress {
                         promise.generated = promise.generated.max(*tokens);
                     }
@@ -162,9 +170,11 @@ impl Naive {
     }
 
     fn reserved(&self, rank: RankId) -> Reserved {
+        let sampled = self.lives[&rank.incarnation.0].2 == LoadSight::Sampled;
         let mut sum = Reserved::default();
         for promise in self.promises.values().filter(|promise| promise.rank == rank) {
-            let (queued, allocated, decoding) = promise.shown;
+            let shown_when_sampled = (true, promise.decoding, promise.decoding);
+            let (queued, allocated, decoding) = if sampled { shown_when_sampled } else { promise.shown };
             let amount = promise.amount;
             if !queued {
                 sum.sequences += amount.sequences;
@@ -183,6 +193,25 @@ impl Naive {
     }
 }
 
+impl Naive {
+    /// Of a rank whose load is sampled: sequences of ours that wait and run, their prompt tokens and context.
+    fn known(&self, rank: RankId) -> (u32, u32, u64, u64) {
+        let mut known = (0, 0, 0, 0);
+        if self.lives[&rank.incarnation.0].2 == LoadSight::Sampled {
+            for promise in self.promises.values().filter(|promise| promise.rank == rank) {
+                if promise.decoding {
+                    known.1 += promise.amount.sequences;
+                    known.3 += promise.amount.context_tokens + promise.generated;
+                } else {
+                    known.0 += promise.amount.sequences;
+                    known.2 += promise.amount.prefill_tokens;
+                }
+            }
+        }
+        known
+    }
+}
+
 /// A view without its model, which is compared by identity.
 fn text(view: &RankView) -> String {
     let blank = Arc::new(forebay_perf_model::StepModel::new(StepCoefficients::H100_8B));
@@ -197,13 +226,16 @@ proptest! {
         let mut now = ms(0);
         for (wait, event, _, _) in history {
             now += ms(wait);
-            naive.apply(&event);
+            naive.apply(now, &event);
             fleet.apply(now, event);
             let snapshot = fleet.snapshot(now);
-            let ranks = naive.lives.iter().flat_map(|(&life, &(_, dp_ranks))| (0..dp_ranks).map(move |dp| rank(life, dp)));
+            let ranks = naive.lives.iter().flat_map(|(&life, &(_, dp_ranks, _))| (0..dp_ranks).map(move |dp| rank(life, dp)));
             prop_assert_eq!(snapshot.ranks.iter().map(|view| view.id).collect::<Vec<_>>(), ranks.collect::<Vec<_>>());
             for view in &snapshot.ranks {
                 prop_assert_eq!(view.reserved, naive.reserved(view.id));
+                let known = naive.known(view.id);
+                let load = (view.load.waiting, view.load.running, view.load.prefill_tokens, view.load.context_tokens);
+                prop_assert!(load.0 >= known.0 && load.1 >= known.1 && load.2 >= known.2 && load.3 >= known.3);
             }
             prop_assert_eq!(fleet.reservations(), naive.promises.len());
         }
@@ -212,7 +244,7 @@ proptest! {
             fleet.apply(now, Event::Released(ReservationId(id)));
         }
         prop_assert!(fleet.snapshot(now).ranks.iter().all(|view| view.reserved == Reserved::default()));
-        prop_assert!(fleet.ranks.iter().all(|rank| rank.pending.is_empty()), "nothing is kept of what was released");
+        prop_assert!(fleet.ranks.iter().all(|rank| rank.watched.is_empty()), "nothing is kept of what was released");
     }
 
     #[test]

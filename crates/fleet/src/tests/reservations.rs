@@ -3,7 +3,7 @@
 use super::*;
 
 fn report(load: RankLoad) -> Event {
-    Event::Load { rank: rank(0, 0), load }
+    Event::Load { rank: rank(0, 0), load, as_of: ms(0) }
 }
 
 fn reserved(fleet: &mut Fleet) -> Reserved {
@@ -18,7 +18,7 @@ fn each_part_counts_until_a_load_report_shows_it() {
     fleet.apply(ms(0), report(RankLoad::default()));
     assert_eq!(reserved(&mut fleet), LEG, "a report from before the engine had it");
 
-    fleet.apply(ms(0), progress(1, Progress::Accepted));
+    fleet.apply(ms(0), progress(1, Progress::Accepted { at: ms(0) }));
     assert_eq!(reserved(&mut fleet), LEG, "no report yet");
     fleet.apply(ms(0), report(RankLoad { waiting: 1, prefill_tokens: 1000, ..RankLoad::default() }));
     let queued = Reserved { prefill_tokens: 0, sequences: 0, ..LEG };
@@ -64,7 +64,7 @@ fn an_engine_that_reports_nothing_is_known_by_its_reservations() {
 fn stages_do_not_go_back() {
     let mut fleet = ready(1, FleetSettings::default());
     fleet.apply(ms(0), reserve(1, rank(0, 0), LEG));
-    for stage in [Progress::Decoding, Progress::Accepted, Progress::Started] {
+    for stage in [Progress::Decoding, Progress::Accepted { at: ms(0) }, Progress::Started] {
         fleet.apply(ms(0), progress(1, stage));
     }
     fleet.apply(ms(0), report(RankLoad::default()));

@@ -74,8 +74,8 @@ fn a_long_prompt_splits_once_one_rank_is_seen_to_prefill_and_another_to_decode()
         blocks_free: 20_000 - decodes * 250,
         ..RankLoad::default()
     };
-    fleet.apply(now, Event::Load { rank: rank(0, 0), load: load(2) });
-    fleet.apply(now, Event::Load { rank: rank(1, 0), load: load(48) });
+    fleet.apply(now, Event::Load { rank: rank(0, 0), load: load(2), as_of: now });
+    fleet.apply(now, Event::Load { rank: rank(1, 0), load: load(48), as_of: now });
     assert!(view(&mut fleet, now, rank(0, 0)).prefill_share > 0.8);
     assert_eq!(view(&mut fleet, now, rank(1, 0)).prefill_share, 0.0);
 
@@ -92,7 +92,7 @@ fn a_long_prompt_splits_once_one_rank_is_seen_to_prefill_and_another_to_decode()
 #[test]
 fn ages_move_in_steps_and_an_unchanged_fleet_gives_the_same_snapshot() {
     let mut fleet = ready(2, FleetSettings::default());
-    fleet.apply(ms(100), Event::Load { rank: rank(0, 0), load: RankLoad::default() });
+    fleet.apply(ms(100), Event::Load { rank: rank(0, 0), load: RankLoad::default(), as_of: ms(100) });
     let first = fleet.snapshot(ms(105));
     let again = fleet.snapshot(ms(109));
     assert!(std::sync::Arc::ptr_eq(&first, &again));

@@ -2,10 +2,10 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use forebay_engines::{KvSnapshot, Notice, Reports};
+use forebay_engines::{KvSnapshot, LoadReport, Notice, Reports};
 use forebay_proto::{
-    self as proto, EngineState, Hello, Life as WireLife, LoadReport, Ready, SnapshotReader, StepsReport,
-    TokenizerReader, WIRE_VERSION, Welcome, WireError, agree,
+    self as proto, EngineState, Hello, Life as WireLife, Ready, SnapshotReader, StepsReport, TokenizerReader,
+    WIRE_VERSION, Welcome, WireError, agree,
     v1::{self, RejectReason, from_agent::Body, from_gateway::Body as Answer},
 };
 use tokio::{
@@ -277,8 +277,11 @@ impl Seated {
             }
             Body::Heartbeat(v1::Heartbeat { counter }) => self.say(Answer::Ack(v1::Ack { counter })),
             Body::Load(load) => {
-                let LoadReport { rank, load, age: _ } = self.wire.load(load)?;
-                self.report(|reports| reports.put_load(rank.dp_rank, load));
+                let proto::LoadReport { rank, load, age } = self.wire.load(load)?;
+                // By its age: hosts' clocks need not agree. What the way took is taken for nothing.
+                let now = Instant::now();
+                let as_of = now.checked_sub(age).unwrap_or(now);
+                self.report(|reports| reports.put_load(LoadReport { dp_rank: rank.dp_rank, load, as_of }));
             }
             Body::Steps(steps) => {
                 let StepsReport { rank, steps } = self.wire.steps(steps)?;

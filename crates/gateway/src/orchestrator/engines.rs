@@ -5,8 +5,10 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-use forebay_engines::{Audit, CacheSight, ClientBody, Driver, EngineFacts, Launch, Notice, Report};
-use forebay_fleet::Event;
+use forebay_engines::{
+    Audit, CacheSight, ClientBody, Driver, EngineFacts, Launch, LoadReport, Notice, Report,
+};
+use forebay_fleet::{Event, LoadSight};
 use forebay_kv_index::Applied;
 use forebay_types::{EngineName, FirstToken, Incarnation, Role, TokenId};
 use futures::future::BoxFuture;
@@ -257,8 +259,9 @@ async fn follow(shared: &Shared, slot: &Slot, driver: &Arc<dyn Driver>) -> Arc<s
                 }
             }
             let mut core = shared.core.lock();
-            for (dp_rank, load) in loads {
-                core.note(now, Event::Load { rank: facts.rank(dp_rank), load });
+            for LoadReport { dp_rank, load, as_of } in loads {
+                let as_of = now.saturating_sub(as_of.elapsed());
+                core.note(now, Event::Load { rank: facts.rank(dp_rank), load, as_of });
             }
             for (dp_rank, step) in steps {
                 core.note(now, Event::Step { rank: facts.rank(dp_rank), step });
@@ -411,6 +414,7 @@ fn fleet_facts(facts: &EngineFacts, in_process: bool) -> forebay_fleet::EngineFa
         first_token: if in_process { FirstToken::Handed } else { FirstToken::OfDecode },
         takes_tokens: accepts.tokens,
         takes_body: accepts.body,
+        load_sight: if in_process { LoadSight::EveryStep } else { LoadSight::Sampled },
         step_prior: prior,
     }
 }

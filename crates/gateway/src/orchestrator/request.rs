@@ -33,6 +33,10 @@ use super::{
 };
 use crate::metrics::{DecisionKind, DecisionLabels};
 
+/// From sending a leg until the queue of an engine elsewhere has it: what vLLM takes for some thousand tokens. Load that
+/// an engine reports before is taken not to show the leg.
+const WAY_TO_ENGINE: Duration = Duration::from_millis(10);
+
 pub(super) struct RequestRun {
     shared: Arc<Shared>,
     request: GenerateRequest,
@@ -319,12 +323,14 @@ impl RequestRun {
             body: self.request.body.clone(),
             deadline: shared.deadline(self.began),
         };
+        let sent = shared.now();
         match driver.start(leg) {
             Ok(stream) => {
                 let now = shared.now();
                 let mut core = shared.core.lock();
                 if let Some(&id) = live.reservations.get(&order.leg) {
-                    core.note(now, FleetEvent::Progress { id, progress: Progress::Accepted });
+                    let at = if driver.is_in_process() { sent } else { sent + WAY_TO_ENGINE };
+                    core.note(now, FleetEvent::Progress { id, progress: Progress::Accepted { at } });
                 }
                 core.note_routed(now, order.rank, self.request.unit, &hashes);
                 drop(core);

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     remote::client::{Answer, Endpoint, HttpError, Limits, Unreachable},
-    reports::{Notice, Reports},
+    reports::{LoadReport, Notice, Reports},
 };
 
 /// Between two looks, whatever asks for one.
@@ -109,6 +109,7 @@ impl Watch {
 
     /// Looks once. Says why the engine is dead, if it is.
     async fn look(&mut self) -> Option<Arc<str>> {
+        let asked = Instant::now();
         let deadline = self.origin + self.pulse.deadline(self.origin.elapsed());
         let limits = |body_bytes_max| Limits { body_bytes_max, deadline: deadline.into_std() };
         let ask = async |wanted: bool, path: &str, bytes: usize| match wanted {
@@ -135,7 +136,7 @@ impl Watch {
             if scrape.asleep && look == Look::Well {
                 look = Look::Idle("it sleeps: POST /wake_up wakes it".into());
             }
-            self.report(scrape);
+            self.report(asked, scrape);
         }
         match self.pulse.saw(self.origin.elapsed(), look) {
             Verdict::Same => {}
@@ -179,7 +180,7 @@ impl Watch {
     }
 
     /// Passes on what a scrape says, and what it and the one before say together.
-    fn report(&mut self, scrape: Scrape) {
+    fn report(&mut self, asked: Instant, scrape: Scrape) {
         let now = Instant::now();
         let ranks =
             (0..self.dp_ranks).map_while(|rank| Some((rank, self.plan.first_rank.checked_add(rank)?)));
@@ -200,7 +201,11 @@ impl Watch {
                 );
                 self.reports.put_steps(rank, steps);
             }
-            self.reports.put_load(rank, figures.load(self.plan.pool, pace));
+            self.reports.put_load(LoadReport {
+                dp_rank: rank,
+                load: figures.load(self.plan.pool, pace),
+                as_of: asked,
+            });
         }
         if self.first.is_empty() {
             self.first.clone_from(&scrape.ranks);
