@@ -4,7 +4,7 @@
 //! In: requests to place, progress of legs, reports of ranks. Out: a place for each request. Nothing here models
 //! anything; whatever decides is the crate that decides in production.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use forebay_fleet::{EngineFacts, Event, Fleet, FleetSettings, LoadSight, Progress};
 use forebay_kv_hash::{BlockHasher, ChainLimits, HashKey, SessionChains};
@@ -12,7 +12,8 @@ use forebay_kv_index::{Applied, IndexLimits, KvIndex, Overlaps};
 use forebay_perf_model::{LinkPrior, Profile, StepCoefficients, StepShape};
 use forebay_placement::{Form, Request, Weights, beginning, place};
 use forebay_types::{
-    BlockHash, EngineName, FirstToken, Incarnation, LegId, RankId, RankLoad, ReservationId, Role, TokenId,
+    BlockHash, EngineName, FirstToken, Incarnation, KvEvent, KvEventBatch, LegId, RankId, RankLoad,
+    ReservationId, Role, Tier, TokenId,
 };
 
 use crate::{
@@ -36,6 +37,10 @@ pub struct GatewaySettings {
     pub rule: Rule,
     pub weights: Weights,
     pub first_token: FirstToken,
+    /// How the load of ranks is known: of an engine in its own process, or of one elsewhere.
+    pub sight: LoadSight,
+    /// Whether placement has the engines' profile to begin with, or five rates.
+    pub profiled: bool,
     pub seed: u64,
 }
 
@@ -67,29 +72,24 @@ impl Placed {
 
 pub struct Gateway {
     settings: GatewaySettings,
-    sight: LoadSight,
     fleet: Fleet,
     index: KvIndex,
     chains: SessionChains,
     root: BlockHash,
     block_size_tokens: u32,
-    ranks: Vec<RankId>,
+    pub ranks: Vec<RankId>,
     overlaps: Overlaps,
     turn: u64,
     output_tokens: f64,
+    /// Numbers of the next batches of events, of ranks whose caches were told by hand.
+    batches: BTreeMap<RankId, u64>,
     /// Batches of events that the index could not take.
     pub batches_refused: u64,
 }
 
 impl Gateway {
     /// A gateway whose fleet are `engines` of `dp_ranks` ranks each, ready.
-    pub fn new(
-        settings: GatewaySettings,
-        kind: &EngineKind,
-        engines: usize,
-        dp_ranks: u16,
-        sight: LoadSight,
-    ) -> Self {
+    pub fn new(settings: GatewaySettings, kind: &EngineKind, engines: usize, dp_ranks: u16) -> Self {
         let hasher = Self::hasher(kind.scheduler.block_size_tokens);
         let fleet_settings = FleetSettings { link_prior: LinkPrior::NVLINK, ..FleetSettings::default() };
         let mut gateway = Self {
@@ -102,15 +102,14 @@ impl Gateway {
             overlaps: Overlaps::default(),
             turn: settings.seed,
             output_tokens: OUTPUT_TOKENS_PRIOR,
+            batches: BTreeMap::new(),
             batches_refused: 0,
-            sight,
             settings,
         };
         let model: Arc<str> = MODEL.into();
         for number in 0..engines {
             let role = gateway.settings.rule.role(number);
-            let facts = facts(kind, &model, number, dp_ranks, role, gateway.settings.first_token);
-            gateway.join(EngineFacts { load_sight: sight, ..facts });
+            gateway.join(facts(kind, &model, number, dp_ranks, role, &gateway.settings));
         }
         gateway
     }
@@ -200,12 +199,21 @@ impl Gateway {
         {
             self.batches_refused += 1;
         }
-        if self.sight == LoadSight::EveryStep {
+        if self.settings.sight == LoadSight::EveryStep {
             self.note(now, Event::Load { rank, load, as_of: as_of.duration() });
         }
         if let Some(step) = step {
             self.note(now, Event::Step { rank, step });
         }
+    }
+
+    /// A rank holds this prompt's blocks: the next batch of its events.
+    pub fn cached(&mut self, rank: RankId, hashes: Vec<BlockHash>) {
+        let stored = KvEvent::Stored { parent: None, hashes, tier: Tier::Device, group: 0 };
+        let sequence = self.batches.entry(rank).or_default();
+        let applied = self.index.apply(&KvEventBatch { rank, sequence: *sequence, events: vec![stored] });
+        assert_eq!(applied, Applied::Ok, "its batches are in order");
+        *sequence += 1;
     }
 
     /// Learns how long answers are.
@@ -230,7 +238,7 @@ fn facts(
     number: usize,
     dp_ranks: u16,
     role: Role,
-    first_token: FirstToken,
+    settings: &GatewaySettings,
 ) -> EngineFacts {
     let config = kind.scheduler;
     let hands_over = kind.hands_over();
@@ -250,10 +258,12 @@ fn facts(
         can_export: hands_over,
         can_import: hands_over,
         needs_warming: false,
-        first_token,
+        first_token: settings.first_token,
         takes_tokens: true,
         takes_body: false,
-        load_sight: LoadSight::EveryStep,
+        steps_together: dp_ranks > 1,
+        profile: settings.profiled.then(|| kind.profile.clone()),
+        load_sight: settings.sight,
         step_prior: prior(&kind.profile),
     }
 }

@@ -17,6 +17,7 @@ mod rule;
 mod scenario;
 mod sim;
 mod table;
+mod time;
 mod trial;
 mod workload;
 
@@ -36,8 +37,10 @@ fn main() -> ExitCode {
 }
 
 fn obey(options: &Options) -> Result<(), String> {
-    if options.command == Command::Check {
-        return check::check(options);
+    match options.command {
+        Command::Check => return check::check(options),
+        Command::Time => return time::time(options),
+        Command::Run | Command::Goodput | Command::Table => {}
     }
     let trace =
         std::env::vars_os().find(|(name, _)| name == "MOONCAKE_TRACE").map(|(_, path)| PathBuf::from(path));
@@ -51,6 +54,6 @@ fn obey(options: &Options) -> Result<(), String> {
         Command::Run => trial::run(options, &source),
         Command::Goodput => goodput::goodput(options, &source),
         Command::Table => table::table(options, &source),
-        Command::Check => unreachable!("it was obeyed above"),
+        Command::Check | Command::Time => unreachable!("it was obeyed above"),
     }
 }

@@ -21,6 +21,7 @@ pub const USAGE: &str = "forebay-bench-placement COMMAND [OPTIONS]
   goodput  the highest rate with 95 % of requests within the SLO
   table    goodput of every policy, then each at 40, 70 and 95 % of that of least-load
   check    replay a recorded run on one engine: check FILE
+  time     how long one placement takes: look-up, choice, record, reservation
 options
   --workload five-turn|fresh|trace|stand-in|moe    trace reads the file that MOONCAKE_TRACE names
   --policy NAME, --policies NAME,NAME|all          of placement, sticky, static-2p6d
@@ -31,6 +32,7 @@ options
   --budget TOKENS, --blocks N                      of a step; of a rank's KV pool
   --weights JSON                                   of placement's cost
   --first-token handed|of-decode                   which leg of a split sends it
+  --model profile|learned                          what placement starts from: the engines' profile, or five rates
   --delivery asynchronous|with-step                when tokens leave an engine
   --report-delay-ms D                              until the gateway has a rank's report
   --sight steps|sampled                            whether ranks report every step, or are asked once a second
@@ -44,6 +46,7 @@ pub enum Command {
     Goodput,
     Table,
     Check,
+    Time,
 }
 
 #[derive(Debug, Clone)]
@@ -64,6 +67,7 @@ pub struct Options {
     pub blocks: Option<u32>,
     pub weights: Weights,
     pub first_token: FirstToken,
+    pub profiled: bool,
     pub delivery: Delivery,
     pub report_delay_ms: f64,
     pub sight: LoadSight,
@@ -82,6 +86,7 @@ impl Options {
             Some("goodput") => Command::Goodput,
             Some("table") => Command::Table,
             Some("check") => Command::Check,
+            Some("time") => Command::Time,
             Some(other) if other != "--help" => return Err(format!("unknown command {other}\n{USAGE}")),
             _ => return Err(USAGE.to_owned()),
         };
@@ -101,6 +106,7 @@ impl Options {
             blocks: None,
             weights: Weights::default(),
             first_token: FirstToken::Handed,
+            profiled: true,
             delivery: Delivery::Asynchronous,
             report_delay_ms: 0.0,
             sight: LoadSight::EveryStep,
@@ -150,6 +156,8 @@ impl Options {
             }
             "--first-token" if value == "handed" => self.first_token = FirstToken::Handed,
             "--first-token" if value == "of-decode" => self.first_token = FirstToken::OfDecode,
+            "--model" if value == "profile" => self.profiled = true,
+            "--model" if value == "learned" => self.profiled = false,
             "--delivery" if value == "asynchronous" => self.delivery = Delivery::Asynchronous,
             "--delivery" if value == "with-step" => self.delivery = Delivery::WithStep,
             "--report-delay-ms" => self.report_delay_ms = number(name, value)?,
@@ -227,12 +235,25 @@ impl Options {
             kind: self.workload.engine_kind(self.budget, self.blocks),
             engines: self.engines(),
             dp_ranks: self.dp_ranks(),
-            gateway: GatewaySettings { rule, weights: self.weights, first_token: self.first_token, seed },
+            gateway: self.gateway_settings(rule, seed),
             delivery: self.delivery,
             report_delay_seconds: self.report_delay_ms / 1e3,
-            sight: self.sight,
             warm_up: Time::from_seconds(warm_up),
             end: Time::from_seconds(warm_up + self.seconds.unwrap_or(defaults.seconds)),
+        }
+    }
+}
+
+impl Options {
+    /// The deciding half of that run.
+    pub fn gateway_settings(&self, rule: Rule, seed: u64) -> GatewaySettings {
+        GatewaySettings {
+            rule,
+            weights: self.weights,
+            first_token: self.first_token,
+            sight: self.sight,
+            profiled: self.profiled,
+            seed,
         }
     }
 }

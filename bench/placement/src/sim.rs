@@ -52,8 +52,6 @@ pub struct RunSettings {
     pub delivery: Delivery,
     /// From a rank's report until the gateway has it.
     pub report_delay_seconds: f64,
-    /// How the gateway knows the load of ranks: of an engine in its own process, or of one elsewhere.
-    pub sight: LoadSight,
     /// Requests that arrive from here on count ...
     pub warm_up: Time,
     /// ... until here.
@@ -82,7 +80,7 @@ pub struct Run<'a> {
 impl<'a> Run<'a> {
     pub fn new(settings: &'a RunSettings, sessions: &'a [Session]) -> Self {
         let RunSettings { kind, engines, dp_ranks, gateway, .. } = settings;
-        let gateway = Gateway::new(gateway.clone(), kind, *engines, *dp_ranks, settings.sight);
+        let gateway = Gateway::new(gateway.clone(), kind, *engines, *dp_ranks);
         let hasher = Gateway::hasher(kind.scheduler.block_size_tokens);
         let groups = (0..*engines).map(|number| {
             let incarnation = forebay_types::Incarnation(number as u64 + 1);
@@ -109,7 +107,7 @@ impl<'a> Run<'a> {
         for (number, session) in self.clients.sessions.iter().enumerate() {
             self.agenda.add(session.at, Event::Arrive(number as u32));
         }
-        if self.settings.sight == LoadSight::Sampled {
+        if self.settings.gateway.sight == LoadSight::Sampled {
             for group in 0..self.groups.len() {
                 let first = LOOK_SECONDS * group as f64 / self.groups.len() as f64;
                 self.later(first, Event::Look(group as u32));
@@ -167,7 +165,7 @@ impl<'a> Run<'a> {
 
     fn send(&mut self, leg: LegId, way_seconds: f64) {
         let queued = self.now.after(way_seconds);
-        let taken = match self.settings.sight {
+        let taken = match self.settings.gateway.sight {
             LoadSight::EveryStep => queued,
             LoadSight::Sampled => self.now.after(WAY_TAKEN_SECONDS),
         };
@@ -287,7 +285,7 @@ impl<'a> Run<'a> {
         }
         for (leg, cached_tokens) in std::mem::take(&mut self.happened.started) {
             self.clients.started(leg, cached_tokens);
-            if self.settings.sight == LoadSight::EveryStep {
+            if self.settings.gateway.sight == LoadSight::EveryStep {
                 self.gateway.progress(self.now, leg, Progress::Started);
             }
         }

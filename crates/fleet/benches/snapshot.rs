@@ -43,6 +43,8 @@ fn fleet() -> Fleet {
             first_token: FirstToken::Handed,
             takes_tokens: true,
             takes_body: false,
+            steps_together: false,
+            profile: None,
             load_sight: forebay_fleet::LoadSight::EveryStep,
             step_prior: StepCoefficients::H100_8B,
         };

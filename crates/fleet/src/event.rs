@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use forebay_perf_model::StepCoefficients;
+use forebay_perf_model::{Profile, StepCoefficients};
 use forebay_placement::Reserved;
 use forebay_types::{
     EngineName, FirstToken, Incarnation, RankId, RankLoad, ReservationId, Role, StepObservation,
@@ -47,9 +47,13 @@ pub struct EngineFacts {
     pub takes_tokens: bool,
     /// Whether it takes a request in the client's own words.
     pub takes_body: bool,
+    /// Whether its ranks run each step in common: an expert-parallel group.
+    pub steps_together: bool,
+    /// What engines of its kind take, if that was measured.
+    pub profile: Option<Arc<Profile>>,
     /// How its load is known.
     pub load_sight: LoadSight,
-    /// What its steps cost, by the start-up probe or by what is known of its kind.
+    /// What its steps cost where there is no profile, by the start-up probe or by what is known of its kind.
     pub step_prior: StepCoefficients,
 }
 

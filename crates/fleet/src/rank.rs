@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use forebay_perf_model::StepModel;
+use forebay_perf_model::RankModel;
 use forebay_placement::{RankState, RankView, Reserved};
 use forebay_types::{RankId, RankLoad, ReservationId, StepObservation};
 
@@ -29,7 +29,7 @@ pub(crate) struct Rank {
     /// Reservations that the next load report may show more of or, where reports are samples, all of them.
     pub(crate) watched: BTreeSet<ReservationId>,
     prefill_share: PrefillShare,
-    perf: Arc<StepModel>,
+    perf: Arc<RankModel>,
     /// Steps that decoded something.
     itl: Tail,
     /// Whether its view in the snapshot is out of date.
@@ -52,7 +52,10 @@ impl Rank {
             reserved: Reserved::default(),
             watched: BTreeSet::new(),
             prefill_share: PrefillShare::default(),
-            perf: Arc::new(StepModel::new(facts.step_prior)),
+            perf: Arc::new(match &facts.profile {
+                Some(profile) => RankModel::profiled(profile.clone(), facts.step_tokens_max),
+                None => RankModel::learned(facts.step_prior),
+            }),
             itl: Tail::default(),
             dirty: false,
             facts,
@@ -98,7 +101,10 @@ impl Rank {
         if step.decodes > 0 {
             self.itl.observe(step.seconds);
         }
-        Arc::make_mut(&mut self.perf).observe(step);
+        // A step of a group is as long as its fullest rank makes it, so one rank's part of it teaches nothing.
+        if !self.facts.steps_together || self.facts.profile.is_none() {
+            Arc::make_mut(&mut self.perf).observe(step);
+        }
     }
 
     /// A view from nothing.
@@ -116,6 +122,7 @@ impl Rank {
             reserved: self.reserved,
             prefill_share: self.prefill_share.at(now, settings.prefill_share_half_life),
             perf: self.perf.clone(),
+            steps_together: facts.steps_together,
             block_size_tokens: facts.block_size_tokens,
             block_bytes: facts.block_bytes,
             step_tokens_max: facts.step_tokens_max,

@@ -44,6 +44,8 @@ pub(crate) fn facts(name: &str, incarnation: u64, dp_ranks: u16) -> EngineFacts 
         first_token: FirstToken::Handed,
         takes_tokens: true,
         takes_body: false,
+        steps_together: false,
+        profile: None,
         load_sight: LoadSight::EveryStep,
         step_prior: StepCoefficients::H100_8B,
     }

@@ -4,6 +4,7 @@ mod attached;
 mod cluster;
 mod fleet;
 mod outside;
+mod profiles;
 mod texts;
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
@@ -43,7 +44,11 @@ pub(crate) async fn run(settings: &Settings, environment: &BTreeMap<String, Stri
     let fleet = fleet::build(settings, environment, &Handle::current())?;
     let metrics = Arc::new(Metrics::new());
     let orchestrator = Orchestrator::start(
-        OrchestratorSettings { decisions: decisions_file(settings)?, ..orchestrator_settings(settings) },
+        OrchestratorSettings {
+            decisions: decisions_file(settings)?,
+            profiles: profiles::load(&settings.engines.profile)?,
+            ..orchestrator_settings(settings)
+        },
         fleet.launchers,
         fleet.hasher,
         metrics.clone(),

@@ -14,10 +14,10 @@ mod file;
 mod flags;
 pub(crate) mod groups;
 mod layers;
+pub(crate) mod model_path;
 mod nearest;
 pub(crate) mod problem;
 mod reference;
-pub(crate) mod tokenizer_spec;
 mod units;
 mod value;
 

@@ -12,7 +12,7 @@ use forebay_types::StepObservation;
 use serde::{Deserialize, Serialize};
 
 use crate::fit::{Fit, Limits, ModelError, Tuning};
-use crate::profile::{AS_MEASURED, Factors, PrefillShape, Profile, StepShape, TERMS};
+use crate::profile::{AS_MEASURED, Factors, PrefillShape, Profile, QueueShape, StepShape, TERMS};
 
 /// No term gets shorter than this share of the profile's: an engine 20 times faster than its profile has the wrong
 /// profile.
@@ -109,6 +109,13 @@ impl ProfileModel {
     pub fn mixed_prefill_seconds(&self, shape: &PrefillShape) -> f64 {
         let shape = PrefillShape { budget_tokens: self.budget(shape.budget_tokens), ..*shape };
         self.profile.steps().prefill_seconds(&self.factors(), &shape)
+    }
+
+    /// Seconds until prompts that wait are computed; see [`Profile::queue_seconds`]. A shape without a token budget has
+    /// the rank's own.
+    pub fn queue_seconds(&self, shape: &QueueShape) -> f64 {
+        let shape = QueueShape { budget_tokens: self.budget(shape.budget_tokens), ..*shape };
+        self.profile.steps().queue_seconds(&self.factors(), &shape)
     }
 
     /// What is believed now.

@@ -4,6 +4,7 @@ mod corrected;
 mod fit;
 mod link;
 mod profile;
+mod rank;
 mod step;
 mod window;
 
@@ -12,6 +13,7 @@ pub use fit::ModelError;
 pub use link::{LinkModel, LinkPrior};
 pub use profile::{
     EntryProblem, KvLayout, PROFILE_BYTES_MAX, PROFILE_POINTS_MAX, PrefillShape, Profile, ProfileError,
-    StepShape,
+    QueueShape, StepShape,
 };
+pub use rank::RankModel;
 pub use step::{StepCoefficients, StepModel};

@@ -15,7 +15,7 @@ mod shape;
 
 pub(crate) use cost::{AS_MEASURED, Factors, TERMS};
 pub use file::{EntryProblem, ProfileError};
-pub use shape::{PrefillShape, StepShape};
+pub use shape::{PrefillShape, QueueShape, StepShape};
 
 use cost::StepCost;
 
@@ -110,6 +110,11 @@ impl Profile {
         &self.name
     }
 
+    /// Whether it is of an expert-parallel group, whose ranks step together.
+    pub fn is_of_group(&self) -> bool {
+        matches!(self.steps, StepCost::Group(_))
+    }
+
     /// What was measured: engine, model, machine.
     pub fn measured(&self) -> &str {
         &self.measured
@@ -144,6 +149,13 @@ impl Profile {
     /// included. In a group, `decodes` and `context_tokens` are the fullest rank's.
     pub fn mixed_prefill_seconds(&self, shape: &PrefillShape) -> f64 {
         self.steps.prefill_seconds(&AS_MEASURED, shape)
+    }
+
+    /// Seconds until prompts that wait are computed, one after another in steps as full as may be, beside sequences that
+    /// decode in every step: how long it runs, decodes included. 0 if none wait. In a group they wait on the rank with
+    /// most, and no other rank's prompts make its steps longer.
+    pub fn queue_seconds(&self, shape: &QueueShape) -> f64 {
+        self.steps.queue_seconds(&AS_MEASURED, shape)
     }
 
     /// Seconds of a request outside of all steps, from the client's sending it to the client's reading of its first

@@ -3,7 +3,10 @@
 use forebay_types::StepObservation;
 use serde::{Deserialize, Serialize};
 
-use crate::fit::{Fit, Limits, ModelError, Tuning};
+use crate::{
+    fit::{Fit, Limits, ModelError, Tuning},
+    profile::QueueShape,
+};
 
 /// What one rank's steps cost. All in seconds, all at least 0.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -65,6 +68,14 @@ impl StepCoefficients {
         self.base_seconds * f64::from(steps)
             + self.per_prefill_token_seconds * new
             + self.per_attention_seconds * new * (f64::from(cached_tokens) + new / 2.0)
+    }
+
+    /// Seconds until prompts that wait are computed, beside decodes; see
+    /// [`Profile::queue_seconds`](crate::Profile::queue_seconds).
+    pub fn queue_seconds(&self, shape: &QueueShape) -> f64 {
+        shape.steps() as f64 * self.step_seconds(0, 0.0, shape.decodes, shape.context_tokens)
+            + self.per_prefill_token_seconds * shape.tokens as f64
+            + self.per_attention_seconds * shape.attention
     }
 
     /// The rates in the order of the fields, for arithmetic on all of them alike.

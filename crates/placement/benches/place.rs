@@ -3,7 +3,7 @@
 
 use std::{hint::black_box, sync::Arc, time::Duration, time::Instant};
 
-use forebay_perf_model::{LinkModel, LinkPrior, StepCoefficients, StepModel};
+use forebay_perf_model::{LinkModel, LinkPrior, RankModel, StepCoefficients};
 use forebay_placement::{
     Breaker, Form, Links, Policy, RankState, RankView, Request, Reserved, Snapshot, Weights, place,
 };
@@ -35,7 +35,8 @@ fn rank(n: u64) -> RankView {
         load_age: Duration::from_millis(3),
         reserved: Reserved::default(),
         prefill_share: (n % 10) as f64 / 20.0,
-        perf: Arc::new(StepModel::new(StepCoefficients::H100_8B)),
+        perf: Arc::new(RankModel::learned(StepCoefficients::H100_8B)),
+        steps_together: false,
         block_size_tokens: 16,
         block_bytes: 2 << 20,
         step_tokens_max: 8192,

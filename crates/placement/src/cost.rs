@@ -6,11 +6,17 @@
 //!
 //! Invariant: every term is finite and at least 0, whatever the model says.
 
-use forebay_perf_model::{LinkModel, StepCoefficients};
+use forebay_perf_model::{LinkModel, QueueShape, RankModel, StepCoefficients, StepShape};
 use forebay_types::{RankId, Role};
 
 use crate::{
-    explain::Terms, filter::Verdict, pace::Paces, place::Request, snapshot::RankView, weights::Weights,
+    explain::Terms,
+    filter::Verdict,
+    group::{GroupLoad, Groups, shared_tokens},
+    pace::Paces,
+    place::Request,
+    snapshot::{RankView, Snapshot},
+    weights::Weights,
 };
 
 /// What stands for a price that is not a number: over thirty years, so such a rank is chosen only if nothing else is
@@ -92,10 +98,31 @@ impl Priced {
     }
 }
 
+/// What is around a rank: others of its kind, and those that it steps together with.
+pub(crate) struct Surroundings {
+    paces: Paces,
+    groups: Groups,
+}
+
+impl Surroundings {
+    /// O(ranks).
+    pub(crate) fn of(snapshot: &Snapshot, weights: &Weights) -> Self {
+        Self { paces: Paces::of(snapshot, weights.pace_tolerance), groups: Groups::of(snapshot) }
+    }
+
+    fn batch<'a>(&'a self, index: usize, rank: &'a RankView) -> Batch<'a> {
+        let prices = match rank.perf.rates() {
+            Some(own) => Prices::Rates(self.paces.pace(own, rank, decodes(rank))),
+            None => Prices::Measured(&rank.perf),
+        };
+        Batch::of(rank, prices, self.groups.load(index, rank))
+    }
+}
+
 /// Prices `rank` for `request`.
 pub(crate) fn price(
     rank: &RankView,
-    paces: &Paces,
+    surroundings: &Surroundings,
     verdict: &Verdict,
     request: &Request<'_>,
     weights: &Weights,
@@ -112,19 +139,17 @@ pub(crate) fn price(
     let new_tokens = prompt_tokens - cached_tokens;
     let missing_blocks = prompt_blocks - held_blocks;
 
-    let batch = Batch::of(rank, paces.pace(rank, decodes(rank)));
-    let queue = Queue::of(rank, &batch);
-    let own_seconds = batch.prefill_work_seconds(f64::from(new_tokens), attention(new_tokens, cached_tokens));
-    let steps = queue.tokens.saturating_add(u64::from(new_tokens)).div_ceil(batch.chunk_tokens);
-    let wait = batch.rest_of_step_seconds(rank) + queue.seconds(&batch);
-    let prefill = (steps as f64 - queue.steps) * batch.step_seconds + own_seconds;
-    // With linear steps the stall of a decode is the prefill's own share of them: what is left of those steps would
-    // have been its decode steps anyway.
-    let harm = weights.harm * f64::from(batch.decodes) * own_seconds;
+    let batch = surroundings.batch(verdict.index, rank);
+    let own = Prompts { tokens: u64::from(new_tokens), attention: attention(new_tokens, cached_tokens) };
+    let ahead = Queue::of(rank, &batch);
+    let with_own = batch.seconds(&ahead.prompts.and(&own));
+    let wait = batch.rest_of_step_seconds(rank, &ahead) + ahead.seconds;
+    let prefill = with_own - ahead.seconds;
+    let harm = weights.harm * f64::from(batch.stalled) * batch.stall_of(rank, &ahead, &own, prefill);
 
     let decode = batch.decode(request);
-    let stretched = decode.stretched_seconds(rank.prefill_share, weights.prefill_share_max);
-    let beside_queue = decode.steps * decode.step_seconds + queue.stall_seconds(decode.steps);
+    let stretched = decode.stretched_seconds(batch.prefill_share, weights.prefill_share_max);
+    let beside_queue = decode.steps * decode.step_seconds + ahead.stall_seconds(&batch, decode.steps);
 
     let pool = Pool::of(rank);
     let output_blocks = request.choices().saturating_mul(request.output_tokens().div_ceil(block_tokens));
@@ -152,8 +177,8 @@ pub(crate) fn price(
 
 /// Seconds until `rank` will have computed the prompts that it has queued.
 pub(crate) fn backlog_seconds(rank: &RankView) -> f64 {
-    let batch = Batch::of(rank, rank.perf.coefficients());
-    finite(Queue::of(rank, &batch).seconds(&batch))
+    let batch = Batch::of(rank, Prices::Measured(&rank.perf), None);
+    finite(Queue::of(rank, &batch).seconds)
 }
 
 /// Share of the KV pool that is in use or promised, 0 if the pool's size is unknown.
@@ -171,56 +196,161 @@ pub(crate) fn queued_tokens(rank: &RankView) -> u64 {
     rank.load.prefill_tokens.saturating_add(rank.reserved.prefill_tokens)
 }
 
-/// The decodes of a rank, beside which prompts are computed in chunks.
-struct Batch {
-    /// The rates that it is priced with: linear in the work of a step.
-    pace: StepCoefficients,
-    decodes: u32,
-    context_tokens: u64,
-    /// Prompt tokens that fit into a step beside the decodes.
-    chunk_tokens: u64,
-    /// A step of these decodes alone.
-    step_seconds: f64,
+/// Context that the decodes of a rank read, with what was promised.
+pub(crate) fn context_tokens(rank: &RankView) -> u64 {
+    rank.load.context_tokens.saturating_add(rank.reserved.context_tokens)
 }
 
-impl Batch {
-    fn of(rank: &RankView, pace: StepCoefficients) -> Self {
-        let decodes = decodes(rank);
-        let context_tokens = rank.load.context_tokens.saturating_add(rank.reserved.context_tokens);
-        Self {
-            pace,
-            decodes,
-            context_tokens,
-            chunk_tokens: u64::from(rank.step_tokens_max.saturating_sub(decodes).max(1)),
-            step_seconds: pace.step_seconds(0, 0.0, decodes, context_tokens),
+/// By what steps are priced.
+enum Prices<'a> {
+    /// Five rates: the rank's own, or the mean of its kind's.
+    Rates(StepCoefficients),
+    /// What the rank's own model says.
+    Measured(&'a RankModel),
+}
+
+impl Prices<'_> {
+    fn queue_seconds(&self, shape: &QueueShape) -> f64 {
+        match self {
+            Self::Rates(rates) => rates.queue_seconds(shape),
+            Self::Measured(model) => model.queue_seconds(shape),
         }
     }
 
+    fn decode_step_seconds(&self, decodes: u32, context_tokens: u64, group_decodes: u32) -> f64 {
+        match self {
+            Self::Rates(rates) => rates.step_seconds(0, 0.0, decodes, context_tokens),
+            Self::Measured(model) => {
+                let shape = StepShape { decodes, context_tokens, group_decodes, ..StepShape::default() };
+                model.step_seconds(&shape)
+            }
+        }
+    }
+}
+
+/// Prompt tokens to compute, and their attention work.
+#[derive(Clone, Copy)]
+struct Prompts {
+    tokens: u64,
+    attention: f64,
+}
+
+impl Prompts {
+    fn and(&self, other: &Self) -> Self {
+        Self { tokens: self.tokens.saturating_add(other.tokens), attention: self.attention + other.attention }
+    }
+}
+
+/// The decodes beside which a rank computes prompts in chunks: its own or, where ranks step together, its group's.
+struct Batch<'a> {
+    prices: Prices<'a>,
+    /// Its own.
+    decodes: u32,
+    context_tokens: u64,
+    /// Steps of prompts, as they are without any.
+    beside: QueueShape,
+    /// Sequences that a prefill here stalls.
+    stalled: u32,
+    /// A step of these decodes alone.
+    step_seconds: f64,
+    /// Share of its time that prefills lately took from decodes.
+    prefill_share: f64,
+    group: Option<&'a GroupLoad>,
+}
+
+impl<'a> Batch<'a> {
+    fn of(rank: &RankView, prices: Prices<'a>, group: Option<&'a GroupLoad>) -> Self {
+        let (decodes, context_tokens) = (decodes(rank), context_tokens(rank));
+        let alone = QueueShape {
+            tokens: 0,
+            attention: 0.0,
+            budget_tokens: rank.step_tokens_max.max(1),
+            decodes,
+            context_tokens,
+            group_decodes: 0,
+        };
+        let beside = group.map_or(alone, |group| QueueShape {
+            decodes: group.fullest_decodes,
+            context_tokens: group.fullest_context_tokens,
+            group_decodes: group.decodes,
+            ..alone
+        });
+        Self {
+            step_seconds: prices.decode_step_seconds(
+                beside.decodes,
+                beside.context_tokens,
+                beside.group_decodes,
+            ),
+            prices,
+            decodes,
+            context_tokens,
+            beside,
+            stalled: group.map_or(decodes, |group| group.decodes),
+            prefill_share: group.map_or(rank.prefill_share, |group| group.prefill_share),
+            group,
+        }
+    }
+
+    fn queue(&self, prompts: &Prompts) -> QueueShape {
+        QueueShape { tokens: prompts.tokens, attention: prompts.attention, ..self.beside }
+    }
+
+    /// Until these are computed, beside the decodes.
+    fn seconds(&self, prompts: &Prompts) -> f64 {
+        self.prices.queue_seconds(&self.queue(prompts))
+    }
+
+    /// What these add to the decode steps that would have run anyway.
+    fn work_seconds(&self, prompts: &Prompts, seconds: f64) -> f64 {
+        (seconds - self.queue(prompts).steps() as f64 * self.step_seconds).max(0.0)
+    }
+
+    /// By how much a running decode stalls behind a request's own prefill, which takes `prefill_seconds`.
+    ///
+    /// In a group, prompts of other ranks that no step has begun with share their steps with it: it stalls decodes only
+    /// for as long as it outlasts those.
+    fn stall_of(&self, rank: &RankView, ahead: &Queue, own: &Prompts, prefill_seconds: f64) -> f64 {
+        let Some(group) = self.group else {
+            let steps = self.queue(&ahead.prompts.and(own)).steps() - ahead.steps;
+            return (prefill_seconds - steps as f64 * self.step_seconds).max(0.0);
+        };
+        // The share of attention in a step of a group is in its price of a token.
+        let prompts = |tokens: u64| Prompts { tokens, attention: 0.0 };
+        let before = prompts(group.most_shared_tokens);
+        let after = prompts(before.tokens.max(shared_tokens(rank).saturating_add(own.tokens)));
+        let work = |prompts: &Prompts| self.work_seconds(prompts, self.seconds(prompts));
+        (work(&after) - work(&before)).max(0.0)
+    }
+
     /// Half a decode step: a request comes at any moment of it. A step that computes a prompt is counted whole with
-    /// the queue, because its tokens leave the load only when it ends.
-    fn rest_of_step_seconds(&self, rank: &RankView) -> f64 {
+    /// the queue, because its tokens leave the load only when it ends; but where another rank of the group computes it,
+    /// half of that step is left.
+    fn rest_of_step_seconds(&self, rank: &RankView, ahead: &Queue) -> f64 {
+        if let Some(group) = self.group
+            && ahead.prompts.tokens == 0
+            && group.most_queued_tokens > 0
+        {
+            let tokens = group.most_queued_tokens.min(u64::from(self.beside.budget_tokens));
+            return self.seconds(&Prompts { tokens, attention: 0.0 }) / 2.0;
+        }
         if rank.load.decoding > 0 && rank.load.prefill_tokens == 0 { self.step_seconds / 2.0 } else { 0.0 }
     }
 
-    /// What prompt tokens add to the steps that compute them.
-    fn prefill_work_seconds(&self, tokens: f64, attention: f64) -> f64 {
-        self.pace.per_prefill_token_seconds * tokens + self.pace.per_attention_seconds * attention
-    }
-
     /// The request's own decoding: the output after the first token, at the step time of the batch it joins and of the
-    /// context half-way through.
+    /// context half-way through. In a group that of its own rank counts, as if it were the fullest: so ranks are levelled
+    /// before one becomes so.
     fn decode(&self, request: &Request<'_>) -> Decode {
         let output_tokens = request.output_tokens();
         let choices = request.choices();
         let sequence_tokens = u64::from(request.prompt_tokens) + u64::from(output_tokens / 2);
         let context_tokens = self.context_tokens.saturating_add(u64::from(choices) * sequence_tokens);
+        let group_decodes = self.beside.group_decodes.saturating_add(choices);
         Decode {
             steps: f64::from(output_tokens - 1),
-            step_seconds: self.pace.step_seconds(
-                0,
-                0.0,
+            step_seconds: self.prices.decode_step_seconds(
                 self.decodes.saturating_add(choices),
                 context_tokens,
+                group_decodes,
             ),
         }
     }
@@ -242,41 +372,34 @@ impl Decode {
 
 /// Prompts ahead.
 struct Queue {
-    tokens: u64,
+    prompts: Prompts,
     /// Steps that compute them.
-    steps: f64,
-    /// What they add to those steps.
-    work_seconds: f64,
+    steps: u64,
+    /// Until they are computed, beside the decodes.
+    seconds: f64,
 }
 
 impl Queue {
     /// Attention is taken as if the queued tokens were equal, uncached prompts: nobody reports their lengths.
-    fn of(rank: &RankView, batch: &Batch) -> Self {
+    fn of(rank: &RankView, batch: &Batch<'_>) -> Self {
         let tokens = queued_tokens(rank);
         if tokens == 0 {
-            return Self { tokens, steps: 0.0, work_seconds: 0.0 };
+            return Self { prompts: Prompts { tokens, attention: 0.0 }, steps: 0, seconds: 0.0 };
         }
         let prefilling = rank.load.running.saturating_sub(rank.load.decoding);
         let sequences = rank.load.waiting.saturating_add(prefilling).saturating_add(rank.reserved.sequences);
         let attention = (tokens as f64) * (tokens as f64) / (2.0 * f64::from(sequences.max(1)));
-        Self {
-            tokens,
-            steps: tokens.div_ceil(batch.chunk_tokens) as f64,
-            work_seconds: batch.prefill_work_seconds(tokens as f64, attention),
-        }
-    }
-
-    /// Until the queue is computed, beside the decodes.
-    fn seconds(&self, batch: &Batch) -> f64 {
-        self.steps * batch.step_seconds + self.work_seconds
+        let prompts = Prompts { tokens, attention };
+        Self { prompts, steps: batch.queue(&prompts).steps(), seconds: batch.seconds(&prompts) }
     }
 
     /// What `decode_steps` steps of decoding lose to the chunks of the queue that they share steps with.
-    fn stall_seconds(&self, decode_steps: f64) -> f64 {
-        if self.steps <= decode_steps {
-            return self.work_seconds;
+    fn stall_seconds(&self, batch: &Batch<'_>, decode_steps: f64) -> f64 {
+        if self.steps == 0 {
+            return 0.0;
         }
-        self.work_seconds * decode_steps / self.steps
+        let work_seconds = (self.seconds - self.steps as f64 * batch.step_seconds).max(0.0);
+        work_seconds * (decode_steps / self.steps as f64).min(1.0)
     }
 }
 

@@ -5,6 +5,7 @@ mod cost;
 mod error;
 mod explain;
 mod filter;
+mod group;
 mod pace;
 mod place;
 mod policy;

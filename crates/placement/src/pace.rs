@@ -11,7 +11,8 @@ use crate::snapshot::{RankView, Snapshot};
 /// Prompt tokens of the prefill, and context of the decode, at which rates are compared.
 const TYPICAL_TOKENS: u32 = 512;
 
-/// Mean rates by kind of engine. Ranks are of one kind if their KV is: same weights, same arithmetic.
+/// Mean rates by kind of engine. Ranks are of one kind if their KV is: same weights, same arithmetic. Ranks whose kind was
+/// measured are left to what their own profile says.
 pub(crate) struct Paces {
     kinds: Vec<Kind>,
     tolerance: f64,
@@ -23,6 +24,8 @@ struct Kind {
     first: [f64; 5],
     differences: [f64; 5],
     ranks: f64,
+    mean: StepCoefficients,
+    mean_prefill_seconds: f64,
 }
 
 impl Paces {
@@ -30,40 +33,54 @@ impl Paces {
     pub(crate) fn of(snapshot: &Snapshot, tolerance: f64) -> Self {
         let mut kinds: Vec<Kind> = Vec::new();
         for rank in &snapshot.ranks {
-            let own = rank.perf.coefficients().to_array();
+            let Some(own) = rank.perf.rates() else { continue };
+            let rates = own.to_array();
             match kinds.iter_mut().find(|kind| kind.kv_layout == rank.kv_layout) {
                 Some(kind) => {
                     kind.ranks += 1.0;
-                    for ((sum, own), first) in kind.differences.iter_mut().zip(own).zip(kind.first) {
+                    for ((sum, own), first) in kind.differences.iter_mut().zip(rates).zip(kind.first) {
                         *sum += own - first;
                     }
                 }
                 None => kinds.push(Kind {
                     kv_layout: rank.kv_layout,
-                    first: own,
+                    first: rates,
                     differences: [0.0; 5],
                     ranks: 1.0,
+                    mean: own,
+                    mean_prefill_seconds: 0.0,
                 }),
             }
         }
+        kinds.iter_mut().for_each(Kind::take_mean);
         Self { kinds, tolerance }
     }
 
-    /// The rates to price `rank` with, which runs `decodes` sequences.
-    pub(crate) fn pace(&self, rank: &RankView, decodes: u32) -> StepCoefficients {
-        let own = rank.perf.coefficients();
+    /// The rates to price a rank with that has rates `own` and runs `decodes` sequences.
+    pub(crate) fn pace(&self, own: StepCoefficients, rank: &RankView, decodes: u32) -> StepCoefficients {
         let Some(kind) = self.kinds.iter().find(|kind| kind.kv_layout == rank.kv_layout) else { return own };
-        let mut mean = kind.first;
-        for (mean, sum) in mean.iter_mut().zip(kind.differences) {
-            *mean += sum / kind.ranks;
-        }
-        let mean = StepCoefficients::from_array(mean);
         let sequences = decodes.saturating_add(1);
         let decode = |pace: &StepCoefficients| {
             pace.step_seconds(0, 0.0, sequences, u64::from(sequences) * u64::from(TYPICAL_TOKENS))
         };
-        let prefill = |pace: &StepCoefficients| pace.prefill_seconds(TYPICAL_TOKENS, 0, TYPICAL_TOKENS);
         let alike = |own: f64, mean: f64| (own - mean).abs() <= self.tolerance * mean;
-        if alike(decode(&own), decode(&mean)) && alike(prefill(&own), prefill(&mean)) { mean } else { own }
+        let as_all =
+            alike(decode(&own), decode(&kind.mean)) && alike(prefill(&own), kind.mean_prefill_seconds);
+        if as_all { kind.mean } else { own }
     }
+}
+
+impl Kind {
+    fn take_mean(&mut self) {
+        let mut mean = self.first;
+        for (mean, sum) in mean.iter_mut().zip(self.differences) {
+            *mean += sum / self.ranks;
+        }
+        self.mean = StepCoefficients::from_array(mean);
+        self.mean_prefill_seconds = prefill(&self.mean);
+    }
+}
+
+fn prefill(pace: &StepCoefficients) -> f64 {
+    pace.prefill_seconds(TYPICAL_TOKENS, 0, TYPICAL_TOKENS)
 }

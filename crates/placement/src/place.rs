@@ -10,11 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     choose::{Chooser, Pair},
-    cost::{self, Priced},
+    cost::{self, Priced, Surroundings},
     error::{self, PlaceError},
     explain::{self, Explanation},
     filter::{self, Relaxed},
-    pace::Paces,
     policy::Policy,
     snapshot::{Reserved, Snapshot},
     weights::Weights,
@@ -156,15 +155,13 @@ pub fn place(
     seed: u64,
 ) -> Result<Decision, PlaceError> {
     let verdicts = filter::judge(snapshot, request);
-    let paces = Paces::of(snapshot, weights.pace_tolerance);
+    let surroundings = Surroundings::of(snapshot, weights);
     for relaxed in Relaxed::ALL {
         let eligible = verdicts.iter().filter(|verdict| verdict.eligible(relaxed));
         let mut priced: Vec<Priced> = Vec::with_capacity(verdicts.len());
-        priced.extend(
-            eligible.map(|verdict| {
-                cost::price(&snapshot.ranks[verdict.index], &paces, verdict, request, weights)
-            }),
-        );
+        priced.extend(eligible.map(|verdict| {
+            cost::price(&snapshot.ranks[verdict.index], &surroundings, verdict, request, weights)
+        }));
         let chooser = Chooser { snapshot, weights, priced: &priced, beginning: request.beginning };
         if let Some(choice) = chooser.choose(policy, seed) {
             let chosen = choice.pairs[choice.chosen];

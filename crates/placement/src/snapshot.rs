@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use forebay_perf_model::{LinkModel, StepModel};
+use forebay_perf_model::{LinkModel, RankModel};
 use forebay_types::{EngineName, FirstToken, Incarnation, RankId, RankLoad, Role};
 use serde::{Deserialize, Serialize};
 
@@ -64,7 +64,9 @@ pub struct RankView {
     /// Share of recent wall time that prefills took from the decodes beside them, 0 to 1.
     pub prefill_share: f64,
     /// Seconds of its steps.
-    pub perf: Arc<StepModel>,
+    pub perf: Arc<RankModel>,
+    /// Whether all ranks of the engine run each step in common: an expert-parallel group.
+    pub steps_together: bool,
     /// Tokens in a KV block.
     pub block_size_tokens: u32,
     /// Bytes of a KV block, all layers.

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use forebay_perf_model::{LinkModel, LinkPrior, StepCoefficients, StepModel};
+use forebay_perf_model::{LinkModel, LinkPrior, RankModel, StepCoefficients};
 use forebay_types::{BlockHash, FirstToken, Incarnation, RankId, RankLoad, Role};
 
 use crate::{
@@ -13,6 +13,7 @@ use crate::{
 mod errors;
 mod explanation;
 mod facts;
+mod groups;
 mod policies;
 mod properties;
 
@@ -39,7 +40,8 @@ pub(crate) fn idle(n: u64) -> RankView {
         load_age: Duration::from_millis(5),
         reserved: Reserved::default(),
         prefill_share: 0.0,
-        perf: Arc::new(StepModel::new(StepCoefficients::H100_8B)),
+        perf: Arc::new(RankModel::learned(StepCoefficients::H100_8B)),
+        steps_together: false,
         block_size_tokens: BLOCK_TOKENS,
         block_bytes: 2 << 20,
         step_tokens_max: 8192,

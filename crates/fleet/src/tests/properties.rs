@@ -214,7 +214,7 @@ impl Naive {
 
 /// A view without its model, which is compared by identity.
 fn text(view: &RankView) -> String {
-    let blank = Arc::new(forebay_perf_model::StepModel::new(StepCoefficients::H100_8B));
+    let blank = Arc::new(forebay_perf_model::RankModel::learned(StepCoefficients::H100_8B));
     format!("{:?}", RankView { perf: blank, ..view.clone() })
 }
 

@@ -7,7 +7,7 @@ use forebay_engines::embedded::{GgufMetadata, GgufTokenizer, Weights};
 use forebay_gateway::http::{AttachedText, ModelText};
 use forebay_text::{ChatTemplate, GgufVocabulary, Tokenizer};
 
-use crate::settings::{Settings, choices::ModelChoice, tokenizer_spec::TokenizerSpec};
+use crate::settings::{Settings, choices::ModelChoice, model_path::ModelPath};
 
 /// File of the default model in the model folder.
 const SMOLLM2_FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
@@ -59,9 +59,9 @@ pub(super) fn load_model(
 }
 
 /// The text side of an embedded model: the given tokenizer, or the one in its weights.
-pub(super) fn text_of_model(model: &LoadedModel, tokenizers: &[TokenizerSpec]) -> anyhow::Result<ModelText> {
+pub(super) fn text_of_model(model: &LoadedModel, tokenizers: &[ModelPath]) -> anyhow::Result<ModelText> {
     let vocabulary = model.weights.tokenizer();
-    let tokenizer = match path_for(&model.id, tokenizers) {
+    let tokenizer = match ModelPath::find(&model.id, tokenizers) {
         Some(path) => load_tokenizer(path)?,
         None if vocabulary.merges.is_empty() => Tokenizer::bytes(),
         None => from_gguf(vocabulary)?,
@@ -79,10 +79,11 @@ pub(super) fn text_of_model(model: &LoadedModel, tokenizers: &[TokenizerSpec]) -
 /// The text side of simulated engines: the given tokenizer, or bytes.
 pub(super) fn text_of_simulation(
     id: Arc<str>,
-    tokenizers: &[TokenizerSpec],
+    tokenizers: &[ModelPath],
     context_tokens_max: u32,
 ) -> anyhow::Result<ModelText> {
-    let tokenizer = path_for(&id, tokenizers).map_or_else(|| Ok(Tokenizer::bytes()), load_tokenizer)?;
+    let tokenizer =
+        ModelPath::find(&id, tokenizers).map_or_else(|| Ok(Tokenizer::bytes()), load_tokenizer)?;
     text(id, tokenizer, context_tokens_max)
 }
 
@@ -93,15 +94,8 @@ fn text(id: Arc<str>, tokenizer: Tokenizer, context_tokens_max: u32) -> anyhow::
     Ok(ModelText { id, tokenizer, template, context_tokens_max, stop_tokens })
 }
 
-/// The tokenizer that is for `model`, or for any.
-fn path_for<'a>(model: &str, tokenizers: &'a [TokenizerSpec]) -> Option<&'a Path> {
-    let named = tokenizers.iter().find(|spec| spec.model.as_deref() == Some(model));
-    let spec = named.or_else(|| tokenizers.iter().find(|spec| spec.model.is_none()))?;
-    Some(&spec.path)
-}
-
 /// The text sides of models that attached engines may serve.
-pub(super) fn texts_of_attached(tokenizers: &[TokenizerSpec]) -> anyhow::Result<Vec<AttachedText>> {
+pub(super) fn texts_of_attached(tokenizers: &[ModelPath]) -> anyhow::Result<Vec<AttachedText>> {
     tokenizers.iter().map(|spec| text_of_attached(spec.model.as_deref(), &spec.path)).collect()
 }
 

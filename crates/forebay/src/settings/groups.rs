@@ -20,7 +20,7 @@ use super::{
     choices::{HostPort, LogFilter, LogFormat, ModelChoice, RegistryUrl},
     declare::settings,
     engine_spec::{EngineKind, EngineSpec, LocalSpec},
-    tokenizer_spec::TokenizerSpec,
+    model_path::ModelPath,
     value::ByteCount,
 };
 
@@ -64,7 +64,12 @@ settings! {
         /// process starts the default is the model's own, or a byte tokenizer for simulated ones. Engines that agents bring bring
         /// theirs; engines by URL have none without it: their requests are then passed on as text. Repeat the flag for several
         /// models.
-        tokenizer: Vec<TokenizerSpec> = Vec::new() => common;
+        tokenizer: Vec<ModelPath> = Vec::new() => common;
+        /// What engines elsewhere take for their steps, as measured: [MODEL=]NAME or [MODEL=]PATH of a profile in JSON. Built
+        /// in are `h100-llama8b` and `h100x2-qwen3-30b-a3b`, a mixture of experts; the ranks of an engine whose profile is
+        /// a group's are taken to step together. Without one, five rates are learned from each engine. Repeat the flag for
+        /// several models.
+        profile: Vec<ModelPath> = Vec::new() => common;
         /// Pace of simulated engines: 1 is real time, 2 twice as fast, 0 does not wait at all.
         sim_speed: f64 = 1.0 => common;
         /// KV blocks of each simulated engine.

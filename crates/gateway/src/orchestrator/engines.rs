@@ -15,7 +15,7 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::time::{Duration, Instant, sleep_until};
 
-use super::Shared;
+use super::{OrchestratorSettings, Shared};
 use crate::metrics::{AuditLabels, Audited};
 
 /// Longest pause before an engine that lives elsewhere is looked for again: its return should be seen soon, and looking
@@ -193,7 +193,7 @@ fn join(shared: &Shared, slot: &Slot, driver: &Arc<dyn Driver>) {
     slot.draining.store(false, Ordering::Release);
     {
         let mut core = shared.core.lock();
-        core.note(now, Event::Joined(fleet_facts(facts, driver.is_in_process())));
+        core.note(now, Event::Joined(fleet_facts(facts, driver.is_in_process(), &shared.settings)));
         core.note(now, Event::Ready(facts.incarnation));
         for rank in facts.ranks() {
             let guessed = facts.cache_sight != CacheSight::Events;
@@ -373,7 +373,12 @@ pub(super) fn audit(shared: &Arc<Shared>, driver: &dyn Driver, words: &ClientBod
     });
 }
 
-fn fleet_facts(facts: &EngineFacts, in_process: bool) -> forebay_fleet::EngineFacts {
+fn fleet_facts(
+    facts: &EngineFacts,
+    in_process: bool,
+    settings: &OrchestratorSettings,
+) -> forebay_fleet::EngineFacts {
+    let profile = if in_process { None } else { settings.profile_of(&facts.model) };
     let block_bytes = facts.block_bytes_or_nominal();
     let EngineFacts {
         engine,
@@ -414,6 +419,8 @@ fn fleet_facts(facts: &EngineFacts, in_process: bool) -> forebay_fleet::EngineFa
         first_token: if in_process { FirstToken::Handed } else { FirstToken::OfDecode },
         takes_tokens: accepts.tokens,
         takes_body: accepts.body,
+        steps_together: dp_ranks > 1 && profile.as_ref().is_some_and(|profile| profile.is_of_group()),
+        profile,
         load_sight: if in_process { LoadSight::EveryStep } else { LoadSight::Sampled },
         step_prior: prior,
     }

@@ -28,6 +28,7 @@ use forebay_fleet::FleetSettings;
 use forebay_kv_hash::{BlockHasher, ChainLimits};
 use forebay_kv_index::IndexLimits;
 use forebay_lifecycle::Limits;
+use forebay_perf_model::Profile;
 use forebay_placement::{Policy, Weights};
 use forebay_types::{EngineName, Incarnation, LegId, RequestId, ReservationId, Role};
 use parking_lot::{Mutex, RwLock};
@@ -61,6 +62,8 @@ pub struct OrchestratorSettings {
     pub limits: Limits,
     /// What a second of each cost term counts for.
     pub weights: Weights,
+    /// What engines elsewhere take, by model.
+    pub profiles: Vec<ModelProfile>,
     /// How a candidate is chosen.
     pub policy: Policy,
     /// Breakers, reservations, links.
@@ -83,6 +86,15 @@ pub struct OrchestratorSettings {
     pub unix_ms: u64,
 }
 
+impl OrchestratorSettings {
+    /// What engines of `model` take, if that is known.
+    fn profile_of(&self, model: &str) -> Option<Arc<Profile>> {
+        let named = self.profiles.iter().find(|of| of.model.as_deref() == Some(model));
+        let found = named.or_else(|| self.profiles.iter().find(|of| of.model.is_none()))?;
+        Some(found.profile.clone())
+    }
+}
+
 impl Default for OrchestratorSettings {
     fn default() -> Self {
         Self {
@@ -91,6 +103,7 @@ impl Default for OrchestratorSettings {
             decisions: None,
             limits: Limits::default(),
             weights: Weights::default(),
+            profiles: Vec::new(),
             policy: Policy::default(),
             fleet: FleetSettings::default(),
             index: IndexLimits::default(),
@@ -106,6 +119,15 @@ impl Default for OrchestratorSettings {
 }
 
 pub use self::engines::{Keeper, Member};
+
+/// What the engines of a model take for their steps, as it was measured.
+#[derive(Debug, Clone)]
+pub struct ModelProfile {
+    /// `None`: of any model that no other profile is for.
+    pub model: Option<Arc<str>>,
+    /// The measurements.
+    pub profile: Arc<Profile>,
+}
 
 /// The fleet as one value: what HTTP submits requests to.
 #[derive(Clone)]

@@ -6,7 +6,7 @@
 //! fall when work is added; nothing here allocates.
 
 use super::curve::Curve;
-use super::shape::{PrefillShape, StepShape};
+use super::shape::{PrefillShape, QueueShape, StepShape};
 
 /// Terms of a step's time; each has a factor that is 1 in the profile and is learned for a rank.
 pub(crate) const TERMS: usize = 5;
@@ -81,6 +81,21 @@ impl StepCost {
 
     pub(crate) fn step_seconds(&self, factors: &Factors, shape: &StepShape) -> f64 {
         total(factors, &self.row(factors, shape))
+    }
+
+    /// The steps' time as a sum of full ones and a last one. Attention is spread evenly over their tokens.
+    pub(crate) fn queue_seconds(&self, factors: &Factors, shape: &QueueShape) -> f64 {
+        if shape.tokens == 0 {
+            return 0.0;
+        }
+        let (full, chunk, rest) = shape.cut();
+        let attention = ATTENTION_MAX.min(shape.attention.max(0.0)) / shape.tokens as f64;
+        let step = |tokens: u32| {
+            let prefill_attention = attention * f64::from(tokens);
+            self.step_seconds(factors, &StepShape { prefill_attention, ..shape.step(tokens) })
+        };
+        let full = if full > 0 { full as f64 * step(chunk) } else { 0.0 };
+        if rest > 0 { full + step(rest) } else { full }
     }
 
     pub(crate) fn prefill_seconds(&self, factors: &Factors, shape: &PrefillShape) -> f64 {

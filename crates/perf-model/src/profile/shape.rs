@@ -57,6 +57,58 @@ pub struct PrefillShape {
     pub context_tokens: u64,
 }
 
+/// Prompts that wait on one rank, all together.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct QueueShape {
+    /// Prompt tokens to compute.
+    pub tokens: u64,
+    /// Attention work of those tokens; see [`StepShape::prefill_attention`].
+    pub attention: f64,
+    /// Tokens that the engine puts into a step at most; decodes go first, prompts get the rest, but at least 1. 0: all
+    /// of them in one step.
+    pub budget_tokens: u32,
+    /// Sequences that decode in every one of the steps; in a group those of the rank with most.
+    pub decodes: u32,
+    /// Tokens of context that they read in each; in a group those of the rank with most.
+    pub context_tokens: u64,
+    /// Sequences that decode on all ranks of the group together; see [`StepShape::group_decodes`].
+    pub group_decodes: u32,
+}
+
+impl QueueShape {
+    /// Steps that compute them.
+    pub fn steps(&self) -> u64 {
+        self.tokens.div_ceil(self.chunk_tokens())
+    }
+
+    fn chunk_tokens(&self) -> u64 {
+        match self.budget_tokens {
+            0 => self.tokens.max(1),
+            budget => u64::from(budget.saturating_sub(self.decodes).max(1)),
+        }
+    }
+
+    /// Full steps, prompt tokens of each, and those of the last one that is not full.
+    pub(crate) fn cut(&self) -> (u64, u32, u32) {
+        let chunk = self.chunk_tokens();
+        let (full, rest) = (self.tokens / chunk, self.tokens % chunk);
+        (full, u32::try_from(chunk).unwrap_or(u32::MAX), u32::try_from(rest).unwrap_or(u32::MAX))
+    }
+
+    /// One of its steps, but for the attention.
+    pub(crate) fn step(&self, prefill_tokens: u32) -> StepShape {
+        let &Self { budget_tokens, decodes, context_tokens, group_decodes, .. } = self;
+        StepShape {
+            prefill_tokens,
+            prefill_attention: 0.0,
+            decodes,
+            context_tokens,
+            group_decodes,
+            budget_tokens,
+        }
+    }
+}
+
 impl PrefillShape {
     /// Prompt tokens in each step but perhaps the last; at least 1.
     pub(crate) fn chunk_tokens(&self) -> u32 {

@@ -50,7 +50,7 @@ fn rates_that_cannot_be_told_apart_do_not_outweigh_reuse() {
             per_prefill_token_seconds: of.per_prefill_token_seconds * factor,
             ..of
         };
-        idle(n).put(|rank| rank.perf = Arc::new(StepModel::new(slower)))
+        idle(n).put(|rank| rank.perf = Arc::new(RankModel::learned(slower)))
     };
     // 800 tokens of cache save some 20 ms; 200 tokens of answer take 1.3 s, of which 8 % is 100 ms.
     let warm = [(id(0), 50)];

@@ -4,7 +4,6 @@ use forebay_types::Role;
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
-use crate::pace::Paces;
 use crate::{
     choose::Chooser,
     cost,
@@ -94,11 +93,11 @@ proptest! {
         let request = Request { overlaps: &overlaps, output_tokens_expected: output, ..prompt(prompt_tokens) };
         let weights = Weights::default();
         let Ok(decision) = placed(&snapshot, &request) else { return Ok(()) };
-        let paces = Paces::of(&snapshot, weights.pace_tolerance);
+        let surroundings = cost::Surroundings::of(&snapshot, &weights);
         let priced: Vec<_> = filter::judge(&snapshot, &request)
             .iter()
             .filter(|verdict| verdict.eligible(decision.explanation.relaxed))
-            .map(|verdict| cost::price(&snapshot.ranks[verdict.index], &paces, verdict, &request, &weights))
+            .map(|verdict| cost::price(&snapshot.ranks[verdict.index], &surroundings, verdict, &request, &weights))
             .collect();
         let chooser = Chooser { snapshot: &snapshot, weights: &weights, priced: &priced, beginning: None };
         let mut least = f64::INFINITY;

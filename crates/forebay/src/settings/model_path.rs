@@ -1,19 +1,29 @@
-//! `--tokenizer [MODEL=]PATH`.
+//! `--tokenizer [MODEL=]PATH`, `--profile [MODEL=]PATH`.
 
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use super::value::{Form, Value};
 
-/// A tokenizer, and the model that it is for.
+/// A file, and the model that it is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct TokenizerSpec {
-    /// `None`: any model that no other tokenizer is for.
+pub(crate) struct ModelPath {
+    /// `None`: any model that no other one is for.
     pub(crate) model: Option<String>,
-    /// A `tokenizer.json`, its folder, or a GGUF file.
     pub(crate) path: PathBuf,
 }
 
-impl fmt::Display for TokenizerSpec {
+impl ModelPath {
+    /// The one that is for `model`, or for any.
+    pub(crate) fn find<'a>(model: &str, among: &'a [Self]) -> Option<&'a Path> {
+        let named = among.iter().find(|spec| spec.model.as_deref() == Some(model));
+        Some(&named.or_else(|| among.iter().find(|spec| spec.model.is_none()))?.path)
+    }
+}
+
+impl fmt::Display for ModelPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.model {
             Some(model) => write!(f, "{model}={}", self.path.display()),
@@ -22,7 +32,7 @@ impl fmt::Display for TokenizerSpec {
     }
 }
 
-fn one(text: &str) -> Result<TokenizerSpec, String> {
+fn one(text: &str) -> Result<ModelPath, String> {
     let (model, path) = match text.split_once('=') {
         Some((model, path)) => (Some(model.to_owned()), path),
         None => (None, text),
@@ -30,13 +40,13 @@ fn one(text: &str) -> Result<TokenizerSpec, String> {
     if path.is_empty() || model.as_deref() == Some("") {
         return Err(format!("`{text}` names no path; write PATH or MODEL=PATH"));
     }
-    Ok(TokenizerSpec { model, path: path.into() })
+    Ok(ModelPath { model, path: path.into() })
 }
 
 /// In an environment variable, separated by spaces.
-impl Value for Vec<TokenizerSpec> {
+impl Value for Vec<ModelPath> {
     const FORM: Form = Form::List;
-    const EXPECTED: &'static str = "[MODEL=]PATH such as /models/qwen3/tokenizer.json";
+    const EXPECTED: &'static str = "[MODEL=]PATH such as org/model=/some/file";
     const PLACEHOLDER: &'static str = "[MODEL=]PATH";
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -64,12 +74,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tokenizers_read_and_show_themselves() {
-        let read = Vec::<TokenizerSpec>::parse("org/m=/a/tokenizer.json /b").expect("two");
+    fn paths_read_and_show_themselves() {
+        let read = Vec::<ModelPath>::parse("org/m=/a/tokenizer.json /b").expect("two");
         assert_eq!(read[0].model.as_deref(), Some("org/m"));
         assert_eq!((read[1].model.as_deref(), read[1].path.as_path()), (None, std::path::Path::new("/b")));
         assert_eq!(read.show(), "org/m=/a/tokenizer.json /b");
-        assert!(Vec::<TokenizerSpec>::parse("=x").is_err());
-        assert!(Vec::<TokenizerSpec>::parse("m=").is_err());
+        assert!(Vec::<ModelPath>::parse("=x").is_err());
+        assert!(Vec::<ModelPath>::parse("m=").is_err());
     }
 }

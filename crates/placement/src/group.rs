@@ -1,0 +1,86 @@
+//! Ranks that step together, as one load.
+//!
+//! The ranks of an expert-parallel group run every step in common: the fullest of them sets its length, and a prompt
+//! that is computed on one stops the decodes of all. So what a prompt does to others is counted over the whole group,
+//! and prompts that share a step are paid for once.
+
+use crate::{
+    cost,
+    snapshot::{RankView, Snapshot},
+};
+
+/// What all ranks of a group carry.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(crate) struct GroupLoad {
+    /// Sequences that decode on all of its ranks.
+    pub(crate) decodes: u32,
+    /// Sequences that decode on the rank with most.
+    pub(crate) fullest_decodes: u32,
+    /// Context of the rank with most.
+    pub(crate) fullest_context_tokens: u64,
+    /// Prompt tokens on the rank with most.
+    pub(crate) most_queued_tokens: u64,
+    /// Prompt tokens that no step has begun with yet, on the rank with most: what a new prompt can share steps with.
+    pub(crate) most_shared_tokens: u64,
+    /// Share of its time that prefills on any rank took from decodes.
+    pub(crate) prefill_share: f64,
+}
+
+impl GroupLoad {
+    fn add(&mut self, rank: &RankView) {
+        let decodes = cost::decodes(rank);
+        self.decodes = self.decodes.saturating_add(decodes);
+        self.fullest_decodes = self.fullest_decodes.max(decodes);
+        self.fullest_context_tokens = self.fullest_context_tokens.max(cost::context_tokens(rank));
+        self.most_queued_tokens = self.most_queued_tokens.max(cost::queued_tokens(rank));
+        self.most_shared_tokens = self.most_shared_tokens.max(shared_tokens(rank));
+        // Where prompts rarely share steps, the sum is what the group lost to them; it cannot lose more than all.
+        self.prefill_share = (self.prefill_share + rank.prefill_share).min(1.0);
+    }
+}
+
+/// Prompt tokens on `rank` that the running step does not compute.
+pub(crate) fn shared_tokens(rank: &RankView) -> u64 {
+    let queued = cost::queued_tokens(rank);
+    if rank.load.waiting > 0 || rank.reserved.sequences > 0 {
+        return queued;
+    }
+    queued.saturating_sub(u64::from(rank.step_tokens_max))
+}
+
+/// The groups of a fleet.
+#[derive(Debug, Default)]
+pub(crate) struct Groups {
+    /// By the index of its first rank in the snapshot, in order.
+    loads: Vec<(usize, GroupLoad)>,
+}
+
+impl Groups {
+    /// O(ranks).
+    pub(crate) fn of(snapshot: &Snapshot) -> Self {
+        let mut loads: Vec<(usize, GroupLoad)> = Vec::new();
+        for (index, rank) in snapshot.ranks.iter().enumerate().filter(|(_, rank)| rank.steps_together) {
+            // Ranks of one engine are neighbours.
+            match loads.last_mut() {
+                Some((first, load)) if snapshot.ranks[*first].id.incarnation == rank.id.incarnation => {
+                    load.add(rank)
+                }
+                _ => {
+                    let mut load = GroupLoad::default();
+                    load.add(rank);
+                    loads.push((index, load));
+                }
+            }
+        }
+        Self { loads }
+    }
+
+    /// The load of the group of the rank at `index`, if it is in one.
+    pub(crate) fn load(&self, index: usize, rank: &RankView) -> Option<&GroupLoad> {
+        if !rank.steps_together {
+            return None;
+        }
+        let group = self.loads.partition_point(|(first, _)| *first <= index).checked_sub(1)?;
+        Some(&self.loads[group].1)
+    }
+}
