@@ -19,6 +19,7 @@ ROWS = [
     "kv-index",
     "perf-model",
     "placement",
+    "admission",
     "fleet",
     "lifecycle",
     "engine-model",
@@ -37,7 +38,7 @@ ROWS = [
     "gateway",
     "forebay",
 ]
-CORES = ["types", "kv-hash", "kv-index", "perf-model", "placement", "fleet", "lifecycle", "engine-model",
+CORES = ["types", "kv-hash", "kv-index", "perf-model", "placement", "admission", "fleet", "lifecycle", "engine-model",
          "engine-events", "engine-wire"]
 # What a core may not have anywhere below it: runtimes, sockets, entropy, clocks.
 IMPURE = ["tokio", "async-std", "smol", "mio", "socket2", "hyper", "getrandom", "rand", "rand_core", "chrono", "time",

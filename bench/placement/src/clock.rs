@@ -28,6 +28,11 @@ impl Time {
         Self(self.0.saturating_sub(earlier.0))
     }
 
+    /// Of a time as the cores give it.
+    pub fn of(duration: Duration) -> Self {
+        Self(duration.as_nanos() as u64)
+    }
+
     /// As the cores take it.
     pub fn duration(self) -> Duration {
         Duration::from_nanos(self.0)

@@ -6,11 +6,12 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use forebay_admission::{Admit, GatherSettings, Gatherer};
 use forebay_fleet::{EngineFacts, Event, Fleet, FleetSettings, LoadSight, Progress};
 use forebay_kv_hash::{BlockHasher, ChainLimits, HashKey, SessionChains};
 use forebay_kv_index::{Applied, IndexLimits, KvIndex, Overlaps};
 use forebay_perf_model::{LinkPrior, Profile, StepCoefficients, StepShape};
-use forebay_placement::{Form, Request, Weights, beginning, place};
+use forebay_placement::{Form, Policy, Request, Weights, beginning, place, sharing};
 use forebay_types::{
     BlockHash, EngineName, FirstToken, Incarnation, KvEvent, KvEventBatch, LegId, RankId, RankLoad,
     ReservationId, Role, Tier, TokenId,
@@ -36,6 +37,7 @@ const OUTPUT_TOKENS_MAX: u32 = 8192;
 pub struct GatewaySettings {
     pub rule: Rule,
     pub weights: Weights,
+    pub gather: GatherSettings,
     pub first_token: FirstToken,
     /// How the load of ranks is known: of an engine in its own process, or of one elsewhere.
     pub sight: LoadSight,
@@ -73,6 +75,7 @@ impl Placed {
 pub struct Gateway {
     settings: GatewaySettings,
     fleet: Fleet,
+    gatherer: Gatherer,
     index: KvIndex,
     chains: SessionChains,
     root: BlockHash,
@@ -94,6 +97,7 @@ impl Gateway {
         let fleet_settings = FleetSettings { link_prior: LinkPrior::NVLINK, ..FleetSettings::default() };
         let mut gateway = Self {
             fleet: Fleet::new(fleet_settings),
+            gatherer: Gatherer::new(settings.gather),
             index: KvIndex::new(IndexLimits::default()),
             chains: SessionChains::new(hasher, ChainLimits::default()),
             root: hasher.root(MODEL, ""),
@@ -137,14 +141,20 @@ impl Gateway {
         hashes.into()
     }
 
-    /// Places a request and promises its load to the ranks; `None` if no rank takes it.
-    pub fn place(&mut self, now: Time, ask: &Ask<'_>) -> Option<Placed> {
-        let Some(policy) = self.settings.rule.policy() else {
-            let rank = self.ranks[(mix(ask.session_key) % self.ranks.len() as u64) as usize];
-            return Some(Placed { prefill: rank, decode: rank, ttft_predicted: None });
-        };
-        self.index.overlaps(ask.hashes, &mut self.overlaps);
-        let request = Request {
+    /// Whether a request that arrived is placed at once, or waits for others.
+    pub fn admit(&mut self, now: Time, ask: &Ask<'_>) -> Admit {
+        // As in the gateway: the policies that look at no seconds have nothing to weigh.
+        if self.settings.rule.policy() != Some(Policy::Cost) {
+            return Admit::Now;
+        }
+        let snapshot = self.fleet.snapshot(now.duration());
+        let request = self.request(ask);
+        let sharing = sharing(&snapshot, &request, &self.settings.weights);
+        self.gatherer.arrive(now.duration(), ask.prompt_tokens, sharing.as_ref())
+    }
+
+    fn request<'a>(&'a self, ask: &Ask<'a>) -> Request<'a> {
+        Request {
             model: MODEL,
             prompt_tokens: ask.prompt_tokens,
             overlaps: self.overlaps.as_slice(),
@@ -155,10 +165,20 @@ impl Gateway {
             choices: 1,
             excluded: &[],
             beginning: beginning(ask.hashes, self.block_size_tokens),
+        }
+    }
+
+    /// Places a request and promises its load to the ranks; `None` if no rank takes it.
+    pub fn place(&mut self, now: Time, ask: &Ask<'_>) -> Option<Placed> {
+        let Some(policy) = self.settings.rule.policy() else {
+            let rank = self.ranks[(mix(ask.session_key) % self.ranks.len() as u64) as usize];
+            return Some(Placed { prefill: rank, decode: rank, ttft_predicted: None });
         };
+        self.index.overlaps(ask.hashes, &mut self.overlaps);
         let turn = self.turn;
         self.turn += 1;
         let snapshot = self.fleet.snapshot(now.duration());
+        let request = self.request(ask);
         let decision = place(&snapshot, &request, policy, &self.settings.weights, turn).ok()?;
         drop(snapshot);
         let reservations = decision.reservations;

@@ -1,7 +1,8 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
+use forebay_admission::GatherSettings;
 use forebay_fleet::LoadSight;
 use forebay_placement::Weights;
 use forebay_types::FirstToken;
@@ -31,6 +32,7 @@ options
   --seconds T, --warm-up T                         the measured window; before it
   --budget TOKENS, --blocks N                      of a step; of a rank's KV pool
   --weights JSON                                   of placement's cost
+  --gather WAIT_MS,WEIGHT                          how long prompts wait to share a step at most; what a stall is worth
   --first-token handed|of-decode                   which leg of a split sends it
   --model profile|learned                          what placement starts from: the engines' profile, or five rates
   --delivery asynchronous|with-step                when tokens leave an engine
@@ -66,6 +68,7 @@ pub struct Options {
     pub budget: u32,
     pub blocks: Option<u32>,
     pub weights: Weights,
+    pub gather: GatherSettings,
     pub first_token: FirstToken,
     pub profiled: bool,
     pub delivery: Delivery,
@@ -105,6 +108,7 @@ impl Options {
             budget: BUDGET_TOKENS,
             blocks: None,
             weights: Weights::default(),
+            gather: GatherSettings::default(),
             first_token: FirstToken::Handed,
             profiled: true,
             delivery: Delivery::Asynchronous,
@@ -154,6 +158,7 @@ impl Options {
             "--weights" => {
                 self.weights = serde_json::from_str(value).map_err(|error| format!("{name}: {error}"))?
             }
+            "--gather" => self.gather = gather(value)?,
             "--first-token" if value == "handed" => self.first_token = FirstToken::Handed,
             "--first-token" if value == "of-decode" => self.first_token = FirstToken::OfDecode,
             "--model" if value == "profile" => self.profiled = true,
@@ -250,6 +255,7 @@ impl Options {
         GatewaySettings {
             rule,
             weights: self.weights,
+            gather: self.gather,
             first_token: self.first_token,
             sight: self.sight,
             profiled: self.profiled,
@@ -260,6 +266,16 @@ impl Options {
 
 fn number<T: std::str::FromStr>(name: &str, text: &str) -> Result<T, String> {
     text.parse().map_err(|_| format!("{name} {text}: not a number that fits"))
+}
+
+fn gather(text: &str) -> Result<GatherSettings, String> {
+    let wrong = || format!("--gather {text}: two numbers from 0 up, like 250,1");
+    let (wait_ms, weight) = text.split_once(',').ok_or_else(wrong)?;
+    let [wait_ms, stall_weight]: [f64; 2] = [number("--gather", wait_ms)?, number("--gather", weight)?];
+    if !(0.0..=1e6).contains(&wait_ms) || !(0.0..=1e6).contains(&stall_weight) {
+        return Err(wrong());
+    }
+    Ok(GatherSettings { wait_max: Duration::from_secs_f64(wait_ms / 1e3), stall_weight })
 }
 
 fn slo(text: &str) -> Result<Slo, String> {

@@ -12,6 +12,7 @@ mod delivery;
 
 use std::collections::VecDeque;
 
+use forebay_admission::Admit;
 use forebay_engine_model::{Job, Work};
 use forebay_fleet::{LoadSight, Progress};
 use forebay_types::{LegId, RankId};
@@ -74,6 +75,8 @@ pub struct Run<'a> {
     clients: Clients<'a>,
     /// Requests in order of arrival, of which the first has no first token.
     unanswered: VecDeque<u32>,
+    /// Requests that wait to be placed, and in which batch.
+    waiting: Vec<(u64, u32)>,
     happened: Happened,
 }
 
@@ -94,6 +97,7 @@ impl<'a> Run<'a> {
             gateway,
             clients: Clients::new(sessions),
             unanswered: VecDeque::new(),
+            waiting: Vec::new(),
             happened: Happened::default(),
         }
     }
@@ -142,6 +146,7 @@ impl<'a> Run<'a> {
             Event::Heard(leg, word) => self.hear(leg, word),
             Event::Reported(report, as_of) => self.gateway.report(self.now, as_of, *report),
             Event::Look(group) => self.look(group),
+            Event::Leave(request) => self.leave(request),
         }
     }
 
@@ -154,10 +159,45 @@ impl<'a> Run<'a> {
     fn arrive(&mut self, session: u32) {
         let counts = self.now >= self.settings.warm_up && self.now < self.settings.end;
         let request = self.clients.send(session, self.now, counts, &self.gateway);
+        self.unanswered.push_back(request);
+        match self.gateway.admit(self.now, &self.clients.ask(request)) {
+            Admit::Now => self.place(request),
+            Admit::Wait { batch, at } => self.wait(request, batch, Time::of(at)),
+            Admit::Release { batch, at } => {
+                let at = Time::of(at);
+                let others: Vec<u32> =
+                    self.waiting.iter().filter(|(waits, _)| *waits == batch).map(|it| it.1).collect();
+                for request in others {
+                    self.wait(request, batch, at);
+                }
+                self.wait(request, batch, at);
+            }
+        }
+    }
+
+    /// A request leaves so that it reaches its engine at `at`.
+    fn wait(&mut self, request: u32, batch: u64, at: Time) {
+        if !self.waiting.contains(&(batch, request)) {
+            self.waiting.push((batch, request));
+        }
+        let way = self.way_there(self.clients.requests[request as usize].prompt_tokens);
+        let leaves = at.since(Time::from_seconds(way)).max(self.now);
+        self.agenda.add(leaves, Event::Leave(request));
+    }
+
+    /// It leaves, unless it has left before.
+    fn leave(&mut self, request: u32) {
+        let waited = self.waiting.len();
+        self.waiting.retain(|(_, waits)| *waits != request);
+        if self.waiting.len() < waited {
+            self.place(request);
+        }
+    }
+
+    fn place(&mut self, request: u32) {
         let placed = self.gateway.place(self.now, &self.clients.ask(request));
         let Some(placed) = placed else { return self.clients.refused(request) };
         self.clients.requests[request as usize].placed = Some(placed);
-        self.unanswered.push_back(request);
         let leg = Request::legs(request)[0];
         let prompt_tokens = self.clients.requests[request as usize].prompt_tokens;
         self.send(leg, self.way_there(prompt_tokens));

@@ -127,7 +127,7 @@ impl Fleet {
             snapshot.links = self.links.clone();
         }
         if members {
-            snapshot.ranks = self.ranks.iter().map(|rank| rank.view(shown_at, &self.settings)).collect();
+            snapshot.set_ranks(self.ranks.iter().map(|rank| rank.view(shown_at, &self.settings)).collect());
         } else {
             for &index in &ranks {
                 self.ranks[index].update(&mut snapshot.ranks[index], shown_at, &self.settings);

@@ -142,6 +142,7 @@ fn orchestrator_settings(settings: &Settings) -> OrchestratorSettings {
         stall_min: settings.cluster.stall_seconds_min,
         stall_itl_factor: settings.cluster.stall_itl_factor,
         weights: settings.routing.weights(),
+        gather: settings.routing.gather(),
         policy: settings.routing.policy,
         seed: outside::entropy(),
         unix_ms: outside::unix_ms(),

@@ -234,6 +234,9 @@ impl Settings {
         if let Err(error) = self.routing.weights().validate() {
             refuse(error.to_string());
         }
+        if let Err(error) = self.routing.gather().validate() {
+            refuse(format!("gather_stall_weight: {error}"));
+        }
         problems
     }
 }

@@ -235,6 +235,8 @@ pub struct Metrics {
     pub transfer_bytes: Counter,
     /// `forebay_transfer_seconds`: duration of one hand-over that was done. Set by the orchestrator.
     pub transfer: SecondsHistogram,
+    /// `forebay_gather_seconds`: how long a prompt waited for others to share a step with. Set by the orchestrator.
+    pub gathered: SecondsHistogram,
     /// `forebay_decisions_total{policy,kind}`: placements. Set by the orchestrator.
     pub decisions: Family<DecisionLabels, Counter>,
     /// `forebay_split_saved_seconds{model,what}`: sum over split requests against the cheapest engine alone; falls where a
@@ -320,6 +322,7 @@ impl Metrics {
             transfers: Family::default(),
             transfer_bytes: Counter::default(),
             transfer: SecondsHistogram::new(TRANSFER_SECONDS),
+            gathered: request_seconds(),
             decisions: Family::default(),
             split_saved: Family::default(),
             decisions_unwritten: Gauge::default(),
@@ -394,6 +397,11 @@ impl Metrics {
             "forebay_transfer_seconds",
             "Duration of one hand-over of KV",
             self.transfer.clone(),
+        );
+        registry.register(
+            "forebay_gather_seconds",
+            "How long a prompt waited for others to share a step with",
+            self.gathered.clone(),
         );
         registry.register("forebay_decisions", "Placements, by policy and choice", self.decisions.clone());
         registry.register(

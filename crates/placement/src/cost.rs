@@ -12,7 +12,7 @@ use forebay_types::{RankId, Role};
 use crate::{
     explain::Terms,
     filter::Verdict,
-    group::{GroupLoad, Groups, shared_tokens},
+    group::{GroupLoad, Groups, waiting_tokens},
     pace::Paces,
     place::Request,
     snapshot::{RankView, Snapshot},
@@ -110,6 +110,13 @@ impl Surroundings {
         Self { paces: Paces::of(snapshot, weights.pace_tolerance), groups: Groups::of(snapshot) }
     }
 
+    /// Sequences that a prompt of so many tokens stalls on the rank at `index`, and for how long, if nothing else waits.
+    pub(crate) fn stall(&self, index: usize, rank: &RankView, prompt_tokens: u32) -> (u32, f64) {
+        let batch = self.batch(index, rank);
+        let prompt = Prompts { tokens: u64::from(prompt_tokens), attention: attention(prompt_tokens, 0) };
+        (batch.stalled, finite(batch.work_seconds(&prompt, batch.seconds(&prompt))))
+    }
+
     fn batch<'a>(&'a self, index: usize, rank: &'a RankView) -> Batch<'a> {
         let prices = match rank.perf.rates() {
             Some(own) => Prices::Rates(self.paces.pace(own, rank, decodes(rank))),
@@ -142,10 +149,10 @@ pub(crate) fn price(
     let batch = surroundings.batch(verdict.index, rank);
     let own = Prompts { tokens: u64::from(new_tokens), attention: attention(new_tokens, cached_tokens) };
     let ahead = Queue::of(rank, &batch);
-    let with_own = batch.seconds(&ahead.prompts.and(&own));
-    let wait = batch.rest_of_step_seconds(rank, &ahead) + ahead.seconds;
-    let prefill = with_own - ahead.seconds;
-    let harm = weights.harm * f64::from(batch.stalled) * batch.stall_of(rank, &ahead, &own, prefill);
+    let wait = batch.rest_of_step_seconds(rank) + ahead.seconds;
+    let prefill = batch.prefill_seconds(&ahead, &own);
+    let weight = if rank.steps_together { weights.group_harm } else { weights.harm };
+    let harm = weight * f64::from(batch.stalled) * batch.stall_of(&ahead, &own, prefill);
 
     let decode = batch.decode(request);
     let stretched = decode.stretched_seconds(batch.prefill_share, weights.prefill_share_max);
@@ -305,32 +312,40 @@ impl<'a> Batch<'a> {
         (seconds - self.queue(prompts).steps() as f64 * self.step_seconds).max(0.0)
     }
 
+    /// A request's own prefill, behind what is ahead. In a group its steps are as long as the longest prompts in them.
+    fn prefill_seconds(&self, ahead: &Queue, own: &Prompts) -> f64 {
+        let mut with_own = ahead.prompts.and(own);
+        if let Some(group) = self.group {
+            let steps = self.queue(&with_own).steps();
+            let in_those = steps.saturating_mul(u64::from(self.beside.budget_tokens));
+            with_own.tokens = with_own.tokens.max(group.most_waiting_tokens.min(in_those));
+        }
+        self.seconds(&with_own) - ahead.seconds
+    }
+
     /// By how much a running decode stalls behind a request's own prefill, which takes `prefill_seconds`.
     ///
     /// In a group, prompts of other ranks that no step has begun with share their steps with it: it stalls decodes only
     /// for as long as it outlasts those.
-    fn stall_of(&self, rank: &RankView, ahead: &Queue, own: &Prompts, prefill_seconds: f64) -> f64 {
+    fn stall_of(&self, ahead: &Queue, own: &Prompts, prefill_seconds: f64) -> f64 {
         let Some(group) = self.group else {
             let steps = self.queue(&ahead.prompts.and(own)).steps() - ahead.steps;
             return (prefill_seconds - steps as f64 * self.step_seconds).max(0.0);
         };
         // The share of attention in a step of a group is in its price of a token.
         let prompts = |tokens: u64| Prompts { tokens, attention: 0.0 };
-        let before = prompts(group.most_shared_tokens);
-        let after = prompts(before.tokens.max(shared_tokens(rank).saturating_add(own.tokens)));
+        let before = prompts(group.most_waiting_tokens);
+        let after = prompts(before.tokens.max(ahead.prompts.and(own).tokens));
         let work = |prompts: &Prompts| self.work_seconds(prompts, self.seconds(prompts));
         (work(&after) - work(&before)).max(0.0)
     }
 
     /// Half a decode step: a request comes at any moment of it. A step that computes a prompt is counted whole with
-    /// the queue, because its tokens leave the load only when it ends; but where another rank of the group computes it,
-    /// half of that step is left.
-    fn rest_of_step_seconds(&self, rank: &RankView, ahead: &Queue) -> f64 {
-        if let Some(group) = self.group
-            && ahead.prompts.tokens == 0
-            && group.most_queued_tokens > 0
-        {
-            let tokens = group.most_queued_tokens.min(u64::from(self.beside.budget_tokens));
+    /// the queue, because its tokens leave the load only when it ends; in a group, where it may be another rank's, half
+    /// of that step is left.
+    fn rest_of_step_seconds(&self, rank: &RankView) -> f64 {
+        if let Some(group) = self.group.filter(|group| group.most_running_tokens > 0) {
+            let tokens = group.most_running_tokens.min(u64::from(self.beside.budget_tokens));
             return self.seconds(&Prompts { tokens, attention: 0.0 }) / 2.0;
         }
         if rank.load.decoding > 0 && rank.load.prefill_tokens == 0 { self.step_seconds / 2.0 } else { 0.0 }
@@ -382,7 +397,7 @@ struct Queue {
 impl Queue {
     /// Attention is taken as if the queued tokens were equal, uncached prompts: nobody reports their lengths.
     fn of(rank: &RankView, batch: &Batch<'_>) -> Self {
-        let tokens = queued_tokens(rank);
+        let tokens = if batch.group.is_some() { waiting_tokens(rank) } else { queued_tokens(rank) };
         if tokens == 0 {
             return Self { prompts: Prompts { tokens, attention: 0.0 }, steps: 0, seconds: 0.0 };
         }

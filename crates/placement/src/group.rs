@@ -18,10 +18,10 @@ pub(crate) struct GroupLoad {
     pub(crate) fullest_decodes: u32,
     /// Context of the rank with most.
     pub(crate) fullest_context_tokens: u64,
-    /// Prompt tokens on the rank with most.
-    pub(crate) most_queued_tokens: u64,
+    /// Prompt tokens that the running step computes, on the rank with most.
+    pub(crate) most_running_tokens: u64,
     /// Prompt tokens that no step has begun with yet, on the rank with most: what a new prompt can share steps with.
-    pub(crate) most_shared_tokens: u64,
+    pub(crate) most_waiting_tokens: u64,
     /// Share of its time that prefills on any rank took from decodes.
     pub(crate) prefill_share: f64,
 }
@@ -32,15 +32,17 @@ impl GroupLoad {
         self.decodes = self.decodes.saturating_add(decodes);
         self.fullest_decodes = self.fullest_decodes.max(decodes);
         self.fullest_context_tokens = self.fullest_context_tokens.max(cost::context_tokens(rank));
-        self.most_queued_tokens = self.most_queued_tokens.max(cost::queued_tokens(rank));
-        self.most_shared_tokens = self.most_shared_tokens.max(shared_tokens(rank));
+        let waiting = waiting_tokens(rank);
+        self.most_running_tokens = self.most_running_tokens.max(cost::queued_tokens(rank) - waiting);
+        self.most_waiting_tokens = self.most_waiting_tokens.max(waiting);
         // Where prompts rarely share steps, the sum is what the group lost to them; it cannot lose more than all.
         self.prefill_share = (self.prefill_share + rank.prefill_share).min(1.0);
     }
 }
 
-/// Prompt tokens on `rank` that the running step does not compute.
-pub(crate) fn shared_tokens(rank: &RankView) -> u64 {
+/// Prompt tokens on `rank` that the running step does not compute. Which those are is not reported: where sequences wait
+/// or were promised, all of them are taken to wait, else what goes beyond one step.
+pub(crate) fn waiting_tokens(rank: &RankView) -> u64 {
     let queued = cost::queued_tokens(rank);
     if rank.load.waiting > 0 || rank.reserved.sequences > 0 {
         return queued;
@@ -56,8 +58,11 @@ pub(crate) struct Groups {
 }
 
 impl Groups {
-    /// O(ranks).
+    /// O(ranks) where there are any.
     pub(crate) fn of(snapshot: &Snapshot) -> Self {
+        if !snapshot.has_groups() {
+            return Self::default();
+        }
         let mut loads: Vec<(usize, GroupLoad)> = Vec::new();
         for (index, rank) in snapshot.ranks.iter().enumerate().filter(|(_, rank)| rank.steps_together) {
             // Ranks of one engine are neighbours.

@@ -10,6 +10,7 @@ mod pace;
 mod place;
 mod policy;
 mod rules;
+mod sharing;
 mod snapshot;
 mod weights;
 
@@ -23,5 +24,6 @@ pub use explain::{
 pub use filter::{Exclusion, Relaxed};
 pub use place::{Decision, Form, Plan, Request, Reservations, beginning, place};
 pub use policy::{Policy, UnknownPolicy};
+pub use sharing::{Sharing, sharing};
 pub use snapshot::{Breaker, Links, RankState, RankView, Reserved, Snapshot};
 pub use weights::{DynamoKnobs, Weights, WeightsError};

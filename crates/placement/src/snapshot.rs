@@ -21,13 +21,27 @@ pub struct Snapshot {
     pub ranks: Vec<RankView>,
     /// What moving KV costs, by pair.
     pub links: Links,
+    /// Whether any ranks step together.
+    has_groups: bool,
 }
 
 impl Snapshot {
     /// A snapshot of these ranks, in any order.
-    pub fn new(generation: u64, mut ranks: Vec<RankView>, links: Links) -> Self {
+    pub fn new(generation: u64, ranks: Vec<RankView>, links: Links) -> Self {
+        let mut snapshot = Self { generation, ranks: Vec::new(), links, has_groups: false };
+        snapshot.set_ranks(ranks);
+        snapshot
+    }
+
+    /// Other ranks than before, in any order.
+    pub fn set_ranks(&mut self, mut ranks: Vec<RankView>) {
         ranks.sort_by_key(|rank| rank.id);
-        Self { generation, ranks, links }
+        self.has_groups = ranks.iter().any(|rank| rank.steps_together);
+        self.ranks = ranks;
+    }
+
+    pub(crate) fn has_groups(&self) -> bool {
+        self.has_groups
     }
 
     /// The rank with this id.

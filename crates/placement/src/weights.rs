@@ -18,6 +18,9 @@ pub struct Weights {
     /// Of each second for which a running decode stalls behind this prefill. 1 ignores the queue behind and was far too
     /// high.
     pub harm: f64,
+    /// The same where ranks step together. 1: unlike a dense engine's, a group's prompts share their steps, so that who
+    /// goes where others wait loses little by it.
+    pub group_harm: f64,
     /// Seconds that a half-full KV pool counts for: λ of `λ·k/(1−k)`. 0.15 s is what the Shepherd Model Gateway's
     /// least-load policy uses.
     pub kv_pressure_seconds: f64,
@@ -66,6 +69,7 @@ impl Default for Weights {
             transfer: 1.0,
             decode: 0.1,
             harm: 0.1,
+            group_harm: 1.0,
             kv_pressure_seconds: 0.15,
             handover_steps: 2.5,
             prefill_share_max: 0.9,
@@ -94,6 +98,7 @@ impl Weights {
             transfer,
             decode,
             harm,
+            group_harm,
             kv_pressure_seconds,
             handover_steps,
             prefill_share_max,
@@ -106,6 +111,7 @@ impl Weights {
             ("transfer", transfer),
             ("decode", decode),
             ("harm", harm),
+            ("group_harm", group_harm),
             ("kv_pressure_seconds", kv_pressure_seconds),
             ("handover_steps", handover_steps),
             ("prefill_share_max", prefill_share_max),

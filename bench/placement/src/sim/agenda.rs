@@ -23,6 +23,8 @@ pub(super) enum Event {
     Reported(Box<Report>, Time),
     /// The gateway looks at an engine.
     Look(u32),
+    /// A request has waited long enough.
+    Leave(u32),
 }
 
 /// What the gateway hears.

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use forebay_admission::GatherSettings;
 use forebay_gateway::http::{HttpLimits, RequestLimits};
 use forebay_kv_hash::{ChainLimits, HashKey};
 use forebay_kv_index::IndexLimits;
@@ -105,6 +106,13 @@ settings! {
         decode_weight: f64 = Weights::default().decode => advanced;
         /// What each second counts for that a running answer stalls behind a new prompt.
         harm_weight: f64 = Weights::default().harm => advanced;
+        /// The same where the stalled engine's ranks step together, and prompts can share their steps.
+        group_harm_weight: f64 = Weights::default().group_harm => advanced;
+        /// Longest that a prompt waits for others to share a step with, where ranks step together: one prompt stops the
+        /// decodes of all ranks as long as eight do. How long it is worth is worked out; 0 turns it off.
+        gather_seconds_max: Duration = GatherSettings::default().wait_max => advanced;
+        /// What a second of a stalled decode is worth in seconds of waiting for the first token.
+        gather_stall_weight: f64 = GatherSettings::default().stall_weight => advanced;
         /// What a half-full KV pool counts for, in seconds.
         kv_pressure_weight_seconds: f64 = Weights::default().kv_pressure_seconds => advanced;
         /// Decode steps that a hand-over costs beside its bytes.
@@ -129,12 +137,18 @@ settings! {
 }
 
 impl Routing {
+    /// How long prompts wait to share a step.
+    pub(crate) fn gather(&self) -> GatherSettings {
+        GatherSettings { wait_max: self.gather_seconds_max, stall_weight: self.gather_stall_weight }
+    }
+
     /// The weights of the cost, as the placement core takes them.
     pub(crate) fn weights(&self) -> Weights {
         Weights {
             transfer: self.transfer_weight,
             decode: self.decode_weight,
             harm: self.harm_weight,
+            group_harm: self.group_harm_weight,
             kv_pressure_seconds: self.kv_pressure_weight_seconds,
             handover_steps: self.handover_steps,
             prefill_share_max: self.prefill_share_max,

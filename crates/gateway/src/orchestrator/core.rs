@@ -7,15 +7,18 @@ use std::{
     time::Duration,
 };
 
-use forebay_fleet::{Event, Fleet, FleetSettings};
+use forebay_fleet::{Event, Fleet};
 use forebay_kv_index::{RoutedCache, RoutedLimits};
 use forebay_lifecycle::{Quarantine, QuarantineLimits};
-use forebay_placement::{Decision, Form, PlaceError, Policy, Request, Weights, beginning, place};
+use forebay_placement::{Decision, Form, PlaceError, Policy, Request, Weights, beginning, place, sharing};
 use forebay_types::{BlockHash, Incarnation, KvEventBatch, RankId};
+use tokio::time::Instant;
 
 use super::{
+    OrchestratorSettings,
     api::PromptUnit,
     caches::{Caches, Known},
+    gather::{Departure, Gathering},
 };
 
 /// Output expected of a choice before any has ended.
@@ -26,6 +29,7 @@ const OUTPUT_NEWEST_WEIGHT: f64 = 0.02;
 /// Fleet, index and what is learned of output lengths.
 pub(super) struct Core {
     pub(super) fleet: Fleet,
+    gathering: Gathering,
     caches: Arc<Caches>,
     routed_caches: HashMap<RankId, Routed>,
     pub(super) quarantine: Quarantine,
@@ -56,9 +60,10 @@ pub(super) struct Question<'a> {
 }
 
 impl Core {
-    pub(super) fn new(fleet: FleetSettings, caches: Arc<Caches>, block_size_tokens: u32) -> Self {
+    pub(super) fn new(settings: &OrchestratorSettings, caches: Arc<Caches>, block_size_tokens: u32) -> Self {
         Self {
-            fleet: Fleet::new(fleet),
+            fleet: Fleet::new(settings.fleet),
+            gathering: Gathering::new(settings.gather),
             caches,
             routed_caches: HashMap::new(),
             quarantine: Quarantine::new(QuarantineLimits::default()),
@@ -90,11 +95,30 @@ impl Core {
                 &known.announced
             }
         };
+        let request = Request { overlaps: overlaps.as_slice(), ..self.request(question) };
+        place(&self.fleet.snapshot(now), &request, policy, weights, seed)
+    }
+
+    /// A request arrived (times are since `origin`): until when it waits for others to share a step with, if it does.
+    pub(super) fn gather(
+        &mut self,
+        origin: Instant,
+        now: Duration,
+        question: &Question<'_>,
+        weights: &Weights,
+    ) -> Option<Departure> {
+        let snapshot = self.fleet.snapshot(now);
+        let sharing = sharing(&snapshot, &self.request(question), weights)?;
+        self.gathering.arrive(origin, now, question.model, question.prompt_tokens, &sharing)
+    }
+
+    /// What placement knows of a request, but for what is cached of it.
+    fn request<'a>(&self, question: &Question<'a>) -> Request<'a> {
         let expected = self.output_tokens.get(question.model).copied().unwrap_or(OUTPUT_TOKENS_PRIOR);
-        let request = Request {
+        Request {
             model: question.model,
             prompt_tokens: question.prompt_tokens,
-            overlaps: overlaps.as_slice(),
+            overlaps: &[],
             overlap_block_tokens: self.block_size_tokens,
             form: question.form,
             output_tokens_expected: expected.ceil() as u32,
@@ -102,8 +126,7 @@ impl Core {
             choices: question.choices,
             excluded: question.excluded,
             beginning: beginning(question.chain, self.block_size_tokens),
-        };
-        place(&self.fleet.snapshot(now), &request, policy, weights, seed)
+        }
     }
 
     /// From now on the rank's cache is, or is not, guessed from what is routed there. `blocks_total` 0: unknown.

@@ -8,6 +8,7 @@ pub mod api;
 mod caches;
 mod core;
 mod engines;
+mod gather;
 mod request;
 mod status;
 mod trail;
@@ -23,6 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use forebay_admission::GatherSettings;
 use forebay_engines::{Driver, Launch, Prompt};
 use forebay_fleet::FleetSettings;
 use forebay_kv_hash::{BlockHasher, ChainLimits};
@@ -64,6 +66,8 @@ pub struct OrchestratorSettings {
     pub weights: Weights,
     /// What engines elsewhere take, by model.
     pub profiles: Vec<ModelProfile>,
+    /// How long prompts wait to share a step.
+    pub gather: GatherSettings,
     /// How a candidate is chosen.
     pub policy: Policy,
     /// Breakers, reservations, links.
@@ -104,6 +108,7 @@ impl Default for OrchestratorSettings {
             limits: Limits::default(),
             weights: Weights::default(),
             profiles: Vec::new(),
+            gather: GatherSettings::default(),
             policy: Policy::default(),
             fleet: FleetSettings::default(),
             index: IndexLimits::default(),
@@ -182,7 +187,7 @@ impl Orchestrator {
         let caches = Caches::new(settings.index, settings.chains, hasher);
         let shared = Arc::new(Shared {
             origin: Instant::now(),
-            core: Mutex::new(Core::new(settings.fleet, caches.clone(), hasher.block_size_tokens())),
+            core: Mutex::new(Core::new(&settings, caches.clone(), hasher.block_size_tokens())),
             caches,
             drivers: RwLock::new(HashMap::new()),
             slots: RwLock::default(),

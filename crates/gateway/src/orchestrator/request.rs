@@ -20,7 +20,7 @@ use forebay_lifecycle::{
     Action, Event, Failure, Form, Health, LegOrder, Lifecycle, PlacementId, Purpose, Refusal, Start, Terms,
     Unplaced, Work as WorkOrder,
 };
-use forebay_placement::{Decision, Form as PlacedForm, PlaceError, Plan, Snapshot};
+use forebay_placement::{Decision, Form as PlacedForm, PlaceError, Plan, Policy, Snapshot};
 use forebay_types::{FinishReason, LegId, RankId, ReservationId, Sampling};
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -29,6 +29,7 @@ use super::{
     api::{GenerateRequest, PromptUnit, ResponseEvent, ResponseSource, RouteError, Usage},
     caches::Known,
     core::Question,
+    gather::Departure,
     trail::Trail,
 };
 use crate::metrics::{DecisionKind, DecisionLabels};
@@ -70,6 +71,15 @@ struct Live {
     cached_tokens: u32,
     trail: Trail,
     scratch: Vec<LegEvent>,
+    /// It is not placed yet.
+    waits: Option<Waits>,
+}
+
+/// A request that waits for others.
+struct Waits {
+    placement: PlacementId,
+    purpose: Purpose,
+    until: Departure,
 }
 
 struct LiveLeg {
@@ -115,6 +125,7 @@ impl RequestRun {
             cached_tokens: 0,
             trail: Trail::new(&request, arrived_unix_ms),
             scratch: Vec::new(),
+            waits: None,
         };
         let mut run = Self {
             shared,
@@ -208,7 +219,36 @@ impl RequestRun {
         }
     }
 
+    /// Places it, or lets it wait for others to share a step with.
     fn place(&mut self, placement: PlacementId, purpose: Purpose, excluded: &[RankId]) {
+        let Some(live) = &mut self.live else { return };
+        let shared = &self.shared;
+        if live.is_new() && purpose == Purpose::Prompt && *shared.policy.read() == Policy::Cost {
+            let question = question(&self.request, &self.prompt, self.request.choices, 0, excluded);
+            let (origin, now) = (Instant::from_std(shared.origin), shared.now());
+            let departure = shared.core.lock().gather(origin, now, &question, &shared.settings.weights);
+            if let Some(until) = departure {
+                live.waits = Some(Waits { placement, purpose, until });
+                return;
+            }
+        }
+        self.place_now(placement, purpose, excluded);
+    }
+
+    /// Places it if it has waited long enough; whether it did.
+    fn waited(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(live) = &mut self.live else { return false };
+        let Some(mut waits) = live.waits.take() else { return false };
+        if waits.until.as_mut().poll(cx).is_pending() {
+            live.waits = Some(waits);
+            return false;
+        }
+        self.shared.metrics.gathered.observe(self.age());
+        self.place_now(waits.placement, waits.purpose, &[]);
+        true
+    }
+
+    fn place_now(&mut self, placement: PlacementId, purpose: Purpose, excluded: &[RankId]) {
         let Some(live) = &self.live else { return };
         let shared = self.shared.clone();
         let prompt = self.prompt_for(live, purpose);
@@ -216,16 +256,7 @@ impl RequestRun {
             Purpose::Prompt => (self.request.choices, 0),
             Purpose::Continue { generated_tokens, .. } => (1, generated_tokens),
         };
-        let question = Question {
-            model: &self.request.model,
-            prompt_tokens: prompt.tokens.len() as u32,
-            unit: self.request.unit,
-            form: if self.request.body.is_some() { PlacedForm::Body } else { PlacedForm::Tokens },
-            output_tokens_max: self.request.sampling.output_tokens_max.saturating_sub(generated_tokens),
-            choices,
-            excluded,
-            chain: &prompt.hashes,
-        };
+        let question = question(&self.request, &prompt, choices, generated_tokens, excluded);
         let turn = shared.next_turn.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let policy = *shared.policy.read();
         let (asked, age) = (shared.now(), self.age());
@@ -510,7 +541,7 @@ impl ResponseSource for RequestRun {
             if self.live.is_none() {
                 return Poll::Ready(false);
             }
-            if read {
+            if read || self.waited(cx) {
                 continue;
             }
             if self.deadline_passed(cx) {
@@ -555,6 +586,26 @@ impl RequestRun {
             | StartError::WrongForm
             | StartError::ForeignKv => Refusal::Unfit,
         }
+    }
+}
+
+/// What placement is asked for `prompt`, of which so many tokens are the answer's.
+fn question<'a>(
+    request: &'a GenerateRequest,
+    prompt: &'a Prompt,
+    choices: u32,
+    generated_tokens: u32,
+    excluded: &'a [RankId],
+) -> Question<'a> {
+    Question {
+        model: &request.model,
+        prompt_tokens: prompt.tokens.len() as u32,
+        unit: request.unit,
+        form: if request.body.is_some() { PlacedForm::Body } else { PlacedForm::Tokens },
+        output_tokens_max: request.sampling.output_tokens_max.saturating_sub(generated_tokens),
+        choices,
+        excluded,
+        chain: &prompt.hashes,
     }
 }
 

@@ -122,6 +122,7 @@ impl TokenizerProbe for Probe {
 /// A gateway without engines of its own.
 pub(crate) struct Rig {
     pub(crate) orchestrator: Orchestrator,
+    pub(crate) metrics: Arc<Metrics>,
     address: SocketAddr,
     serving: JoinHandle<()>,
 }
@@ -134,22 +135,30 @@ impl Drop for Rig {
 
 impl Rig {
     pub(crate) async fn start() -> Self {
-        Self::start_with(ClusterSettings {
+        Self::start_with_settings(OrchestratorSettings::default()).await
+    }
+
+    pub(crate) async fn start_with_settings(settings: OrchestratorSettings) -> Self {
+        let cluster = ClusterSettings {
             gateway: "gw".to_owned(),
             hash_key: key(),
             heartbeat: HEARTBEAT,
             silence_max: SILENCE,
             lease: LEASE,
             engines_max: 8,
-        })
-        .await
+        };
+        Self::start_all(cluster, settings).await
     }
 
     pub(crate) async fn start_with(cluster: ClusterSettings) -> Self {
+        Self::start_all(cluster, OrchestratorSettings::default()).await
+    }
+
+    async fn start_all(cluster: ClusterSettings, settings: OrchestratorSettings) -> Self {
         let hasher = BlockHasher::new(BlockKey(key().key), key().block_size_tokens);
-        let settings = OrchestratorSettings::default();
         let metrics = Arc::new(Metrics::new());
-        let orchestrator = Orchestrator::start(settings, Vec::new(), hasher, metrics, &Handle::current());
+        let orchestrator =
+            Orchestrator::start(settings, Vec::new(), hasher, metrics.clone(), &Handle::current());
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
         let address = listener.local_addr().expect("bound");
         let parts = ClusterParts {
@@ -166,7 +175,7 @@ impl Rig {
         let serving = tokio::spawn(async move {
             cluster::serve(listener, parts, std::future::pending()).await.expect("it serves");
         });
-        Self { orchestrator, address, serving }
+        Self { orchestrator, metrics, address, serving }
     }
 
     /// Waits for a state of the fleet.

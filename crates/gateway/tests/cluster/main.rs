@@ -1,6 +1,7 @@
 //! The agents' door, from outside: scripted agents over real sockets.
 
 mod agent;
+mod groups;
 
 use std::time::Duration;
 

@@ -1,0 +1,5 @@
+#![doc = include_str!("../README.md")]
+
+mod gather;
+
+pub use gather::{Admit, GatherSettings, Gatherer, NotAWeight};
