@@ -45,7 +45,8 @@ pub(crate) struct Priced {
     wait: f64,
     prefill: f64,
     harm: f64,
-    /// Pressure that the prompt adds while a prefill leg holds it.
+    /// Pressure that the prompt adds while a prefill leg holds it, and what it pushes out of the cache by lying in a second
+    /// pool: as many tokens as it computes, of which the usual share would have been asked for again.
     hold_pressure: f64,
     // The decode part.
     decode: f64,
@@ -152,7 +153,8 @@ pub(crate) fn price(
     let wait = batch.rest_of_step_seconds(rank) + ahead.seconds;
     let prefill = batch.prefill_seconds(&ahead, &own);
     let weight = if rank.steps_together { weights.group_harm } else { weights.harm };
-    let harm = weight * f64::from(batch.stalled) * batch.stall_of(&ahead, &own, prefill);
+    let stall = batch.stall_of(&ahead, &own, prefill);
+    let harm = weight * f64::from(batch.stalled) * stall;
 
     let decode = batch.decode(request);
     let stretched = decode.stretched_seconds(batch.prefill_share, weights.prefill_share_max);
@@ -174,7 +176,10 @@ pub(crate) fn price(
         wait: finite(wait),
         prefill: finite(prefill),
         harm: finite(harm),
-        hold_pressure: finite(pressure(u64::from(missing_blocks)) - pressure(0)),
+        hold_pressure: finite(
+            pressure(u64::from(missing_blocks)) - pressure(0)
+                + weights.second_copy * reuse_share(rank) * stall,
+        ),
         decode: finite(weights.decode * stretched),
         decode_leg: finite(weights.decode * stretched.max(beside_queue)),
         pressure: finite(pressure(resident_blocks)),
@@ -415,6 +420,14 @@ impl Queue {
         }
         let work_seconds = (self.seconds - self.steps as f64 * batch.step_seconds).max(0.0);
         work_seconds * (decode_steps / self.steps as f64).min(1.0)
+    }
+}
+
+/// Share of the prompt tokens that came to `rank` so far which it had cached.
+fn reuse_share(rank: &RankView) -> f64 {
+    match rank.load.prompt_tokens {
+        0 => 0.0,
+        all => (rank.load.cached_tokens as f64 / all as f64).min(1.0),
     }
 }
 

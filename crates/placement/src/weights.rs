@@ -21,6 +21,10 @@ pub struct Weights {
     /// The same where ranks step together. 1: unlike a dense engine's, a group's prompts share their steps, so that who
     /// goes where others wait loses little by it.
     pub group_harm: f64,
+    /// Of each second that computing again takes what a split pushes out of a cache, since its prompt lies in two pools. 2:
+    /// with 0 a tenth of conversations' turns are split for a few milliseconds each and the fleet forgets as many prompts;
+    /// beyond 2 long prompts that share something lose more than conversations win.
+    pub second_copy: f64,
     /// Seconds that a half-full KV pool counts for: λ of `λ·k/(1−k)`. 0.15 s is what the Shepherd Model Gateway's
     /// least-load policy uses.
     pub kv_pressure_seconds: f64,
@@ -70,6 +74,7 @@ impl Default for Weights {
             decode: 0.1,
             harm: 0.1,
             group_harm: 1.0,
+            second_copy: 2.0,
             kv_pressure_seconds: 0.15,
             handover_steps: 2.5,
             prefill_share_max: 0.9,
@@ -99,6 +104,7 @@ impl Weights {
             decode,
             harm,
             group_harm,
+            second_copy,
             kv_pressure_seconds,
             handover_steps,
             prefill_share_max,
@@ -112,6 +118,7 @@ impl Weights {
             ("decode", decode),
             ("harm", harm),
             ("group_harm", group_harm),
+            ("second_copy", second_copy),
             ("kv_pressure_seconds", kv_pressure_seconds),
             ("handover_steps", handover_steps),
             ("prefill_share_max", prefill_share_max),

@@ -113,6 +113,8 @@ settings! {
         gather_seconds_max: Duration = GatherSettings::default().wait_max => advanced;
         /// What a second of a stalled decode is worth in seconds of waiting for the first token.
         gather_stall_weight: f64 = GatherSettings::default().stall_weight => advanced;
+        /// What each second counts for that it takes to compute again what a split pushes out of a cache: its prompt lies in two.
+        second_copy_weight: f64 = Weights::default().second_copy => advanced;
         /// What a half-full KV pool counts for, in seconds.
         kv_pressure_weight_seconds: f64 = Weights::default().kv_pressure_seconds => advanced;
         /// Decode steps that a hand-over costs beside its bytes.
@@ -149,6 +151,7 @@ impl Routing {
             decode: self.decode_weight,
             harm: self.harm_weight,
             group_harm: self.group_harm_weight,
+            second_copy: self.second_copy_weight,
             kv_pressure_seconds: self.kv_pressure_weight_seconds,
             handover_steps: self.handover_steps,
             prefill_share_max: self.prefill_share_max,

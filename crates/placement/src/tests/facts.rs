@@ -62,6 +62,25 @@ fn rates_that_cannot_be_told_apart_do_not_outweigh_reuse() {
 }
 
 #[test]
+fn where_prompts_are_asked_for_again_a_second_copy_has_a_price() {
+    // A split saves some of the stalls, and pushes 4,000 tokens out of the prefilling rank's cache.
+    let ranks = |cached_tokens: u64| {
+        let reused = move |rank: RankView| {
+            rank.put(|rank| (rank.load.prompt_tokens, rank.load.cached_tokens) = (1_000_000, cached_tokens))
+        };
+        [idle(0).decoding(2, 4000).share(0.8), idle(1).decoding(24, 4000)].map(reused)
+    };
+    let chosen = |cached_tokens: u64| {
+        let decision = check("still worth it", ranks(cached_tokens), &prompt(4000), split(0, 1));
+        let terms = decision.explanation.chosen().terms;
+        (terms.kv_pressure, terms.harm / (Weights::default().harm * 2.0))
+    };
+    let ((never, stall), (often, _)) = (chosen(0), chosen(800_000));
+    let price = Weights::default().second_copy * 0.8 * stall;
+    assert!((often - never - price).abs() < 1e-9, "{often} {never} {price}");
+}
+
+#[test]
 fn a_long_prompt_splits_when_one_rank_prefills_and_another_only_decodes() {
     // Engine 0 keeps being fed prefills and holds half of the prompt; engine 1 only decodes.
     let feeding = || idle(0).decoding(2, 4000).share(0.8);
