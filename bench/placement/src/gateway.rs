@@ -149,7 +149,7 @@ impl Gateway {
         }
         let snapshot = self.fleet.snapshot(now.duration());
         let request = self.request(ask);
-        let sharing = sharing(&snapshot, &request, &self.settings.weights);
+        let sharing = sharing(&snapshot, &request);
         self.gatherer.arrive(now.duration(), ask.prompt_tokens, sharing.as_ref())
     }
 

@@ -130,12 +130,10 @@ impl Fleet {
             snapshot.set_ranks(self.ranks.iter().map(|rank| rank.view(shown_at, &self.settings)).collect());
         } else {
             for &index in &ranks {
-                self.ranks[index].update(&mut snapshot.ranks[index], shown_at, &self.settings);
+                snapshot.update(index, |view| self.ranks[index].update(view, shown_at, &self.settings));
             }
             if aged {
-                for (rank, view) in self.ranks.iter().zip(&mut snapshot.ranks) {
-                    rank.age(view, shown_at, &self.settings);
-                }
+                snapshot.update_all(|index, view| self.ranks[index].age(view, shown_at, &self.settings));
             }
         }
         for &index in &ranks {

@@ -59,6 +59,32 @@ pub struct ProfileModel {
     fit: Fit<TERMS, 2>,
 }
 
+/// What a [`ProfileModel`] believed at one moment: a small value that answers what prices are made of.
+#[derive(Debug, Clone)]
+pub struct CorrectedProfile {
+    profile: Arc<Profile>,
+    budget_tokens: u32,
+    factors: Factors,
+}
+
+impl CorrectedProfile {
+    /// As [`ProfileModel::step_seconds`].
+    pub fn step_seconds(&self, shape: &StepShape) -> f64 {
+        let budget_tokens = budget(shape.budget_tokens, self.budget_tokens);
+        self.profile.steps().step_seconds(&self.factors, &StepShape { budget_tokens, ..*shape })
+    }
+
+    /// As [`ProfileModel::queue_seconds`].
+    pub fn queue_seconds(&self, shape: &QueueShape) -> f64 {
+        let budget_tokens = budget(shape.budget_tokens, self.budget_tokens);
+        self.profile.steps().queue_seconds(&self.factors, &QueueShape { budget_tokens, ..*shape })
+    }
+}
+
+fn budget(asked: u32, own: u32) -> u32 {
+    if asked > 0 { asked } else { own }
+}
+
 impl ProfileModel {
     /// Starts from the profile as it is, for a rank whose engine puts at most `budget_tokens` into a step (0: not
     /// known).
@@ -118,6 +144,12 @@ impl ProfileModel {
         self.profile.steps().queue_seconds(&self.factors(), &shape)
     }
 
+    /// What is believed now, to keep and to ask.
+    pub fn believed(&self) -> CorrectedProfile {
+        let (profile, budget_tokens) = (self.profile.clone(), self.budget_tokens);
+        CorrectedProfile { profile, budget_tokens, factors: self.factors() }
+    }
+
     /// What is believed now.
     pub fn corrections(&self) -> Corrections {
         let [launch, tokens, prefill, context, mixing] = self.factors();
@@ -140,7 +172,7 @@ impl ProfileModel {
     }
 
     fn budget(&self, asked: u32) -> u32 {
-        if asked > 0 { asked } else { self.budget_tokens }
+        budget(asked, self.budget_tokens)
     }
 
     fn factors(&self) -> Factors {

@@ -8,12 +8,12 @@ mod rank;
 mod step;
 mod window;
 
-pub use corrected::{Corrections, FACTOR_MAX, FACTOR_MIN, ProfileModel};
+pub use corrected::{CorrectedProfile, Corrections, FACTOR_MAX, FACTOR_MIN, ProfileModel};
 pub use fit::ModelError;
 pub use link::{LinkModel, LinkPrior};
 pub use profile::{
     EntryProblem, KvLayout, PROFILE_BYTES_MAX, PROFILE_POINTS_MAX, PrefillShape, Profile, ProfileError,
     QueueShape, StepShape,
 };
-pub use rank::RankModel;
+pub use rank::{RankModel, RankPrices};
 pub use step::{StepCoefficients, StepModel};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use forebay_types::StepObservation;
 
 use crate::{
-    corrected::ProfileModel,
+    corrected::{CorrectedProfile, ProfileModel},
     fit::ModelError,
     profile::{Profile, QueueShape, StepShape},
     step::{StepCoefficients, StepModel},
@@ -65,11 +65,11 @@ impl RankModel {
         }
     }
 
-    /// The five rates, of a rank of which nothing else is known.
-    pub fn rates(&self) -> Option<StepCoefficients> {
+    /// What is believed now, to keep and to ask.
+    pub fn prices(&self) -> RankPrices {
         match self {
-            Self::Learned(model) => Some(model.coefficients()),
-            Self::Profiled(_) => None,
+            Self::Learned(model) => RankPrices::Rates(model.coefficients()),
+            Self::Profiled(model) => RankPrices::Profile(model.believed()),
         }
     }
 
@@ -94,6 +94,40 @@ impl RankModel {
         match self {
             Self::Learned(model) => model.error(),
             Self::Profiled(model) => model.error(),
+        }
+    }
+}
+
+/// What a rank's model believed at one moment.
+#[derive(Debug, Clone)]
+pub enum RankPrices {
+    /// Five rates.
+    Rates(StepCoefficients),
+    /// A profile and its correction.
+    Profile(CorrectedProfile),
+}
+
+impl RankPrices {
+    /// As [`RankModel::step_seconds`].
+    #[inline]
+    pub fn step_seconds(&self, shape: &StepShape) -> f64 {
+        match self {
+            Self::Rates(rates) => rates.step_seconds(
+                shape.prefill_tokens,
+                shape.prefill_attention,
+                shape.decodes,
+                shape.context_tokens,
+            ),
+            Self::Profile(profile) => profile.step_seconds(shape),
+        }
+    }
+
+    /// As [`RankModel::queue_seconds`].
+    #[inline]
+    pub fn queue_seconds(&self, shape: &QueueShape) -> f64 {
+        match self {
+            Self::Rates(rates) => rates.queue_seconds(shape),
+            Self::Profile(profile) => profile.queue_seconds(shape),
         }
     }
 }
@@ -131,6 +165,9 @@ mod tests {
                 group_decodes: 40,
                 budget_tokens: 8192,
             };
+            let prices = model.prices();
+            assert_eq!(prices.queue_seconds(&queue), model.queue_seconds(&queue));
+            assert_eq!(prices.step_seconds(&step), model.step_seconds(&step));
             let (queue, step) = (model.queue_seconds(&queue), model.step_seconds(&step));
             assert!((queue - step).abs() < 1e-9, "{queue} {step}");
         }

@@ -94,7 +94,7 @@ impl Chooser<'_> {
     }
 
     pub(crate) fn view(&self, rank: usize) -> &RankView {
-        &self.snapshot.ranks[self.priced[rank].index]
+        &self.snapshot.ranks()[self.priced[rank].index]
     }
 
     pub(crate) fn pair(&self, prefill: usize, decode: usize) -> Pair {
@@ -139,14 +139,12 @@ impl Chooser<'_> {
 
     /// Keeps the cheapest ranks of each KV layout: those of different layouts cannot stand in for each other.
     fn keep_best(&self, side: &mut Vec<usize>, seconds: impl Fn(&Priced) -> f64) {
-        let mut keyed: Vec<((u64, u32), f64, usize)> = side
-            .iter()
-            .map(|&rank| {
-                let view = self.view(rank);
-                ((view.kv_layout, view.block_size_tokens), seconds(&self.priced[rank]), rank)
-            })
-            .collect();
-        keyed.sort_unstable_by_key(|&(layout, _, _)| layout);
+        let layout = |rank: usize| (self.view(rank).kv_layout, self.view(rank).block_size_tokens);
+        let mut keyed: Vec<((u64, u32), f64, usize)> =
+            side.iter().map(|&rank| (layout(rank), seconds(&self.priced[rank]), rank)).collect();
+        if !keyed.is_sorted_by_key(|&(layout, _, _)| layout) {
+            keyed.sort_unstable_by_key(|&(layout, _, _)| layout);
+        }
         side.clear();
         for layout in keyed.chunk_by_mut(|a, b| a.0 == b.0) {
             if layout.len() > SIDE_RANKS_MAX {

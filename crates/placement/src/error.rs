@@ -6,7 +6,6 @@ use forebay_types::Role;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    cost,
     explain::{self, Excluded},
     filter::{Exclusion, Relaxed, Verdict},
     place::Request,
@@ -130,7 +129,7 @@ pub(crate) fn waiting_helps(snapshot: &Snapshot, verdicts: &[Verdict], relaxed: 
 pub(crate) fn refuse(snapshot: &Snapshot, request: &Request<'_>, verdicts: &[Verdict]) -> PlaceError {
     let serves = |verdict: &&Verdict| verdict.exclusion != Some(Exclusion::OtherModel);
     if !verdicts.iter().any(|verdict| serves(&verdict)) {
-        let mut known: Vec<String> = snapshot.ranks.iter().map(|rank| rank.model.to_string()).collect();
+        let mut known: Vec<String> = snapshot.ranks().iter().map(|rank| rank.model.to_string()).collect();
         known.sort_unstable();
         known.dedup();
         return PlaceError::NoModel { model: request.model.to_owned(), known };
@@ -161,7 +160,7 @@ fn saturated(snapshot: &Snapshot, verdicts: &[Verdict]) -> PlaceError {
     let full = verdicts.iter().filter(|verdict| verdict.exclusion.is_some_and(Exclusion::is_saturation));
     let soonest = full
         .clone()
-        .map(|verdict| cost::backlog_seconds(&snapshot.ranks[verdict.index]))
+        .map(|verdict| snapshot.standing(verdict.index).backlog_seconds())
         .fold(f64::INFINITY, f64::min);
     let (shortest, longest) = RETRY_AFTER_SECONDS;
     PlaceError::Saturated {
@@ -179,7 +178,7 @@ fn too_long(snapshot: &Snapshot, request: &Request<'_>, verdicts: &[Verdict]) ->
     PlaceError::TooLong {
         prompt_tokens: request.prompt_tokens,
         context_tokens_max: short
-            .map(|verdict| context_tokens(&snapshot.ranks[verdict.index]))
+            .map(|verdict| context_tokens(&snapshot.ranks()[verdict.index]))
             .max()
             .unwrap_or_default(),
     }
@@ -188,7 +187,7 @@ fn too_long(snapshot: &Snapshot, request: &Request<'_>, verdicts: &[Verdict]) ->
 fn missing(snapshot: &Snapshot, verdicts: &[Verdict]) -> Missing {
     let usable = || {
         let eligible = verdicts.iter().filter(|verdict| verdict.eligible(Relaxed::Breakers));
-        eligible.map(|verdict| snapshot.ranks[verdict.index].role)
+        eligible.map(|verdict| snapshot.ranks()[verdict.index].role)
     };
     match (usable().any(Role::prefills), usable().any(Role::decodes)) {
         (false, false) => Missing::Rank,
@@ -204,7 +203,7 @@ fn plan_exists(snapshot: &Snapshot, verdicts: &[Verdict], usable: impl Fn(&Verdi
     let ranks: Vec<&RankView> = verdicts
         .iter()
         .filter(|&verdict| usable(verdict))
-        .map(|verdict| &snapshot.ranks[verdict.index])
+        .map(|verdict| &snapshot.ranks()[verdict.index])
         .collect();
     let prefills = || ranks.iter().filter(|rank| rank.role.prefills());
     let decodes = || ranks.iter().filter(|rank| rank.role.decodes());

@@ -7,11 +7,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     choose::{Choice, Chooser, Pair},
-    cost::{self, Priced},
+    cost::Priced,
     filter::{Exclusion, Relaxed, Verdict},
     place::{Plan, Request},
     policy::Policy,
     snapshot::{Breaker, RankView, Reserved, Snapshot},
+    standing::{self, Pool},
     weights::Weights,
 };
 
@@ -368,7 +369,7 @@ impl Record<'_> {
     }
 
     fn rank_inputs(&self, priced: &Priced) -> RankInputs {
-        let rank: &RankView = &self.chooser.snapshot.ranks[priced.index];
+        let rank: &RankView = &self.chooser.snapshot.ranks()[priced.index];
         RankInputs {
             rank: rank.id,
             engine: rank.engine.clone(),
@@ -376,13 +377,13 @@ impl Record<'_> {
             breaker: rank.breaker,
             overlap_blocks: priced.overlap_blocks,
             new_tokens: priced.new_tokens,
-            queued_tokens: cost::queued_tokens(rank),
+            queued_tokens: standing::queued_tokens(rank),
             waiting: rank.load.waiting,
-            decodes: cost::decodes(rank),
+            decodes: standing::decodes(rank),
             context_tokens: rank.load.context_tokens,
             reserved: rank.reserved,
             prefill_share: rank.prefill_share,
-            kv_use: cost::pool_use(rank),
+            kv_use: Pool::of(rank).use_with(0),
             load_age_seconds: rank.load_age.as_secs_f64(),
             model_samples: rank.perf.samples(),
         }
@@ -421,6 +422,6 @@ fn cheapest(mut pairs: Vec<Pair>, chosen: usize) -> (Vec<Pair>, usize) {
 
 /// The record of an excluded rank; `None` for one that was not.
 pub(crate) fn excluded(snapshot: &Snapshot, verdict: &Verdict) -> Option<Excluded> {
-    let rank = &snapshot.ranks[verdict.index];
+    let rank = &snapshot.ranks()[verdict.index];
     verdict.exclusion.map(|reason| Excluded { rank: rank.id, engine: rank.engine.clone(), reason })
 }

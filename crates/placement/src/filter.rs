@@ -145,7 +145,7 @@ impl Verdict {
 /// Judges every rank, in the snapshot's order.
 pub(crate) fn judge(snapshot: &Snapshot, request: &Request<'_>) -> Vec<Verdict> {
     let mut verdicts: Vec<Verdict> = snapshot
-        .ranks
+        .ranks()
         .iter()
         .enumerate()
         .map(|(index, rank)| Verdict { index, overlap_blocks: 0, exclusion: exclusion(rank, request) })

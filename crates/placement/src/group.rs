@@ -4,10 +4,9 @@
 //! that is computed on one stops the decodes of all. So what a prompt does to others is counted over the whole group,
 //! and prompts that share a step are paid for once.
 
-use crate::{
-    cost,
-    snapshot::{RankView, Snapshot},
-};
+use std::ops::Range;
+
+use crate::{snapshot::RankView, standing};
 
 /// What all ranks of a group carry.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -28,12 +27,12 @@ pub(crate) struct GroupLoad {
 
 impl GroupLoad {
     fn add(&mut self, rank: &RankView) {
-        let decodes = cost::decodes(rank);
+        let decodes = standing::decodes(rank);
         self.decodes = self.decodes.saturating_add(decodes);
         self.fullest_decodes = self.fullest_decodes.max(decodes);
-        self.fullest_context_tokens = self.fullest_context_tokens.max(cost::context_tokens(rank));
+        self.fullest_context_tokens = self.fullest_context_tokens.max(standing::context_tokens(rank));
         let waiting = waiting_tokens(rank);
-        self.most_running_tokens = self.most_running_tokens.max(cost::queued_tokens(rank) - waiting);
+        self.most_running_tokens = self.most_running_tokens.max(standing::queued_tokens(rank) - waiting);
         self.most_waiting_tokens = self.most_waiting_tokens.max(waiting);
         // Where prompts rarely share steps, the sum is what the group lost to them; it cannot lose more than all.
         self.prefill_share = (self.prefill_share + rank.prefill_share).min(1.0);
@@ -43,49 +42,23 @@ impl GroupLoad {
 /// Prompt tokens on `rank` that the running step does not compute. Which those are is not reported: where sequences wait
 /// or were promised, all of them are taken to wait, else what goes beyond one step.
 pub(crate) fn waiting_tokens(rank: &RankView) -> u64 {
-    let queued = cost::queued_tokens(rank);
+    let queued = standing::queued_tokens(rank);
     if rank.load.waiting > 0 || rank.reserved.sequences > 0 {
         return queued;
     }
     queued.saturating_sub(u64::from(rank.step_tokens_max))
 }
 
-/// The groups of a fleet.
-#[derive(Debug, Default)]
-pub(crate) struct Groups {
-    /// By the index of its first rank in the snapshot, in order.
-    loads: Vec<(usize, GroupLoad)>,
-}
-
-impl Groups {
-    /// O(ranks) where there are any.
-    pub(crate) fn of(snapshot: &Snapshot) -> Self {
-        if !snapshot.has_groups() {
-            return Self::default();
-        }
-        let mut loads: Vec<(usize, GroupLoad)> = Vec::new();
-        for (index, rank) in snapshot.ranks.iter().enumerate().filter(|(_, rank)| rank.steps_together) {
-            // Ranks of one engine are neighbours.
-            match loads.last_mut() {
-                Some((first, load)) if snapshot.ranks[*first].id.incarnation == rank.id.incarnation => {
-                    load.add(rank)
-                }
-                _ => {
-                    let mut load = GroupLoad::default();
-                    load.add(rank);
-                    loads.push((index, load));
-                }
-            }
-        }
-        Self { loads }
+/// The load of the group of `ranks[index]`, if it is in one, and where its ranks are. Ranks of one engine are neighbours.
+pub(crate) fn group_of(ranks: &[RankView], index: usize) -> Option<(GroupLoad, Range<usize>)> {
+    let rank = &ranks[index];
+    if !rank.steps_together {
+        return None;
     }
-
-    /// The load of the group of the rank at `index`, if it is in one.
-    pub(crate) fn load(&self, index: usize, rank: &RankView) -> Option<&GroupLoad> {
-        if !rank.steps_together {
-            return None;
-        }
-        let group = self.loads.partition_point(|(first, _)| *first <= index).checked_sub(1)?;
-        Some(&self.loads[group].1)
-    }
+    let incarnation = rank.id.incarnation;
+    let start = ranks[..index].partition_point(|rank| rank.id.incarnation < incarnation);
+    let count = ranks[start..].iter().take_while(|rank| rank.id.incarnation == incarnation).count();
+    let mut load = GroupLoad::default();
+    ranks[start..start + count].iter().for_each(|rank| load.add(rank));
+    Some((load, start..start + count))
 }

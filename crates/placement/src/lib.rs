@@ -12,6 +12,7 @@ mod policy;
 mod rules;
 mod sharing;
 mod snapshot;
+mod standing;
 mod weights;
 
 #[cfg(test)]

@@ -4,20 +4,24 @@
 //! as a cached prefix saves; compared as they are, such differences would send turns of one conversation to whichever
 //! rank last looked quick. So ranks of one kind share the mean of their rates, until one is really slower or quicker.
 
-use forebay_perf_model::StepCoefficients;
+use forebay_perf_model::{RankPrices, StepCoefficients};
 
-use crate::snapshot::{RankView, Snapshot};
+use crate::snapshot::RankView;
 
 /// Prompt tokens of the prefill, and context of the decode, at which rates are compared.
 const TYPICAL_TOKENS: u32 = 512;
+/// Share by which a rank's step times must differ from the mean of its kind before its own count: less is noise. About
+/// three times the scatter of learned rates between equal engines on one busy machine.
+const TOLERANCE: f64 = 0.15;
 
 /// Mean rates by kind of engine. Ranks are of one kind if their KV is: same weights, same arithmetic. Ranks whose kind was
 /// measured are left to what their own profile says.
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Paces {
     kinds: Vec<Kind>,
-    tolerance: f64,
 }
 
+#[derive(Debug, Clone)]
 struct Kind {
     kv_layout: u64,
     /// The first rank's rates, and the sum of the others' differences from them: the mean of equal rates is exact.
@@ -30,10 +34,10 @@ struct Kind {
 
 impl Paces {
     /// O(ranks × kinds); a fleet has few kinds.
-    pub(crate) fn of(snapshot: &Snapshot, tolerance: f64) -> Self {
+    pub(crate) fn of(ranks: &[RankView]) -> Self {
         let mut kinds: Vec<Kind> = Vec::new();
-        for rank in &snapshot.ranks {
-            let Some(own) = rank.perf.rates() else { continue };
+        for rank in ranks {
+            let RankPrices::Rates(own) = rank.perf.prices() else { continue };
             let rates = own.to_array();
             match kinds.iter_mut().find(|kind| kind.kv_layout == rank.kv_layout) {
                 Some(kind) => {
@@ -53,7 +57,7 @@ impl Paces {
             }
         }
         kinds.iter_mut().for_each(Kind::take_mean);
-        Self { kinds, tolerance }
+        Self { kinds }
     }
 
     /// The rates to price a rank with that has rates `own` and runs `decodes` sequences.
@@ -63,7 +67,7 @@ impl Paces {
         let decode = |pace: &StepCoefficients| {
             pace.step_seconds(0, 0.0, sequences, u64::from(sequences) * u64::from(TYPICAL_TOKENS))
         };
-        let alike = |own: f64, mean: f64| (own - mean).abs() <= self.tolerance * mean;
+        let alike = |own: f64, mean: f64| (own - mean).abs() <= TOLERANCE * mean;
         let as_all =
             alike(decode(&own), decode(&kind.mean)) && alike(prefill(&own), kind.mean_prefill_seconds);
         if as_all { kind.mean } else { own }

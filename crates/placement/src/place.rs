@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     choose::{Chooser, Pair},
-    cost::{self, Priced, Surroundings},
+    cost::{self, Priced},
     error::{self, PlaceError},
     explain::{self, Explanation},
     filter::{self, Relaxed},
@@ -155,12 +155,12 @@ pub fn place(
     seed: u64,
 ) -> Result<Decision, PlaceError> {
     let verdicts = filter::judge(snapshot, request);
-    let surroundings = Surroundings::of(snapshot, weights);
     for relaxed in Relaxed::ALL {
         let eligible = verdicts.iter().filter(|verdict| verdict.eligible(relaxed));
         let mut priced: Vec<Priced> = Vec::with_capacity(verdicts.len());
         priced.extend(eligible.map(|verdict| {
-            cost::price(&snapshot.ranks[verdict.index], &surroundings, verdict, request, weights)
+            let (rank, standing) = (&snapshot.ranks()[verdict.index], snapshot.standing(verdict.index));
+            cost::price(rank, standing, verdict, request, weights)
         }));
         let chooser = Chooser { snapshot, weights, priced: &priced, beginning: request.beginning };
         if let Some(choice) = chooser.choose(policy, seed) {

@@ -9,9 +9,9 @@ use forebay_types::Role;
 
 use crate::{
     choose::{Chooser, Pair, draw, mix},
-    cost,
     policy::Policy,
     snapshot::RankView,
+    standing,
 };
 
 /// What a leg brings to the rank that is asked.
@@ -63,7 +63,7 @@ impl Rule<'_> {
             Policy::PrefixAffinity => self.same_for_same(ranks),
             Policy::LMetric => self.least(ranks, |rank| {
                 let new_tokens = self.prompt(brings, f64::from(self.chooser.priced[rank].new_tokens));
-                let batch = f64::from(cost::decodes(self.chooser.view(rank)));
+                let batch = f64::from(standing::decodes(self.chooser.view(rank)));
                 (new_tokens + 1.0) * (batch + 1.0)
             }),
             Policy::Dynamo => self.by_blocks(ranks, brings),
@@ -118,7 +118,7 @@ impl Rule<'_> {
             let (priced, view) = (&self.chooser.priced[rank], self.chooser.view(rank));
             let block_tokens = f64::from(view.block_size_tokens.max(1));
             let prompt_tokens = f64::from(priced.new_tokens) + f64::from(priced.cached_tokens);
-            let queued = (cost::queued_tokens(view) as f64 + prompt_tokens) / block_tokens;
+            let queued = (standing::queued_tokens(view) as f64 + prompt_tokens) / block_tokens;
             let cached = f64::from(priced.cached_tokens) / block_tokens;
             let prefill = (queued - knobs.overlap_credit * cached).max(0.0);
             let decode = active_blocks(view) + f64::from(priced.missing_blocks);

@@ -3,11 +3,10 @@
 //! In: the fleet and a request that has not been placed. Out: [`Sharing`], for `admission` to weigh against waiting.
 
 use crate::{
-    cost::Surroundings,
     filter,
     place::Request,
     snapshot::{RankView, Snapshot},
-    weights::Weights,
+    standing::{Prompts, attention},
 };
 
 /// What prompts of one model could share if they went together: a step of ranks that step together.
@@ -27,27 +26,29 @@ pub struct Sharing {
 /// it, or a group that has no decodes to stall. What it has cached is not looked at.
 ///
 /// O(ranks); nothing where no ranks step together.
-pub fn sharing(snapshot: &Snapshot, request: &Request<'_>, weights: &Weights) -> Option<Sharing> {
+pub fn sharing(snapshot: &Snapshot, request: &Request<'_>) -> Option<Sharing> {
     if !snapshot.has_groups() {
         return None;
     }
     let verdicts = filter::judge(snapshot, request);
     let eligible = || {
         let free = verdicts.iter().filter(|verdict| verdict.exclusion.is_none());
-        let ranks = free.map(|verdict| (verdict.index, &snapshot.ranks[verdict.index]));
+        let ranks = free.map(|verdict| (verdict.index, &snapshot.ranks()[verdict.index]));
         ranks.filter(|(_, rank): &(usize, &RankView)| rank.role.prefills())
     };
     if eligible().any(|(_, rank)| !rank.steps_together) {
         return None;
     }
-    let surroundings = Surroundings::of(snapshot, weights);
     let (mut groups, mut stalled, mut step_tokens, mut stall_seconds) = (0_u32, 0.0, 0, 0.0_f64);
     let (mut last, mut way_seconds) = (None, 0.0_f64);
     for (index, rank) in eligible() {
         if last.replace(rank.id.incarnation) == Some(rank.id.incarnation) {
             continue;
         }
-        let (decodes, seconds) = surroundings.stall(index, rank, request.prompt_tokens);
+        let standing = snapshot.standing(index);
+        let tokens = u64::from(request.prompt_tokens);
+        let prompt = Prompts { tokens, attention: attention(request.prompt_tokens, 0) };
+        let (decodes, seconds) = (standing.stalled, standing.lone_stall_seconds(&prompt));
         if decodes == 0 {
             return None;
         }

@@ -12,13 +12,18 @@ use forebay_perf_model::{LinkModel, RankModel};
 use forebay_types::{EngineName, FirstToken, Incarnation, RankId, RankLoad, Role};
 use serde::{Deserialize, Serialize};
 
+use crate::{group::group_of, pace::Paces, standing::Standing};
+
 /// The fleet at one moment.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
     /// Rises with every change: two snapshots of one fleet with equal generations are equal.
     pub generation: u64,
     /// Every rank that has joined and is not lost, sorted by id.
-    pub ranks: Vec<RankView>,
+    ranks: Vec<RankView>,
+    /// Of each rank, as of its last change but for the pace of its kind, which is of the last [`Snapshot::settle`].
+    standings: Vec<Standing>,
+    paces: Paces,
     /// What moving KV costs, by pair.
     pub links: Links,
     /// Whether any ranks step together.
@@ -28,9 +33,21 @@ pub struct Snapshot {
 impl Snapshot {
     /// A snapshot of these ranks, in any order.
     pub fn new(generation: u64, ranks: Vec<RankView>, links: Links) -> Self {
-        let mut snapshot = Self { generation, ranks: Vec::new(), links, has_groups: false };
+        let mut snapshot = Self {
+            generation,
+            ranks: Vec::new(),
+            standings: Vec::new(),
+            paces: Paces::default(),
+            links,
+            has_groups: false,
+        };
         snapshot.set_ranks(ranks);
         snapshot
+    }
+
+    /// Every rank that has joined and is not lost, sorted by id.
+    pub fn ranks(&self) -> &[RankView] {
+        &self.ranks
     }
 
     /// Other ranks than before, in any order.
@@ -38,6 +55,44 @@ impl Snapshot {
         ranks.sort_by_key(|rank| rank.id);
         self.has_groups = ranks.iter().any(|rank| rank.steps_together);
         self.ranks = ranks;
+        self.settle();
+    }
+
+    /// Changes one rank, but for its id and whether it steps with others.
+    pub fn update(&mut self, index: usize, change: impl FnOnce(&mut RankView)) {
+        change(&mut self.ranks[index]);
+        let Some((load, ranks)) = group_of(&self.ranks, index) else {
+            self.standings[index] = Standing::of(&self.ranks[index], &self.paces, None);
+            return;
+        };
+        for index in ranks {
+            self.standings[index] = Standing::of(&self.ranks[index], &self.paces, Some(&load));
+        }
+    }
+
+    /// Changes all ranks, likewise.
+    pub fn update_all(&mut self, mut change: impl FnMut(usize, &mut RankView)) {
+        self.ranks.iter_mut().enumerate().for_each(|(index, rank)| change(index, rank));
+        self.settle();
+    }
+
+    /// Works out what requests have in common of their prices, for all ranks anew.
+    fn settle(&mut self) {
+        let Self { ranks, standings, paces, .. } = self;
+        *paces = Paces::of(ranks);
+        standings.clear();
+        while let Some(rank) = ranks.get(standings.len()) {
+            match group_of(ranks, standings.len()) {
+                None => standings.push(Standing::of(rank, paces, None)),
+                Some((load, group)) => {
+                    standings.extend(ranks[group].iter().map(|rank| Standing::of(rank, paces, Some(&load))))
+                }
+            }
+        }
+    }
+
+    pub(crate) fn standing(&self, index: usize) -> &Standing {
+        &self.standings[index]
     }
 
     pub(crate) fn has_groups(&self) -> bool {

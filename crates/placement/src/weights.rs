@@ -34,9 +34,6 @@ pub struct Weights {
     /// Ceiling of a rank's prefill share in the stretch `1/(1−share)` of decoding. 0.9, a tenfold stretch: a share
     /// measured near 1 must not price a rank out for good.
     pub prefill_share_max: f64,
-    /// Share by which a rank's step times must differ from the mean of its kind before its own count: less is noise.
-    /// 0.15, about three times the scatter of learned rates between equal engines on one busy machine.
-    pub pace_tolerance: f64,
     /// [`Policy::PrefixAffinity`](crate::Policy::PrefixAffinity) passes over a rank that has more than this many times the
     /// mean of sequences. 1.25 is what bounded-load hashing is published with (arXiv 1608.01350).
     pub affinity_load_factor: f64,
@@ -78,7 +75,6 @@ impl Default for Weights {
             kv_pressure_seconds: 0.15,
             handover_steps: 2.5,
             prefill_share_max: 0.9,
-            pace_tolerance: 0.15,
             affinity_load_factor: 1.25,
             dynamo: DynamoKnobs::default(),
             tie_epsilon: 1e-9,
@@ -108,7 +104,6 @@ impl Weights {
             kv_pressure_seconds,
             handover_steps,
             prefill_share_max,
-            pace_tolerance,
             affinity_load_factor,
             dynamo: DynamoKnobs { overlap_credit, prefill_load_scale, active_request_weight, temperature },
             tie_epsilon,
@@ -122,7 +117,6 @@ impl Weights {
             ("kv_pressure_seconds", kv_pressure_seconds),
             ("handover_steps", handover_steps),
             ("prefill_share_max", prefill_share_max),
-            ("pace_tolerance", pace_tolerance),
             ("affinity_load_factor", affinity_load_factor),
             ("dynamo.overlap_credit", overlap_credit),
             ("dynamo.prefill_load_scale", prefill_load_scale),

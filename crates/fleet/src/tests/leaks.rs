@@ -81,7 +81,7 @@ fn nothing_is_left_of_a_million_events_in_random_order() {
         assert!(rank.watched.is_empty());
     }
     // What is left of a load is what others were said to have.
-    for rank in fleet.snapshot(now).ranks.iter().map(|view| view.id).collect::<Vec<_>>() {
+    for rank in fleet.snapshot(now).ranks().iter().map(|view| view.id).collect::<Vec<_>>() {
         fleet.apply(now, Event::Load { rank, load: RankLoad::default(), as_of: now });
         assert_eq!(view(&mut fleet, now, rank).load, RankLoad::default());
     }

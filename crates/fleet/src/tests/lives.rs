@@ -36,7 +36,7 @@ fn an_engine_starts_serves_drains_and_is_gone() {
     assert_eq!(state(&mut fleet), Some(RankState::Ready), "a drain can be called off");
     fleet.apply(ms(0), Event::Lost(Incarnation(5)));
     assert_eq!(state(&mut fleet), None);
-    assert!(fleet.snapshot(ms(0)).ranks.is_empty());
+    assert!(fleet.snapshot(ms(0)).ranks().is_empty());
 }
 
 #[test]
@@ -45,7 +45,7 @@ fn ranks_are_sorted_whatever_the_order_of_joins() {
     for (name, incarnation, dp_ranks) in [("b", 7, 2), ("a", 3, 3), ("c", 5, 1)] {
         fleet.apply(ms(0), Event::Joined(facts(name, incarnation, dp_ranks)));
     }
-    let ids: Vec<RankId> = fleet.snapshot(ms(0)).ranks.iter().map(|rank| rank.id).collect();
+    let ids: Vec<RankId> = fleet.snapshot(ms(0)).ranks().iter().map(|rank| rank.id).collect();
     assert_eq!(ids, [rank(3, 0), rank(3, 1), rank(3, 2), rank(5, 0), rank(7, 0), rank(7, 1)]);
 }
 
@@ -77,8 +77,8 @@ fn a_restarted_engine_ends_its_earlier_life() {
     let joined = fleet.apply(ms(0), Event::Joined(facts("e0", 8, 1)));
     assert_eq!(joined, Applied::Replaced(Incarnation(0)));
     let snapshot = fleet.snapshot(ms(0));
-    assert_eq!(snapshot.ranks.iter().map(|rank| rank.id).collect::<Vec<_>>(), [rank(1, 0), rank(8, 0)]);
-    assert_eq!(snapshot.ranks[1].reserved, Reserved::default());
+    assert_eq!(snapshot.ranks().iter().map(|rank| rank.id).collect::<Vec<_>>(), [rank(1, 0), rank(8, 0)]);
+    assert_eq!(snapshot.ranks()[1].reserved, Reserved::default());
     assert_eq!(snapshot.links.measured().len(), 0);
     assert_eq!((fleet.reservations(), fleet.counters().reservations_voided), (0, 1));
     assert_eq!(
@@ -94,7 +94,7 @@ fn ranks_have_a_limit_and_a_restart_does_not_need_more() {
     assert_eq!(fleet.apply(ms(0), Event::Joined(facts("e2", 2, 1))), Applied::Ignored(Ignored::RanksFull));
     let restarted = fleet.apply(ms(0), Event::Joined(facts("e1", 3, 1)));
     assert_eq!(restarted, Applied::Replaced(Incarnation(1)));
-    assert_eq!(fleet.snapshot(ms(0)).ranks.len(), 2);
+    assert_eq!(fleet.snapshot(ms(0)).ranks().len(), 2);
 }
 
 /// What warming measures between two engines' own connectors: 2 blocks in 15 ms, 32 in 16 ms.

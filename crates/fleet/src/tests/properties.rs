@@ -230,8 +230,8 @@ proptest! {
             fleet.apply(now, event);
             let snapshot = fleet.snapshot(now);
             let ranks = naive.lives.iter().flat_map(|(&life, &(_, dp_ranks, _))| (0..dp_ranks).map(move |dp| rank(life, dp)));
-            prop_assert_eq!(snapshot.ranks.iter().map(|view| view.id).collect::<Vec<_>>(), ranks.collect::<Vec<_>>());
-            for view in &snapshot.ranks {
+            prop_assert_eq!(snapshot.ranks().iter().map(|view| view.id).collect::<Vec<_>>(), ranks.collect::<Vec<_>>());
+            for view in snapshot.ranks() {
                 prop_assert_eq!(view.reserved, naive.reserved(view.id));
                 let known = naive.known(view.id);
                 let load = (view.load.waiting, view.load.running, view.load.prefill_tokens, view.load.context_tokens);
@@ -243,7 +243,7 @@ proptest! {
         for id in ids {
             fleet.apply(now, Event::Released(ReservationId(id)));
         }
-        prop_assert!(fleet.snapshot(now).ranks.iter().all(|view| view.reserved == Reserved::default()));
+        prop_assert!(fleet.snapshot(now).ranks().iter().all(|view| view.reserved == Reserved::default()));
         prop_assert!(fleet.ranks.iter().all(|rank| rank.watched.is_empty()), "nothing is kept of what was released");
     }
 
@@ -262,8 +262,8 @@ proptest! {
             }
             let snapshot = fleet.snapshot(now);
             let shown = ms(now.as_millis() as u64 / 10 * 10);
-            prop_assert_eq!(snapshot.ranks.len(), fleet.ranks.len());
-            for (view, rank) in snapshot.ranks.iter().zip(&fleet.ranks) {
+            prop_assert_eq!(snapshot.ranks().len(), fleet.ranks.len());
+            for (view, rank) in snapshot.ranks().iter().zip(&fleet.ranks) {
                 let rebuilt = rank.view(shown, &settings);
                 prop_assert_eq!(text(view), text(&rebuilt));
                 prop_assert!(Arc::ptr_eq(&view.perf, &rebuilt.perf));
@@ -273,12 +273,12 @@ proptest! {
             prop_assert!(snapshot.generation >= last.generation);
             prop_assert_eq!(snapshot.generation == last.generation, Arc::ptr_eq(&snapshot, &last));
             if hold {
-                held.push((snapshot.clone(), snapshot.ranks.iter().map(text).collect()));
+                held.push((snapshot.clone(), snapshot.ranks().iter().map(text).collect()));
             }
             last = snapshot;
         }
         for (snapshot, before) in held {
-            prop_assert_eq!(snapshot.ranks.iter().map(text).collect::<Vec<_>>(), before, "what is held does not change");
+            prop_assert_eq!(snapshot.ranks().iter().map(text).collect::<Vec<_>>(), before, "what is held does not change");
         }
     }
 

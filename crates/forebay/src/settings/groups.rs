@@ -121,8 +121,6 @@ settings! {
         handover_steps: f64 = Weights::default().handover_steps => advanced;
         /// Ceiling of the share of an engine's time that prefills are taken to steal from decodes. Less than 1.
         prefill_share_max: f64 = Weights::default().prefill_share_max => advanced;
-        /// Share by which an engine's step times must differ from the mean of its kind before its own count.
-        pace_tolerance: f64 = Weights::default().pace_tolerance => advanced;
         /// Of `prefix-affinity`: how many times the mean of requests an engine may have before a prompt goes elsewhere.
         affinity_load_factor: f64 = Weights::default().affinity_load_factor => advanced;
         /// Of `dynamo`: what a cached block takes off the blocks to compute.
@@ -155,7 +153,6 @@ impl Routing {
             kv_pressure_seconds: self.kv_pressure_weight_seconds,
             handover_steps: self.handover_steps,
             prefill_share_max: self.prefill_share_max,
-            pace_tolerance: self.pace_tolerance,
             affinity_load_factor: self.affinity_load_factor,
             dynamo: DynamoKnobs {
                 overlap_credit: self.dynamo_overlap_credit,

@@ -105,10 +105,9 @@ impl Core {
         origin: Instant,
         now: Duration,
         question: &Question<'_>,
-        weights: &Weights,
     ) -> Option<Departure> {
         let snapshot = self.fleet.snapshot(now);
-        let sharing = sharing(&snapshot, &self.request(question), weights)?;
+        let sharing = sharing(&snapshot, &self.request(question))?;
         self.gathering.arrive(origin, now, question.model, question.prompt_tokens, &sharing)
     }
 

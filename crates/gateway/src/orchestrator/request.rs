@@ -226,7 +226,7 @@ impl RequestRun {
         if live.is_new() && purpose == Purpose::Prompt && *shared.policy.read() == Policy::Cost {
             let question = question(&self.request, &self.prompt, self.request.choices, 0, excluded);
             let (origin, now) = (Instant::from_std(shared.origin), shared.now());
-            let departure = shared.core.lock().gather(origin, now, &question, &shared.settings.weights);
+            let departure = shared.core.lock().gather(origin, now, &question);
             if let Some(until) = departure {
                 live.waits = Some(Waits { placement, purpose, until });
                 return;

@@ -79,6 +79,7 @@ impl StepCost {
         }
     }
 
+    #[inline]
     pub(crate) fn step_seconds(&self, factors: &Factors, shape: &StepShape) -> f64 {
         total(factors, &self.row(factors, shape))
     }
@@ -110,6 +111,7 @@ impl StepCost {
 }
 
 impl RankCost {
+    #[inline]
     fn row(&self, factors: &Factors, shape: &StepShape) -> [f64; TERMS] {
         let tokens = shape.prefill_tokens.saturating_add(shape.decodes);
         let context = shape.context_tokens as f64;

@@ -78,7 +78,11 @@ pub struct QueueShape {
 impl QueueShape {
     /// Steps that compute them.
     pub fn steps(&self) -> u64 {
-        self.tokens.div_ceil(self.chunk_tokens())
+        // Most prompts fit one step, and a division takes as long as the rest of a price.
+        match self.chunk_tokens() {
+            chunk if self.tokens <= chunk => u64::from(self.tokens > 0),
+            chunk => self.tokens.div_ceil(chunk),
+        }
     }
 
     fn chunk_tokens(&self) -> u64 {
@@ -91,7 +95,10 @@ impl QueueShape {
     /// Full steps, prompt tokens of each, and those of the last one that is not full.
     pub(crate) fn cut(&self) -> (u64, u32, u32) {
         let chunk = self.chunk_tokens();
-        let (full, rest) = (self.tokens / chunk, self.tokens % chunk);
+        let (full, rest) = match self.tokens {
+            tokens if tokens <= chunk => (0, tokens),
+            tokens => (tokens / chunk, tokens % chunk),
+        };
         (full, u32::try_from(chunk).unwrap_or(u32::MAX), u32::try_from(rest).unwrap_or(u32::MAX))
     }
 

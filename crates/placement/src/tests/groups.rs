@@ -86,3 +86,26 @@ fn a_dense_engine_beside_groups_is_compared_by_price() {
     let prefill_only = idle(6).role(Role::Prefill);
     assert!(placed(&fleet([ranks(), vec![prefill_only]].concat()), &prompt(3000)).is_ok());
 }
+
+#[test]
+fn a_snapshot_brought_up_to_date_decides_like_a_new_one() {
+    let before = || [group(0, 4, busy), vec![idle(3), idle(5).decoding(9, 700)], group(7, 2, busy)].concat();
+    let after = |n: usize, rank: RankView| match n % 3 {
+        0 => rank.queued(n as u32 + 1, 900 * n as u64 + 50).share(0.1 * n as f64),
+        1 => rank.decoding(n as u32, 1200),
+        _ => rank,
+    };
+    let mut updated = fleet(before());
+    let count = updated.ranks().len();
+    for index in 0..count {
+        updated.update(index, |rank| *rank = after(index, rank.clone()));
+        let ranks = before().into_iter().enumerate();
+        let rebuilt = fleet(ranks.map(|(n, rank)| if n <= index { after(n, rank) } else { rank }));
+        for tokens in [40, 1000, 9000, 20_000] {
+            assert_eq!(placed(&updated, &prompt(tokens)), placed(&rebuilt, &prompt(tokens)), "{index}");
+        }
+    }
+    let mut together = fleet(before());
+    together.update_all(|index, rank| *rank = after(index, rank.clone()));
+    assert_eq!(placed(&together, &prompt(1000)), placed(&updated, &prompt(1000)));
+}

@@ -93,17 +93,19 @@ proptest! {
         let request = Request { overlaps: &overlaps, output_tokens_expected: output, ..prompt(prompt_tokens) };
         let weights = Weights::default();
         let Ok(decision) = placed(&snapshot, &request) else { return Ok(()) };
-        let surroundings = cost::Surroundings::of(&snapshot, &weights);
         let priced: Vec<_> = filter::judge(&snapshot, &request)
             .iter()
             .filter(|verdict| verdict.eligible(decision.explanation.relaxed))
-            .map(|verdict| cost::price(&snapshot.ranks[verdict.index], &surroundings, verdict, &request, &weights))
+            .map(|verdict| {
+                let (rank, standing) = (&snapshot.ranks()[verdict.index], snapshot.standing(verdict.index));
+                cost::price(rank, standing, verdict, &request, &weights)
+            })
             .collect();
         let chooser = Chooser { snapshot: &snapshot, weights: &weights, priced: &priced, beginning: None };
         let mut least = f64::INFINITY;
         for p in 0..priced.len() {
             for d in 0..priced.len() {
-                let (source, target) = (&snapshot.ranks[priced[p].index], &snapshot.ranks[priced[d].index]);
+                let (source, target) = (&snapshot.ranks()[priced[p].index], &snapshot.ranks()[priced[d].index]);
                 let allowed = if p == d {
                     source.role == Role::Both
                 } else {
@@ -138,7 +140,7 @@ proptest! {
     fn a_rank_worse_in_everything_changes_nothing((ranks, prompt_tokens, output) in any_case(14), seed: u64) {
         let (before, overlaps) = labelled(&ranks, &in_order(&ranks));
         // Ranks of one kind: what the busy one can do, an idler one can do as well.
-        let alike = before.ranks.into_iter().map(|rank| rank.role(Role::Both).put(|rank| {
+        let alike = before.ranks().iter().cloned().map(|rank| rank.role(Role::Both).put(|rank| {
             (rank.kv_layout, rank.can_export, rank.can_import) = (1, true, true);
         }));
         let before = fleet(alike);
@@ -147,7 +149,7 @@ proptest! {
         let Ok(alone) = plan(&before) else { return Ok(()) };
         prop_assume!(alone.explanation.relaxed == Relaxed::Nothing);
         let busy = idle(99).decoding(65, 1000).queued(60, 700_000).share(1.0).put(|rank| rank.load.blocks_free = 0);
-        let beside = plan(&fleet(before.ranks.iter().cloned().chain([busy])));
+        let beside = plan(&fleet(before.ranks().iter().cloned().chain([busy])));
         prop_assert_eq!(alone.plan, beside.unwrap().plan);
     }
 }
