@@ -105,6 +105,7 @@ pub struct Summary {
     pub itl_mean_ms: f64,
     pub itl_p50_ms: f64,
     pub itl_p90_ms: f64,
+    pub itl_p99_ms: f64,
     /// 99th percentile over requests of the longest gap between two tokens.
     pub worst_gap_p99_ms: f64,
     pub e2e_mean_s: f64,
@@ -152,6 +153,7 @@ impl Summary {
             itl_mean_ms: 1e3 * mean(&itl),
             itl_p50_ms: 1e3 * percentile(&itl, 0.5),
             itl_p90_ms: 1e3 * percentile(&itl, 0.9),
+            itl_p99_ms: 1e3 * percentile(&itl, 0.99),
             worst_gap_p99_ms: 1e3 * percentile(&gaps, 0.99),
             e2e_mean_s: mean(&e2e),
             e2e_p50_s: percentile(&e2e, 0.5),

@@ -32,6 +32,7 @@ options
   --seconds T, --warm-up T                         the measured window; before it
   --budget TOKENS, --blocks N                      of a step; of a rank's KV pool
   --weights JSON                                   of placement's cost
+  --gateways N                                     gateways that share the load and do not know each other's
   --gather WAIT_MS,WEIGHT                          how long prompts wait to share a step at most; what a stall is worth
   --first-token handed|of-decode                   which leg of a split sends it
   --model profile|learned                          what placement starts from: the engines' profile, or five rates
@@ -71,6 +72,7 @@ pub struct Options {
     pub gather: GatherSettings,
     pub first_token: FirstToken,
     pub profiled: bool,
+    pub gateways: usize,
     pub delivery: Delivery,
     pub report_delay_ms: f64,
     pub sight: LoadSight,
@@ -111,6 +113,7 @@ impl Options {
             gather: GatherSettings::default(),
             first_token: FirstToken::Handed,
             profiled: true,
+            gateways: 1,
             delivery: Delivery::Asynchronous,
             report_delay_ms: 0.0,
             sight: LoadSight::EveryStep,
@@ -158,6 +161,7 @@ impl Options {
             "--weights" => {
                 self.weights = serde_json::from_str(value).map_err(|error| format!("{name}: {error}"))?
             }
+            "--gateways" => self.gateways = number(name, value)?,
             "--gather" => self.gather = gather(value)?,
             "--first-token" if value == "handed" => self.first_token = FirstToken::Handed,
             "--first-token" if value == "of-decode" => self.first_token = FirstToken::OfDecode,
@@ -185,6 +189,7 @@ impl Options {
         above_0("--seconds", self.seconds)?;
         above_0("--engines, --dp-ranks", Some(self.engines() as f64 * f64::from(self.dp_ranks())))?;
         above_0("--budget, --blocks", Some(f64::from(self.budget) * f64::from(self.blocks.unwrap_or(1))))?;
+        above_0("--gateways", Some(self.gateways as f64))?;
         above_0("--seeds", self.seeds.map(|seeds| seeds as f64))?;
         let waits = self.report_delay_ms.min(self.warm_up.unwrap_or(0.0));
         if !(waits.is_finite() && waits >= 0.0) {
@@ -241,6 +246,7 @@ impl Options {
             engines: self.engines(),
             dp_ranks: self.dp_ranks(),
             gateway: self.gateway_settings(rule, seed),
+            gateways: self.gateways,
             delivery: self.delivery,
             report_delay_seconds: self.report_delay_ms / 1e3,
             warm_up: Time::from_seconds(warm_up),

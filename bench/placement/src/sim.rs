@@ -19,7 +19,8 @@ use forebay_types::{LegId, RankId};
 
 use crate::{
     clock::Time,
-    engine::{Begun, Delivery, EngineKind, Group, Happened},
+    draw::mix,
+    engine::{Begun, Delivery, EngineKind, Group, Happened, Report},
     gateway::{Gateway, GatewaySettings, block_bytes},
     metrics::{EngineSide, Outcome},
     workload::Session,
@@ -50,6 +51,8 @@ pub struct RunSettings {
     /// Ranks of each engine, which step together.
     pub dp_ranks: u16,
     pub gateway: GatewaySettings,
+    /// Gateways that clients send to at random; none knows of the others' requests.
+    pub gateways: usize,
     pub delivery: Delivery,
     /// From a rank's report until the gateway has it.
     pub report_delay_seconds: f64,
@@ -71,7 +74,7 @@ pub struct Run<'a> {
     now: Time,
     agenda: Agenda,
     groups: Vec<Group>,
-    gateway: Gateway,
+    gateways: Vec<Gateway>,
     clients: Clients<'a>,
     /// Requests in order of arrival, of which the first has no first token.
     unanswered: VecDeque<u32>,
@@ -83,7 +86,12 @@ pub struct Run<'a> {
 impl<'a> Run<'a> {
     pub fn new(settings: &'a RunSettings, sessions: &'a [Session]) -> Self {
         let RunSettings { kind, engines, dp_ranks, gateway, .. } = settings;
-        let gateway = Gateway::new(gateway.clone(), kind, *engines, *dp_ranks);
+        let gateways = (0..settings.gateways).map(|number| {
+            // Each begins its turns elsewhere.
+            let seed = mix(gateway.seed ^ number as u64);
+            let seed = if number == 0 { gateway.seed } else { seed };
+            Gateway::new(GatewaySettings { seed, ..gateway.clone() }, kind, *engines, *dp_ranks)
+        });
         let hasher = Gateway::hasher(kind.scheduler.block_size_tokens);
         let groups = (0..*engines).map(|number| {
             let incarnation = forebay_types::Incarnation(number as u64 + 1);
@@ -94,7 +102,7 @@ impl<'a> Run<'a> {
             now: Time::ZERO,
             agenda: Agenda::default(),
             groups: groups.collect(),
-            gateway,
+            gateways: gateways.collect(),
             clients: Clients::new(sessions),
             unanswered: VecDeque::new(),
             waiting: Vec::new(),
@@ -112,9 +120,10 @@ impl<'a> Run<'a> {
             self.agenda.add(session.at, Event::Arrive(number as u32));
         }
         if self.settings.gateway.sight == LoadSight::Sampled {
-            for group in 0..self.groups.len() {
-                let first = LOOK_SECONDS * group as f64 / self.groups.len() as f64;
-                self.later(first, Event::Look(group as u32));
+            let looks = self.groups.len() * self.gateways.len();
+            for look in 0..looks {
+                let first = LOOK_SECONDS * look as f64 / looks as f64;
+                self.later(first, Event::Look(look as u32));
             }
         }
         let given_up = loop {
@@ -144,8 +153,8 @@ impl<'a> Run<'a> {
             Event::Wake(group) => self.wake(group),
             Event::Pulled(leg) => self.pulled(leg),
             Event::Heard(leg, word) => self.hear(leg, word),
-            Event::Reported(report, as_of) => self.gateway.report(self.now, as_of, *report),
-            Event::Look(group) => self.look(group),
+            Event::Reported(report, as_of) => self.report(as_of, *report),
+            Event::Look(look) => self.look(look),
             Event::Leave(request) => self.leave(request),
         }
     }
@@ -158,13 +167,15 @@ impl<'a> Run<'a> {
 
     fn arrive(&mut self, session: u32) {
         let counts = self.now >= self.settings.warm_up && self.now < self.settings.end;
-        let request = self.clients.send(session, self.now, counts, &self.gateway);
+        let request = self.clients.send(session, self.now, counts, &self.gateways[0]);
         self.unanswered.push_back(request);
-        match self.gateway.admit(self.now, &self.clients.ask(request)) {
+        let gateway = self.gateway_of(request);
+        let of_gateway = |batch: u64| (batch << 16) | gateway as u64;
+        match self.gateways[gateway].admit(self.now, &self.clients.ask(request)) {
             Admit::Now => self.place(request),
-            Admit::Wait { batch, at } => self.wait(request, batch, Time::of(at)),
+            Admit::Wait { batch, at } => self.wait(request, of_gateway(batch), Time::of(at)),
             Admit::Release { batch, at } => {
-                let at = Time::of(at);
+                let (batch, at) = (of_gateway(batch), Time::of(at));
                 let others: Vec<u32> =
                     self.waiting.iter().filter(|(waits, _)| *waits == batch).map(|it| it.1).collect();
                 for request in others {
@@ -195,7 +206,8 @@ impl<'a> Run<'a> {
     }
 
     fn place(&mut self, request: u32) {
-        let placed = self.gateway.place(self.now, &self.clients.ask(request));
+        let gateway = self.gateway_of(request);
+        let placed = self.gateways[gateway].place(self.now, &self.clients.ask(request));
         let Some(placed) = placed else { return self.clients.refused(request) };
         self.clients.requests[request as usize].placed = Some(placed);
         let leg = Request::legs(request)[0];
@@ -204,23 +216,43 @@ impl<'a> Run<'a> {
     }
 
     fn send(&mut self, leg: LegId, way_seconds: f64) {
-        let queued = self.now.after(way_seconds);
+        let now = self.now;
+        let queued = now.after(way_seconds);
         let taken = match self.settings.gateway.sight {
             LoadSight::EveryStep => queued,
             LoadSight::Sampled => self.now.after(WAY_TAKEN_SECONDS),
         };
-        self.gateway.progress(self.now, leg, Progress::Accepted { at: taken.duration() });
+        self.heard_by(leg).progress(now, leg, Progress::Accepted { at: taken.duration() });
         self.agenda.add(queued, Event::Queue(leg));
     }
 
-    /// The gateway asks an engine for its metrics.
-    fn look(&mut self, group: u32) {
-        for (rank, load) in self.groups[group as usize].samples() {
-            self.gateway.sample(self.now, rank, load);
+    /// A gateway asks an engine for its metrics.
+    fn look(&mut self, look: u32) {
+        let (gateway, group) = (look as usize / self.groups.len(), look as usize % self.groups.len());
+        for (rank, load) in self.groups[group].samples() {
+            self.gateways[gateway].sample(self.now, rank, load);
         }
         if self.clients.open > 0 || self.now < self.settings.end {
-            self.later(LOOK_SECONDS, Event::Look(group));
+            self.later(LOOK_SECONDS, Event::Look(look));
         }
+    }
+
+    fn report(&mut self, as_of: Time, report: Report) {
+        let now = self.now;
+        let (first, others) = self.gateways.split_first_mut().expect("there is one");
+        others.iter_mut().for_each(|gateway| gateway.report(now, as_of, report.clone()));
+        first.report(now, as_of, report);
+    }
+
+    /// Which gateway a request was sent to.
+    fn gateway_of(&self, request: u32) -> usize {
+        (mix(u64::from(request)) % self.gateways.len() as u64) as usize
+    }
+
+    /// The gateway that hears of a leg.
+    fn heard_by(&mut self, leg: LegId) -> &mut Gateway {
+        let gateway = self.gateway_of(Request::of(leg));
+        &mut self.gateways[gateway]
     }
 
     /// Seconds from the client's sending a request until an engine's scheduler has it.
@@ -231,12 +263,12 @@ impl<'a> Run<'a> {
     fn hear(&mut self, leg: LegId, word: Word) {
         let (now, rank) = (self.now, self.clients.rank_of(leg));
         match word {
-            Word::FirstToken => self.gateway.progress(now, leg, Progress::Decoding),
+            Word::FirstToken => self.heard_by(leg).progress(now, leg, Progress::Decoding),
             Word::Generated(tokens) => {
-                self.gateway.progress(now, leg, Progress::Generated { tokens: tokens.into() })
+                self.heard_by(leg).progress(now, leg, Progress::Generated { tokens: tokens.into() })
             }
             Word::Prefilled => {
-                self.gateway.ended(now, leg, rank);
+                self.heard_by(leg).ended(now, leg, rank);
                 let decode = Request::legs(Request::of(leg))[1];
                 if self.clients.requests[Request::of(leg) as usize].answer.tokens < 2 {
                     return self.end_at_prefill(leg, decode);
@@ -245,8 +277,9 @@ impl<'a> Run<'a> {
                 self.send(decode, self.way_there(0));
             }
             Word::Ended => {
-                self.gateway.ended(now, leg, rank);
-                self.gateway.learn_output(self.clients.requests[Request::of(leg) as usize].answer.tokens);
+                self.heard_by(leg).ended(now, leg, rank);
+                let tokens = self.clients.requests[Request::of(leg) as usize].answer.tokens;
+                self.heard_by(leg).learn_output(tokens);
             }
         }
     }
@@ -254,7 +287,8 @@ impl<'a> Run<'a> {
     /// An answer of one token: there is nothing to continue.
     fn end_at_prefill(&mut self, prefill: LegId, decode: LegId) {
         let (from, to) = (self.clients.rank_of(prefill), self.clients.rank_of(decode));
-        self.gateway.ended(self.now, decode, to);
+        let now = self.now;
+        self.heard_by(decode).ended(now, decode, to);
         self.groups[Self::group_of(from) as usize].release_held(from.dp_rank, prefill);
         self.agenda.add(self.now, Event::Wake(Self::group_of(from)));
         if let Some((session, think)) = self.clients.finished(prefill) {
@@ -281,7 +315,7 @@ impl<'a> Run<'a> {
             leg,
             prompt: request.prompt.clone(),
             hashes: request.hashes.clone(),
-            root: self.gateway.root(),
+            root: self.gateways[0].root(),
             choices: vec![0],
             output_tokens_max: request.answer.tokens,
             stop_tokens: [].into(),
@@ -290,7 +324,8 @@ impl<'a> Run<'a> {
         let group = Self::group_of(rank);
         // Placement keeps to the ranks' limits; a queue that fills on the way is a run that has failed anyway.
         if self.groups[group as usize].submit(rank.dp_rank, job).is_err() {
-            self.gateway.ended(self.now, leg, rank);
+            let now = self.now;
+            self.heard_by(leg).ended(now, leg, rank);
             return self.clients.refused(Request::of(leg));
         }
         self.wake(group);
@@ -326,7 +361,8 @@ impl<'a> Run<'a> {
         for (leg, cached_tokens) in std::mem::take(&mut self.happened.started) {
             self.clients.started(leg, cached_tokens);
             if self.settings.gateway.sight == LoadSight::EveryStep {
-                self.gateway.progress(self.now, leg, Progress::Started);
+                let now = self.now;
+                self.heard_by(leg).progress(now, leg, Progress::Started);
             }
         }
         for pull in std::mem::take(&mut self.happened.pulls) {
@@ -344,7 +380,7 @@ impl<'a> Run<'a> {
         let mut reports = std::mem::take(&mut self.happened.reports);
         for report in reports.drain(..) {
             match self.settings.report_delay_seconds {
-                0.0 => self.gateway.report(self.now, self.now, report),
+                0.0 => self.report(self.now, report),
                 delay => self.later(delay, Event::Reported(Box::new(report), self.now)),
             }
         }
@@ -364,9 +400,11 @@ impl<'a> Run<'a> {
         let (from, to) = (self.clients.rank_of(prefill), self.clients.rank_of(leg));
         let request = &self.clients.requests[Request::of(leg) as usize];
         let pull = request.pulled.expect("it was pulled before it arrived");
-        let bytes = u64::from(pull.blocks) * block_bytes(&self.settings.kind);
-        self.gateway.transferred(self.now, from, to, bytes, pull.seconds);
-        self.gateway.progress(self.now, leg, Progress::Decoding);
+        let (bytes, seconds) = (u64::from(pull.blocks) * block_bytes(&self.settings.kind), pull.seconds);
+        let now = self.now;
+        let gateway = self.heard_by(leg);
+        gateway.transferred(now, from, to, bytes, seconds);
+        gateway.progress(now, leg, Progress::Decoding);
         let group = Self::group_of(from);
         self.groups[group as usize].release_held(from.dp_rank, prefill);
         self.agenda.add(self.now, Event::Wake(group));

@@ -3,7 +3,9 @@
 //! In: what the rank last said, and what this process knows of its own legs there. Out: the load as a report would say
 //! it now. A rank that reports every step is believed. One that is looked at now and then is a second behind, and its
 //! figures do not tell which running sequences still compute their prompts; there this process keeps account of its own
-//! legs, and of the report it takes only what those do not explain.
+//! legs, and of the report it takes only what those do not explain; of that, the queue is taken to return to its mean.
+
+use std::time::Duration;
 
 use forebay_types::RankLoad;
 
@@ -16,28 +18,66 @@ pub(crate) struct LoadEstimate {
     reported: RankLoad,
     /// Of that, what is not this process's.
     others: RankLoad,
+    /// Of that, what waited, and the mean of reports.
+    queue: Queue,
+    mean: Queue,
     /// This process's legs, as they are now; nothing where every step is reported.
     own: OnRank,
+}
+
+/// How fast a queue that was seen stops saying anything about the queue there is: it is computed within some hundred
+/// milliseconds, and another has formed.
+const QUEUE_HALF_LIFE: f64 = 0.2;
+/// Weight of the newest report in the mean: a memory of some five.
+const MEAN_NEWEST_WEIGHT: f64 = 0.2;
+
+/// What others have waiting.
+#[derive(Debug, Clone, Copy, Default)]
+struct Queue {
+    sequences: f64,
+    prefill_tokens: f64,
+}
+
+impl Queue {
+    fn of(load: &RankLoad) -> Self {
+        Self { sequences: f64::from(load.waiting), prefill_tokens: load.prefill_tokens as f64 }
+    }
+
+    /// This, moved towards `other` by `share` of the way.
+    fn towards(self, other: Self, share: f64) -> Self {
+        Self {
+            sequences: self.sequences + share * (other.sequences - self.sequences),
+            prefill_tokens: self.prefill_tokens + share * (other.prefill_tokens - self.prefill_tokens),
+        }
+    }
 }
 
 impl LoadEstimate {
     /// Of a rank that reported `load` and has none of this process's legs.
     pub(crate) fn new(load: RankLoad) -> Self {
-        Self { reported: load, others: load, own: OnRank::default() }
+        let queue = Queue::of(&load);
+        Self { reported: load, others: load, queue, mean: queue, own: OnRank::default() }
     }
 
-    /// The load by now.
-    pub(crate) fn now(&self) -> RankLoad {
+    /// The load `age` after the report.
+    pub(crate) fn now(&self, age: Duration) -> RankLoad {
         let Self { others, own, .. } = self;
+        let gone = 1.0 - (-age.as_secs_f64() / QUEUE_HALF_LIFE).exp2();
+        let queue = self.queue.towards(self.mean, gone);
         RankLoad {
-            waiting: others.waiting.saturating_add(own.waiting),
+            waiting: (queue.sequences.round() as u32).saturating_add(own.waiting),
             running: others.running.saturating_add(own.running),
             decoding: others.decoding.saturating_add(own.decoding),
-            prefill_tokens: others.prefill_tokens.saturating_add(own.prefill_tokens),
+            prefill_tokens: (queue.prefill_tokens.round() as u64).saturating_add(own.prefill_tokens),
             context_tokens: others.context_tokens.saturating_add(own.context_tokens),
             blocks_free: others.blocks_free.saturating_sub(own.blocks),
             ..self.reported
         }
+    }
+
+    /// Sequences that are not this process's.
+    pub(crate) fn others(&self) -> u32 {
+        self.others.waiting.saturating_add(self.others.running)
     }
 
     /// A leg got further.
@@ -74,6 +114,8 @@ impl LoadEstimate {
             blocks_free: load.blocks_free.saturating_add(blocks).min(load.blocks_total),
             ..load
         };
+        self.queue = Queue::of(&self.others);
+        self.mean = self.mean.towards(self.queue, MEAN_NEWEST_WEIGHT);
     }
 }
 
@@ -148,7 +190,7 @@ mod tests {
             blocks_free: 1000 - 4 - 63, // 130 in use, 126 of them explained
             ..POOL
         };
-        assert_eq!(estimate.now(), expected);
+        assert_eq!(estimate.now(Duration::ZERO), expected);
     }
 
     #[test]
@@ -172,25 +214,47 @@ mod tests {
             blocks_free: 400 + 126 - 63,
             ..POOL
         };
-        assert_eq!(estimate.now(), expected);
+        assert_eq!(estimate.now(Duration::ZERO), expected);
     }
 
     #[test]
     fn between_reports_legs_move_and_others_stay() {
         let load = RankLoad { running: 3, decoding: 3, context_tokens: 4800, blocks_free: 800, ..POOL };
         let mut estimate = estimate(load, &[decoding(0)]);
-        assert_eq!((estimate.now().running, estimate.now().context_tokens), (3, 4800));
+        assert_eq!(
+            (estimate.now(Duration::ZERO).running, estimate.now(Duration::ZERO).context_tokens),
+            (3, 4800)
+        );
         estimate.changed(decoding(0).on_rank(), OnRank::default());
-        assert_eq!((estimate.now().running, estimate.now().context_tokens), (2, 3200));
-        assert_eq!(estimate.now().blocks_free, 863);
+        assert_eq!(
+            (estimate.now(Duration::ZERO).running, estimate.now(Duration::ZERO).context_tokens),
+            (2, 3200)
+        );
+        assert_eq!(estimate.now(Duration::ZERO).blocks_free, 863);
         estimate.changed(OnRank::default(), queued().on_rank());
-        assert_eq!((estimate.now().waiting, estimate.now().prefill_tokens), (1, 1000));
+        assert_eq!(
+            (estimate.now(Duration::ZERO).waiting, estimate.now(Duration::ZERO).prefill_tokens),
+            (1, 1000)
+        );
+    }
+
+    #[test]
+    fn the_queue_of_others_returns_to_its_mean() {
+        let mut estimate = LoadEstimate::new(POOL);
+        estimate.report(RankLoad { waiting: 10, prefill_tokens: 20_000, ..POOL }, [].iter());
+        let waiting = |age: u64| estimate.now(Duration::from_millis(age)).waiting;
+        assert_eq!(
+            [waiting(0), waiting(200), waiting(5000)],
+            [10, 6, 2],
+            "the mean of it and of none before"
+        );
+        assert_eq!(estimate.now(Duration::from_secs(5)).prefill_tokens, 4000);
     }
 
     #[test]
     fn a_report_that_shows_less_than_is_known_takes_nothing_away() {
         let estimate = estimate(POOL, &[queued(), decoding(7)]);
-        let now = estimate.now();
+        let now = estimate.now(Duration::ZERO);
         assert_eq!((now.waiting, now.running, now.prefill_tokens, now.context_tokens), (1, 1, 1000, 1607));
     }
 }

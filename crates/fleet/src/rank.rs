@@ -80,6 +80,21 @@ impl Rank {
         }
     }
 
+    /// A load that is said with every step is believed until the next.
+    fn load_now(&self, now: Duration) -> RankLoad {
+        self.load.now(match self.sight() {
+            LoadSight::EveryStep => Duration::ZERO,
+            LoadSight::Sampled => now.saturating_sub(self.load_at),
+        })
+    }
+
+    fn others(&self) -> u32 {
+        match self.sight() {
+            LoadSight::EveryStep => 0,
+            LoadSight::Sampled => self.load.others(),
+        }
+    }
+
     /// A leg of this process on it changed, from nothing or to nothing included.
     pub(crate) fn leg_changed(&mut self, before: (Reserved, OnRank), after: (Reserved, OnRank)) {
         self.reserved -= before.0;
@@ -117,8 +132,9 @@ impl Rank {
             role: facts.role,
             state: self.state,
             breaker: self.breaker.view(now),
-            load: self.load.now(),
+            load: self.load_now(now),
             load_age: now.saturating_sub(self.load_at),
+            others: self.others(),
             reserved: self.reserved,
             prefill_share: self.prefill_share.at(now, settings.prefill_share_half_life),
             perf: self.perf.clone(),
@@ -167,7 +183,7 @@ impl Rank {
     /// Brings everything up to date in `view` that events change.
     pub(crate) fn update(&self, view: &mut RankView, now: Duration, settings: &FleetSettings) {
         view.state = self.state;
-        view.load = self.load.now();
+        view.others = self.others();
         view.itl_p99_seconds = self.itl.p99_seconds();
         view.reserved = self.reserved;
         if !Arc::ptr_eq(&view.perf, &self.perf) {
@@ -179,6 +195,7 @@ impl Rank {
     /// Brings everything up to date in `view` that time alone changes.
     pub(crate) fn age(&self, view: &mut RankView, now: Duration, settings: &FleetSettings) {
         view.breaker = self.breaker.view(now);
+        view.load = self.load_now(now);
         view.load_age = now.saturating_sub(self.load_at);
         view.prefill_share = self.prefill_share.at(now, settings.prefill_share_half_life);
     }

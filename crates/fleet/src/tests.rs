@@ -9,6 +9,7 @@ use forebay_types::{FirstToken, Incarnation, RankId, RankLoad, ReservationId, Ro
 use crate::{Applied, EngineFacts, Event, Fleet, FleetSettings, Ignored, LoadSight, Progress};
 
 mod breaker;
+mod herding;
 mod leaks;
 mod lives;
 mod properties;

@@ -33,6 +33,7 @@ fn rank(n: u64) -> RankView {
             ..RankLoad::default()
         },
         load_age: Duration::from_millis(3),
+        others: 0,
         reserved: Reserved::default(),
         prefill_share: (n % 10) as f64 / 20.0,
         perf: Arc::new(RankModel::learned(StepCoefficients::H100_8B)),

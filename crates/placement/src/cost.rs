@@ -92,6 +92,11 @@ impl Priced {
         finite(self.decode_leg + self.pressure + transfer)
     }
 
+    /// Its own prefill here.
+    pub(crate) fn prefill_seconds(&self) -> f64 {
+        self.prefill
+    }
+
     /// Bytes that a decode leg here would fetch.
     pub(crate) fn missing_bytes(&self) -> u64 {
         self.missing_bytes

@@ -24,6 +24,9 @@ pub struct Snapshot {
     /// Of each rank, as of its last change but for the pace of its kind, which is of the last [`Snapshot::settle`].
     standings: Vec<Standing>,
     paces: Paces,
+    /// Of all ranks: sequences, and those of others.
+    sequences: u64,
+    others: u64,
     /// What moving KV costs, by pair.
     pub links: Links,
     /// Whether any ranks step together.
@@ -38,6 +41,8 @@ impl Snapshot {
             ranks: Vec::new(),
             standings: Vec::new(),
             paces: Paces::default(),
+            sequences: 0,
+            others: 0,
             links,
             has_groups: false,
         };
@@ -60,7 +65,11 @@ impl Snapshot {
 
     /// Changes one rank, but for its id and whether it steps with others.
     pub fn update(&mut self, index: usize, change: impl FnOnce(&mut RankView)) {
-        change(&mut self.ranks[index]);
+        let rank = &mut self.ranks[index];
+        let before = (rank.sequences(), rank.others);
+        change(rank);
+        self.sequences = self.sequences - u64::from(before.0) + u64::from(rank.sequences());
+        self.others = self.others - u64::from(before.1) + u64::from(rank.others);
         let Some((load, ranks)) = group_of(&self.ranks, index) else {
             self.standings[index] = Standing::of(&self.ranks[index], &self.paces, None);
             return;
@@ -78,7 +87,9 @@ impl Snapshot {
 
     /// Works out what requests have in common of their prices, for all ranks anew.
     fn settle(&mut self) {
-        let Self { ranks, standings, paces, .. } = self;
+        let Self { ranks, standings, paces, sequences, others, .. } = self;
+        *sequences = ranks.iter().map(|rank| u64::from(rank.sequences())).sum();
+        *others = ranks.iter().map(|rank| u64::from(rank.others)).sum();
         *paces = Paces::of(ranks);
         standings.clear();
         while let Some(rank) = ranks.get(standings.len()) {
@@ -89,6 +100,11 @@ impl Snapshot {
                 }
             }
         }
+    }
+
+    /// Share of the fleet's sequences that came from elsewhere, 0 to 1.
+    pub(crate) fn others_share(&self) -> f64 {
+        if self.sequences == 0 { 0.0 } else { (self.others as f64 / self.sequences as f64).min(1.0) }
     }
 
     pub(crate) fn standing(&self, index: usize) -> &Standing {
@@ -128,6 +144,9 @@ pub struct RankView {
     pub load: RankLoad,
     /// How long ago it said that.
     pub load_age: Duration,
+    /// Sequences in `load` that came from elsewhere, such as other gateways: how many more did since it was said, nobody
+    /// here knows. 0 where every step is reported.
+    pub others: u32,
     /// Work that was promised to it and that `load` does not show yet.
     pub reserved: Reserved,
     /// Share of recent wall time that prefills took from the decodes beside them, 0 to 1.

@@ -38,6 +38,7 @@ pub(crate) fn idle(n: u64) -> RankView {
         breaker: Breaker::Closed,
         load: RankLoad { blocks_total: POOL_BLOCKS, blocks_free: POOL_BLOCKS, ..RankLoad::default() },
         load_age: Duration::from_millis(5),
+        others: 0,
         reserved: Reserved::default(),
         prefill_share: 0.0,
         perf: Arc::new(RankModel::learned(StepCoefficients::H100_8B)),

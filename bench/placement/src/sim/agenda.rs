@@ -21,7 +21,7 @@ pub(super) enum Event {
     Heard(LegId, Word),
     /// A rank's report arrives, and when it was made.
     Reported(Box<Report>, Time),
-    /// The gateway looks at an engine.
+    /// A gateway looks at an engine: their numbers in one.
     Look(u32),
     /// A request has waited long enough.
     Leave(u32),

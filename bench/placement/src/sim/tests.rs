@@ -84,7 +84,7 @@ fn nothing_is_promised_or_held_when_all_have_ended() {
             run.take(event);
         }
         assert_eq!(
-            (run.clients.open, run.gateway.reservations(), run.gateway.batches_refused),
+            (run.clients.open, run.gateways[0].reservations(), run.gateways[0].batches_refused),
             (0, 0, 0),
             "{policy}"
         );
@@ -100,7 +100,7 @@ fn the_same_arguments_give_the_same_figures() {
     for text in [
         "run --workload five-turn --seconds 5 --rate 20 --policies all",
         "run --workload five-turn --seconds 5 --report-delay-ms 30 --policy cost",
-        "run --workload five-turn --seconds 5 --sight sampled --policies cost,least-load",
+        "run --workload five-turn --seconds 5 --sight sampled --gateways 4 --policies cost,least-load",
         "run --workload moe --seconds 5 --engines 2 --policies cost,random",
         "run --workload stand-in --seconds 5 --first-token of-decode --policies cost,static-4p4d",
     ] {
