@@ -147,7 +147,8 @@ impl Gatherer {
     }
 }
 
-/// Whether so many tokens make a step of a group as full as prompts of different lengths, cut over its ranks, do.
+/// Whether so many tokens fill a step of a group: three quarters of what it could take, since prompts of different lengths
+/// do not divide evenly over its ranks.
 fn is_full(tokens: u64, sharing: &Sharing) -> bool {
     tokens >= sharing.step_tokens / 4 * 3
 }

@@ -121,7 +121,7 @@ impl Reservation {
         OnRank { running: sequences, decoding: decodes, context_tokens, blocks, ..OnRank::default() }
     }
 
-    /// Of [`Reservation::unseen`], what a sequence that runs already has in the pool, though its prompt is not computed.
+    /// What it has in the pool once it runs, its prompt computed or not: tokens of context, and blocks.
     pub(crate) fn pool(&self) -> (u64, u32) {
         (self.amount.context_tokens + self.generated_tokens, self.amount.blocks)
     }

@@ -74,7 +74,8 @@ impl CorrectedProfile {
         self.profile.steps().step_seconds(&self.factors, &StepShape { budget_tokens, ..*shape })
     }
 
-    /// As [`ProfileModel::queue_seconds`].
+    /// Seconds until prompts that wait are computed; see [`Profile::queue_seconds`]. A shape without a token budget has
+    /// the rank's own.
     pub fn queue_seconds(&self, shape: &QueueShape) -> f64 {
         let budget_tokens = budget(shape.budget_tokens, self.budget_tokens);
         self.profile.steps().queue_seconds(&self.factors, &QueueShape { budget_tokens, ..*shape })
@@ -135,13 +136,6 @@ impl ProfileModel {
     pub fn mixed_prefill_seconds(&self, shape: &PrefillShape) -> f64 {
         let shape = PrefillShape { budget_tokens: self.budget(shape.budget_tokens), ..*shape };
         self.profile.steps().prefill_seconds(&self.factors(), &shape)
-    }
-
-    /// Seconds until prompts that wait are computed; see [`Profile::queue_seconds`]. A shape without a token budget has
-    /// the rank's own.
-    pub fn queue_seconds(&self, shape: &QueueShape) -> f64 {
-        let shape = QueueShape { budget_tokens: self.budget(shape.budget_tokens), ..*shape };
-        self.profile.steps().queue_seconds(&self.factors(), &shape)
     }
 
     /// What is believed now, to keep and to ask.

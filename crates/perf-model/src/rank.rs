@@ -39,29 +39,11 @@ impl RankModel {
         }
     }
 
-    /// Seconds of one step. The five rates know no groups: there the fullest rank stands for all.
-    pub fn step_seconds(&self, shape: &StepShape) -> f64 {
-        match self {
-            Self::Learned(model) => model.step_seconds(
-                shape.prefill_tokens,
-                shape.prefill_attention,
-                shape.decodes,
-                shape.context_tokens,
-            ),
-            Self::Profiled(model) => model.step_seconds(shape),
-        }
-    }
-
     /// Seconds of a step that only decodes `decodes` sequences with `context_tokens` tokens of context together.
     pub fn decode_step_seconds(&self, decodes: u32, context_tokens: u64) -> f64 {
-        self.step_seconds(&StepShape { decodes, context_tokens, ..StepShape::default() })
-    }
-
-    /// Seconds until prompts that wait are computed; see [`Profile::queue_seconds`].
-    pub fn queue_seconds(&self, shape: &QueueShape) -> f64 {
         match self {
-            Self::Learned(model) => model.coefficients().queue_seconds(shape),
-            Self::Profiled(model) => model.queue_seconds(shape),
+            Self::Learned(model) => model.decode_step_seconds(decodes, context_tokens),
+            Self::Profiled(model) => model.decode_step_seconds(decodes, context_tokens),
         }
     }
 
@@ -108,7 +90,7 @@ pub enum RankPrices {
 }
 
 impl RankPrices {
-    /// As [`RankModel::step_seconds`].
+    /// Seconds of one step. The five rates know no groups: there the fullest rank stands for all.
     #[inline]
     pub fn step_seconds(&self, shape: &StepShape) -> f64 {
         match self {
@@ -122,7 +104,7 @@ impl RankPrices {
         }
     }
 
-    /// As [`RankModel::queue_seconds`].
+    /// Seconds until prompts that wait are computed; see [`Profile::queue_seconds`].
     #[inline]
     pub fn queue_seconds(&self, shape: &QueueShape) -> f64 {
         match self {
@@ -166,9 +148,7 @@ mod tests {
                 budget_tokens: 8192,
             };
             let prices = model.prices();
-            assert_eq!(prices.queue_seconds(&queue), model.queue_seconds(&queue));
-            assert_eq!(prices.step_seconds(&step), model.step_seconds(&step));
-            let (queue, step) = (model.queue_seconds(&queue), model.step_seconds(&step));
+            let (queue, step) = (prices.queue_seconds(&queue), prices.step_seconds(&step));
             assert!((queue - step).abs() < 1e-9, "{queue} {step}");
         }
     }
@@ -187,7 +167,7 @@ mod tests {
                     context_tokens: 32_000,
                     group_decodes: 0,
                 };
-                let now = model.queue_seconds(&shape);
+                let now = model.prices().queue_seconds(&shape);
                 assert!(now >= last && (tokens > 0 || now == 0.0), "{tokens}: {now} after {last}");
                 last = now;
             }

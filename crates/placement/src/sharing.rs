@@ -39,31 +39,27 @@ pub fn sharing(snapshot: &Snapshot, request: &Request<'_>) -> Option<Sharing> {
     if eligible().any(|(_, rank)| !rank.steps_together) {
         return None;
     }
-    let (mut groups, mut stalled, mut step_tokens, mut stall_seconds) = (0_u32, 0.0, 0, 0.0_f64);
-    let (mut last, mut way_seconds) = (None, 0.0_f64);
+    let prompt =
+        Prompts { tokens: u64::from(request.prompt_tokens), attention: attention(request.prompt_tokens, 0) };
+    let mut together = Sharing { stall_seconds: 0.0, stalled: 0.0, step_tokens: 0, way_seconds: 0.0 };
+    let (mut groups, mut last, mut group_tokens) = (0_u32, None, 0_u64);
     for (index, rank) in eligible() {
-        if last.replace(rank.id.incarnation) == Some(rank.id.incarnation) {
+        // Ranks of one engine are neighbours.
+        let is_first = last.replace(rank.id.incarnation) != Some(rank.id.incarnation);
+        group_tokens = if is_first { 0 } else { group_tokens } + u64::from(rank.step_tokens_max);
+        together.step_tokens = together.step_tokens.max(group_tokens);
+        if !is_first {
             continue;
         }
         let standing = snapshot.standing(index);
-        let tokens = u64::from(request.prompt_tokens);
-        let prompt = Prompts { tokens, attention: attention(request.prompt_tokens, 0) };
-        let (decodes, seconds) = (standing.stalled, standing.lone_stall_seconds(&prompt));
-        if decodes == 0 {
+        if standing.stalled == 0 {
             return None;
         }
-        let way = rank.perf.profile().map(|profile| profile.request_seconds(request.prompt_tokens));
-        way_seconds = way_seconds.max(way.unwrap_or(0.0));
+        let way = rank.perf.profile().map_or(0.0, |profile| profile.request_seconds(request.prompt_tokens));
         groups += 1;
-        stalled += f64::from(decodes);
-        stall_seconds = stall_seconds.max(seconds);
-        let in_group = eligible().filter(|(_, other)| other.id.incarnation == rank.id.incarnation);
-        step_tokens = step_tokens.max(in_group.map(|(_, rank)| u64::from(rank.step_tokens_max)).sum());
+        together.stalled += f64::from(standing.stalled);
+        together.stall_seconds = together.stall_seconds.max(standing.work_seconds(&prompt));
+        together.way_seconds = together.way_seconds.max(way);
     }
-    (groups > 0).then(|| Sharing {
-        stall_seconds,
-        stalled: stalled / f64::from(groups),
-        step_tokens,
-        way_seconds,
-    })
+    (groups > 0).then(|| Sharing { stalled: together.stalled / f64::from(groups), ..together })
 }

@@ -134,19 +134,14 @@ impl Standing {
         self.prices.queue_seconds(&self.queue(prompts))
     }
 
-    /// What these add to the decode steps that would have run anyway.
-    fn work_seconds(&self, prompts: &Prompts) -> f64 {
+    /// What these alone add to the decode steps that would have run anyway: for how long they stall the decodes.
+    pub(crate) fn work_seconds(&self, prompts: &Prompts) -> f64 {
         (self.seconds(prompts) - self.steps(prompts) as f64 * self.step_seconds).max(0.0)
     }
 
     /// Until the prompts ahead are computed.
     pub(crate) fn backlog_seconds(&self) -> f64 {
         self.ahead_seconds
-    }
-
-    /// For how long these stall the decodes, if no other prompts are here.
-    pub(crate) fn lone_stall_seconds(&self, prompts: &Prompts) -> f64 {
-        self.work_seconds(prompts)
     }
 
     /// A request's own prefill, behind what is ahead. In a group its steps are as long as the longest prompts in them.

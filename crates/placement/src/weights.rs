@@ -23,7 +23,7 @@ pub struct Weights {
     pub group_harm: f64,
     /// Of each second that computing again takes what a split pushes out of a cache, since its prompt lies in two pools. 2:
     /// with 0 a tenth of conversations' turns are split for a few milliseconds each and the fleet forgets as many prompts;
-    /// beyond 2 long prompts that share something lose more than conversations win.
+    /// beyond 2 conversations win what long prompts that share something lose.
     pub second_copy: f64,
     /// Seconds that a half-full KV pool counts for: λ of `λ·k/(1−k)`. 0.15 s is what the Shepherd Model Gateway's
     /// least-load policy uses.
@@ -83,13 +83,6 @@ impl Default for Weights {
 }
 
 impl Weights {
-    /// For the shortest end to end where prompts share nothing: the request's own decoding counts in full, so that it is
-    /// split wherever another rank decodes quicker.
-    #[must_use]
-    pub fn own_time() -> Self {
-        Self { transfer: 0.3, decode: 1.0, harm: 0.05, ..Self::default() }
-    }
-
     /// Checks what the arithmetic relies on.
     ///
     /// # Errors

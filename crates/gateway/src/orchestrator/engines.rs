@@ -260,7 +260,7 @@ async fn follow(shared: &Shared, slot: &Slot, driver: &Arc<dyn Driver>) -> Arc<s
             }
             let mut core = shared.core.lock();
             for LoadReport { dp_rank, load, as_of } in loads {
-                let as_of = now.saturating_sub(as_of.elapsed());
+                let as_of = as_of.into_std().saturating_duration_since(shared.origin);
                 core.note(now, Event::Load { rank: facts.rank(dp_rank), load, as_of });
             }
             for (dp_rank, step) in steps {

@@ -36,7 +36,9 @@ async fn pinned_roles_are_obeyed_and_give_the_same_tokens() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_request_splits_when_the_rank_that_has_its_prefix_is_fed_prefills() {
     let roles = [Role::Both; 2];
-    let settings = OrchestratorSettings { weights: Weights::own_time(), ..OrchestratorSettings::default() };
+    // Its own decoding counts in full: it is split wherever another rank decodes quicker.
+    let weights = Weights { transfer: 0.3, decode: 1.0, harm: 0.05, ..Weights::default() };
+    let settings = OrchestratorSettings { weights, ..OrchestratorSettings::default() };
     let rig = Rig::start(Plan { roles: &roles, speed: 4.0, settings, ..Plan::default() }).await;
     let document = prompt(7, 6000);
     rig.answer(request("first", document.clone(), 1, 1)).await;

@@ -4,6 +4,7 @@ use forebay_perf_model::Profile;
 use forebay_types::Role;
 
 use super::*;
+use crate::sharing;
 
 /// `ranks` of one expert-parallel group; each decodes what `put` gives it.
 fn group(n: u64, ranks: u16, put: impl Fn(u16, RankView) -> RankView) -> Vec<RankView> {
@@ -108,4 +109,23 @@ fn a_snapshot_brought_up_to_date_decides_like_a_new_one() {
     let mut together = fleet(before());
     together.update_all(|index, rank| *rank = after(index, rank.clone()));
     assert_eq!(placed(&together, &prompt(1000)), placed(&updated, &prompt(1000)));
+}
+
+#[test]
+fn prompts_can_share_only_where_every_rank_that_could_take_them_has_decodes_to_stall() {
+    let shared = |ranks: Vec<RankView>| sharing(&fleet(ranks), &prompt(3000));
+    let two =
+        || [group(0, 4, busy), group(7, 2, |dp_rank, rank| rank.decoding(u32::from(dp_rank), 1000))].concat();
+    let found = shared(two()).expect("both groups decode");
+    assert_eq!(found.stalled, f64::from(4 * 8 + 1) / 2.0, "in the mean");
+    assert_eq!(found.step_tokens, 4 * 8192, "of the larger group");
+    assert!(found.stall_seconds > 0.08 && found.way_seconds > 0.005, "{found:?}");
+
+    assert_eq!(shared(vec![idle(0), idle(1)]), None, "no groups");
+    assert_eq!(shared([two(), vec![idle(9)]].concat()), None, "a rank that steps alone");
+    let decodes_only = idle(9).role(Role::Decode);
+    assert!(shared([two(), vec![decodes_only]].concat()).is_some(), "which does not compute prompts");
+    assert_eq!(shared([two(), group(9, 2, |_, rank| rank)].concat()), None, "a group without decodes");
+    let draining = group(9, 2, |_, rank| rank.state(RankState::Draining));
+    assert!(shared([two(), draining].concat()).is_some(), "which takes nothing new");
 }
