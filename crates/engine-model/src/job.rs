@@ -15,6 +15,12 @@ pub struct SchedulerConfig {
     pub blocks_total: u32,
     /// Tokens computed in one step, decodes included.
     pub step_tokens_max: u32,
+    /// Tokens of one prompt computed in one step; `u32::MAX`: as many as there is room for. What a long prompt leaves of the
+    /// step lets others begin, hand-overs among them. vLLM's `long_prefill_token_threshold`.
+    pub chunk_tokens_max: u32,
+    /// Whether decode legs begin to import before prompts that wait, and in full steps too: a hand-over computes nothing.
+    /// vLLM's queue is in order of arrival, and closed while a step is full.
+    pub imports_first: bool,
     /// Sequences in the running batch.
     pub sequences_max: u32,
     /// Jobs that wait for their first step.

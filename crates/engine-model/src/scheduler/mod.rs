@@ -74,8 +74,16 @@ impl Scheduler {
     /// # Panics
     /// If a bound is 0 or the hasher's block size is not the pool's: both are fixed at start-up.
     pub fn new(mut config: SchedulerConfig, hasher: BlockHasher) -> Self {
-        let SchedulerConfig { block_size_tokens, blocks_total, step_tokens_max, sequences_max, .. } = config;
-        assert!(block_size_tokens > 0 && blocks_total > 0 && step_tokens_max > 0 && sequences_max > 0);
+        let SchedulerConfig {
+            block_size_tokens,
+            blocks_total,
+            step_tokens_max,
+            chunk_tokens_max,
+            sequences_max,
+            ..
+        } = config;
+        assert!(block_size_tokens > 0 && blocks_total > 0 && sequences_max > 0);
+        assert!(step_tokens_max > 0 && chunk_tokens_max > 0);
         assert_eq!(block_size_tokens, hasher.block_size_tokens());
         config.context_tokens_max =
             config.context_tokens_max.min(blocks_total.saturating_mul(block_size_tokens));
@@ -275,7 +283,14 @@ impl Scheduler {
 
     fn wait_last(&mut self, sequence: Sequence) {
         self.waiting_prefill_tokens += u64::from(sequence.prefill_left());
-        self.waiting.push_back(sequence);
+        // Those that began before keep their place: they were preempted.
+        let stays_ahead = |other: &Sequence| other.started || other.import_from.is_some();
+        if self.config.imports_first && sequence.import_from.is_some() {
+            let at = self.waiting.iter().take_while(|other| stays_ahead(other)).count();
+            self.waiting.insert(at, sequence);
+        } else {
+            self.waiting.push_back(sequence);
+        }
     }
 
     /// Back to the queue, before everything that came later.

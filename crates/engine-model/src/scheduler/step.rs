@@ -34,7 +34,7 @@ impl Scheduler {
                 self.plan_chunk(index, plan, &mut budget);
             }
         }
-        while budget > 0
+        while (budget > 0 || self.imports_next())
             && let Some(index) = self.admit(plan)
         {
             self.plan_chunk(index, plan, &mut budget);
@@ -44,6 +44,11 @@ impl Scheduler {
             plan.copies.push(BlockCopy { from: copy.from, to: copy.to });
         }
         self.pool.drain_rewritten(&mut plan.rewritten);
+    }
+
+    /// Whether the first in the queue computes nothing yet, and need not wait for room in a step.
+    fn imports_next(&self) -> bool {
+        self.config.imports_first && self.waiting.front().is_some_and(|next| next.import_from.is_some())
     }
 
     /// Takes the tokens that were drawn, one for each choice that a chunk of the planned step samples, and appends what
@@ -118,7 +123,7 @@ impl Scheduler {
     fn plan_chunk(&mut self, index: usize, plan: &mut StepPlan, budget: &mut u32) {
         let sequence = &self.running[index];
         let left = sequence.len() - sequence.computed;
-        let tokens = left.min(*budget);
+        let tokens = left.min(*budget).min(self.config.chunk_tokens_max);
         if tokens == 0 {
             return;
         }

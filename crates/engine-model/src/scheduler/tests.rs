@@ -22,6 +22,8 @@ fn hasher() -> BlockHasher {
 
 fn config(blocks_total: u32) -> SchedulerConfig {
     SchedulerConfig {
+        chunk_tokens_max: u32::MAX,
+        imports_first: false,
         block_size_tokens: SIZE,
         blocks_total,
         step_tokens_max: 16,
@@ -385,6 +387,38 @@ fn a_failed_import_is_computed_again_and_a_cancelled_one_is_quarantined() {
     d.scheduler.import_finished(LegId(3), true);
     d.check();
     d.assert_clean();
+}
+
+#[test]
+fn a_bound_on_chunks_leaves_room_in_the_step_for_others() {
+    let mut rank = Rank::new(SchedulerConfig { chunk_tokens_max: 6, ..config(64) });
+    rank.scheduler.submit(job(1, &prompt(1, 30), 1, 1, Work::Aggregated)).unwrap();
+    rank.scheduler.submit(job(2, &prompt(2, 12), 1, 1, Work::Aggregated)).unwrap();
+    let mut plan = StepPlan::default();
+    rank.scheduler.plan(&mut plan);
+    let chunks: Vec<(u64, usize)> =
+        plan.chunks.iter().map(|chunk| (chunk.leg.0, plan.tokens(chunk).len())).collect();
+    assert_eq!(chunks, [(1, 6), (2, 6)], "of a step of 16");
+}
+
+/// Two prompts fill every step for a while. A decode leg that comes after them begins to import with the next step, or
+/// when the prompts are done, as vLLM has it.
+#[test]
+fn an_import_computes_nothing_and_need_not_wait_for_prompts() {
+    let import_begins_after = |imports_first: bool| {
+        let mut rank = Rank::new(SchedulerConfig { imports_first, ..config(64) });
+        rank.scheduler.submit(job(1, &prompt(1, 40), 1, 1, Work::Aggregated)).unwrap();
+        rank.scheduler.submit(job(2, &prompt(2, 40), 1, 1, Work::Aggregated)).unwrap();
+        rank.step();
+        let first = vec![(0, 7)];
+        rank.scheduler.submit(job(3, &prompt(3, 8), 1, 4, Work::Decode { first })).unwrap();
+        (1..10).find(|_| {
+            rank.step();
+            rank.imports.iter().any(|import| import.leg == LegId(3))
+        })
+    };
+    // 80 tokens are five steps, of which one is over.
+    assert_eq!((import_begins_after(true), import_begins_after(false)), (Some(1), Some(5)));
 }
 
 #[test]

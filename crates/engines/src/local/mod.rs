@@ -61,6 +61,8 @@ impl<B: Backend> Parts<B> {
     pub(crate) fn assemble(self) -> (Arc<LocalEngine>, Shell<B>, LastWords) {
         let Self { facts, limits, hasher, backend, region, mover } = self;
         let config = SchedulerConfig {
+            chunk_tokens_max: u32::MAX,
+            imports_first: true,
             block_size_tokens: limits.block_size_tokens,
             blocks_total: limits.blocks_total,
             step_tokens_max: limits.step_tokens_max,
