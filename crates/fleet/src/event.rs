@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use forebay_perf_model::{Profile, StepCoefficients};
 use forebay_placement::Reserved;
 use forebay_types::{
-    EngineName, FirstToken, Incarnation, RankId, RankLoad, ReservationId, Role, StepObservation,
+    EngineName, FirstToken, Incarnation, Leaning, RankId, RankLoad, ReservationId, Role, StepObservation,
 };
 
 /// What an engine says of itself when it joins. It holds for the incarnation's whole life.
@@ -78,6 +78,8 @@ pub enum Event {
     Draining(Incarnation),
     /// It missed a deadline: nothing new goes there until [`Event::Ready`].
     Silent(Incarnation),
+    /// From now on its ranks are kept for a phase, as far as others can take the other one.
+    Leans(Incarnation, Leaning),
     /// It said something that cannot be true: nothing more goes there.
     Fenced(Incarnation),
     /// Its tokenizer is not ours: from now on it is given text alone.

@@ -11,7 +11,7 @@ use std::{
 
 use forebay_perf_model::{LinkModel, LinkPrior};
 use forebay_placement::{Links, RankState, Reserved, Snapshot};
-use forebay_types::{EngineName, Incarnation, RankId, RankLoad, ReservationId, StepObservation};
+use forebay_types::{EngineName, Incarnation, Leaning, RankId, RankLoad, ReservationId, StepObservation};
 
 use crate::{
     breaker::Breaker,
@@ -87,6 +87,7 @@ impl Fleet {
             Event::Ready(incarnation) => self.set_state(incarnation, RankState::Ready),
             Event::Draining(incarnation) => self.set_state(incarnation, RankState::Draining),
             Event::Silent(incarnation) => self.set_state(incarnation, RankState::Silent),
+            Event::Leans(incarnation, leaning) => self.lean(incarnation, leaning),
             Event::Fenced(incarnation) => self.set_state(incarnation, RankState::Fenced),
             Event::TextOnly(incarnation) => self.take_text_alone(incarnation),
             Event::Lost(incarnation) => self.lose(incarnation),
@@ -221,6 +222,20 @@ impl Fleet {
         for index in self.ranks_of(incarnation) {
             if self.ranks[index].take_text_alone() {
                 self.changed.members = true;
+                applied = Applied::Changed;
+            }
+        }
+        applied
+    }
+
+    fn lean(&mut self, incarnation: Incarnation, leaning: Leaning) -> Applied {
+        if !self.engines.contains_key(&incarnation) {
+            return Applied::Ignored(Ignored::Fenced);
+        }
+        let mut applied = Applied::Unchanged;
+        for index in self.ranks_of(incarnation) {
+            if std::mem::replace(&mut self.ranks[index].leaning, leaning) != leaning {
+                self.mark(index);
                 applied = Applied::Changed;
             }
         }

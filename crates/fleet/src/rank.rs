@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use forebay_perf_model::RankModel;
 use forebay_placement::{RankState, RankView, Reserved};
-use forebay_types::{RankId, RankLoad, ReservationId, StepObservation};
+use forebay_types::{Leaning, RankId, RankLoad, ReservationId, StepObservation};
 
 use crate::{
     breaker::Breaker,
@@ -21,6 +21,7 @@ pub(crate) struct Rank {
     pub(crate) id: RankId,
     facts: Arc<EngineFacts>,
     pub(crate) state: RankState,
+    pub(crate) leaning: Leaning,
     pub(crate) breaker: Breaker,
     load: LoadEstimate,
     load_at: Duration,
@@ -42,6 +43,7 @@ impl Rank {
         Self {
             id,
             state: RankState::Starting,
+            leaning: Leaning::Neither,
             breaker: Breaker::new(&settings.breaker),
             load: LoadEstimate::new(RankLoad {
                 blocks_total: blocks,
@@ -130,6 +132,7 @@ impl Rank {
             engine: facts.engine.clone(),
             model: facts.model.clone(),
             role: facts.role,
+            leaning: self.leaning,
             state: self.state,
             breaker: self.breaker.view(now),
             load: self.load_now(now),
@@ -183,6 +186,7 @@ impl Rank {
     /// Brings everything up to date in `view` that events change.
     pub(crate) fn update(&self, view: &mut RankView, now: Duration, settings: &FleetSettings) {
         view.state = self.state;
+        view.leaning = self.leaning;
         view.others = self.others();
         view.itl_p99_seconds = self.itl.p99_seconds();
         view.reserved = self.reserved;

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use forebay_perf_model::StepCoefficients;
 use forebay_placement::{Breaker as View, RankState, RankView, Reserved};
-use forebay_types::{FirstToken, Incarnation, RankId, RankLoad, ReservationId, Role, StepObservation};
+use forebay_types::{
+    FirstToken, Incarnation, Leaning, RankId, RankLoad, ReservationId, Role, StepObservation,
+};
 
 use crate::{Applied, EngineFacts, Event, Fleet, FleetSettings, Ignored, LoadSight, Progress};
 

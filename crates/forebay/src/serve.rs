@@ -143,6 +143,7 @@ fn orchestrator_settings(settings: &Settings) -> OrchestratorSettings {
         stall_itl_factor: settings.cluster.stall_itl_factor,
         weights: settings.routing.weights(),
         gather: settings.routing.gather(),
+        leaning: settings.routing.leaning(),
         policy: settings.routing.policy,
         seed: outside::entropy(),
         unix_ms: outside::unix_ms(),

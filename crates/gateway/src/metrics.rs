@@ -22,6 +22,7 @@ use prometheus_client::{
 pub use histogram::{LocalHistogram, SecondsHistogram};
 
 use forebay_placement::Savings;
+use forebay_types::Leaning;
 
 use self::caches::CacheMetrics;
 use crate::orchestrator::api::EngineStatus;
@@ -147,6 +148,15 @@ pub struct StateLabels {
     pub state: String,
 }
 
+/// Labels of `forebay_engine_leaning`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PhaseLabels {
+    /// The engine's stable name.
+    pub engine: Arc<str>,
+    /// `prefill` or `decode`.
+    pub phase: &'static str,
+}
+
 /// Labels of `forebay_decisions_total`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct DecisionLabels {
@@ -257,6 +267,7 @@ pub struct Metrics {
     engine_blocks_used: Family<EngineLabel, Gauge>,
     engine_blocks: Family<EngineLabel, Gauge>,
     engine_state: Family<StateLabels, Gauge>,
+    engine_leaning: Family<PhaseLabels, Gauge>,
     engine_restarts: Family<EngineLabel, Gauge>,
     rank_running: Family<RankLabels, Gauge>,
     rank_waiting: Family<RankLabels, Gauge>,
@@ -335,6 +346,7 @@ impl Metrics {
             engine_blocks_used: Family::default(),
             engine_blocks: Family::default(),
             engine_state: Family::default(),
+            engine_leaning: Family::default(),
             engine_restarts: Family::default(),
             rank_running: Family::default(),
             rank_waiting: Family::default(),
@@ -438,6 +450,11 @@ impl Metrics {
         );
         registry.register("forebay_engine_kv_blocks", "Size of the KV pool", self.engine_blocks.clone());
         registry.register("forebay_engine_state", "1 for the state that it is in", self.engine_state.clone());
+        registry.register(
+            "forebay_engine_leaning",
+            "1 for the phase that it is kept for, if it is kept for one",
+            self.engine_leaning.clone(),
+        );
         registry.register("forebay_engine_restarts", "Lives after the first", self.engine_restarts.clone());
         self.register_ranks();
     }
@@ -510,11 +527,20 @@ impl Metrics {
 impl Metrics {
     fn set_states(&self, engines: &[EngineStatus]) {
         self.engine_state.clear();
+        self.engine_leaning.clear();
         self.engine_restarts.clear();
         for engine in engines {
             let name = engine.engine.0.clone();
             let labels = StateLabels { engine: name.clone(), state: engine.state.clone() };
             self.engine_state.get_or_create(&labels).set(1);
+            let phase = match engine.leaning {
+                Leaning::Neither => None,
+                Leaning::Prefill => Some("prefill"),
+                Leaning::Decode => Some("decode"),
+            };
+            if let Some(phase) = phase {
+                self.engine_leaning.get_or_create(&PhaseLabels { engine: name.clone(), phase }).set(1);
+            }
             let restarts = i64::try_from(engine.restarts).unwrap_or(i64::MAX);
             self.engine_restarts.get_or_create(&EngineLabel { engine: name }).set(restarts);
         }

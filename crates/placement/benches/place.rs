@@ -7,7 +7,7 @@ use forebay_perf_model::{LinkModel, LinkPrior, RankModel, StepCoefficients};
 use forebay_placement::{
     Breaker, Form, Links, Policy, RankState, RankView, Request, Reserved, Snapshot, Weights, place,
 };
-use forebay_types::{BlockHash, FirstToken, Incarnation, RankId, RankLoad, Role};
+use forebay_types::{BlockHash, FirstToken, Incarnation, Leaning, RankId, RankLoad, Role};
 
 /// The quickest of many short rounds: on a shared machine the rest measures the neighbours.
 const ROUNDS: u64 = 100;
@@ -51,6 +51,7 @@ fn rank(n: u64) -> RankView {
         takes_tokens: true,
         takes_body: false,
         itl_p99_seconds: 0.0,
+        leaning: Leaning::Neither,
     }
 }
 

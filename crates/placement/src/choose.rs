@@ -7,7 +7,7 @@
 //! transfer, so with equal links no pair beats the best rank of each side (nor, where that is one rank, both phases on
 //! it), and the rest of the margin is for links that differ.
 
-use forebay_types::{BlockHash, Role};
+use forebay_types::{BlockHash, Leaning, Role};
 
 use crate::{
     cost::Priced,
@@ -72,7 +72,7 @@ pub(crate) struct Chooser<'a> {
 impl Chooser<'_> {
     /// Lists the candidates and takes one by `policy`; `None` if there is none.
     pub(crate) fn choose(&self, policy: Policy, seed: u64) -> Option<Choice> {
-        let mut pairs = self.candidates();
+        let mut pairs = self.candidates(policy == Policy::Cost);
         if pairs.is_empty() {
             return None;
         }
@@ -110,18 +110,22 @@ impl Chooser<'_> {
         Pair { prefill, decode, total_seconds: self.terms(prefill, decode).total() }
     }
 
-    fn candidates(&self) -> Vec<Pair> {
+    /// With `leanings`, ranks that lean to prefill decode nothing and those that lean to decode prefill for no other.
+    fn candidates(&self, leanings: bool) -> Vec<Pair> {
         let all = 0..self.priced.len();
+        let leans = |rank: usize, to: Leaning| leanings && self.view(rank).leaning == to;
         let (mut prefills, mut decodes) = (Vec::with_capacity(all.len()), Vec::with_capacity(all.len()));
-        prefills.extend(all.clone().filter(|&rank| self.may_prefill(rank)));
-        decodes.extend(all.filter(|&rank| self.may_decode(rank)));
+        prefills.extend(all.clone().filter(|&rank| self.may_prefill(rank) && !leans(rank, Leaning::Decode)));
+        decodes.extend(all.filter(|&rank| self.may_decode(rank) && !leans(rank, Leaning::Prefill)));
         if prefills.len() * decodes.len() > PAIRS_EXACT_MAX {
             self.keep_best(&mut prefills, |rank| rank.prefill_side());
             self.keep_best(&mut decodes, |rank| rank.decode_side(self.snapshot.links.prior(), self.weights));
         }
         let mut pairs = Vec::with_capacity(self.priced.len() + prefills.len() * decodes.len());
-        for (rank, priced) in self.priced.iter().enumerate().filter(|(_, priced)| priced.role == Role::Both) {
-            pairs.push(Pair { prefill: rank, decode: rank, total_seconds: priced.aggregated().total() });
+        for (rank, priced) in self.priced.iter().enumerate() {
+            if priced.role == Role::Both && !(leans(rank, Leaning::Prefill) && self.hands_over(rank)) {
+                pairs.push(Pair { prefill: rank, decode: rank, total_seconds: priced.aggregated().total() });
+            }
         }
         for &prefill in &prefills {
             let (p, source) = (&self.priced[prefill], self.view(prefill));
@@ -134,6 +138,17 @@ impl Chooser<'_> {
             }));
         }
         pairs
+    }
+
+    /// Whether a rank that leans to prefill has another to hand over to now; else it keeps both phases.
+    fn hands_over(&self, rank: usize) -> bool {
+        let takes = |other: usize| {
+            let view = self.view(other);
+            self.may_decode(other)
+                && view.leaning != Leaning::Prefill
+                && self.snapshot.pairs(self.view(rank), view)
+        };
+        self.may_prefill(rank) && (0..self.priced.len()).any(takes)
     }
 
     pub(crate) fn may_prefill(&self, rank: usize) -> bool {

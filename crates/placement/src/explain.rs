@@ -2,7 +2,7 @@
 //!
 //! Bounded whatever the size of the fleet: the cheapest candidates, the ranks they name, and a number for the rest.
 
-use forebay_types::{EngineName, FirstToken, RankId, Role};
+use forebay_types::{EngineName, FirstToken, Leaning, RankId, Role};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -151,6 +151,9 @@ pub struct RankInputs {
     pub context_tokens: u64,
     /// Work promised to it that its load does not show yet.
     pub reserved: Reserved,
+    /// The phase that it was kept for.
+    #[serde(default)]
+    pub leaning: Leaning,
     /// Share of its time that prefills lately took from decodes.
     pub prefill_share: f64,
     /// Share of its KV pool in use or promised, before this request.
@@ -382,6 +385,7 @@ impl Record<'_> {
             decodes: standing::decodes(rank),
             context_tokens: rank.load.context_tokens,
             reserved: rank.reserved,
+            leaning: rank.leaning,
             prefill_share: rank.prefill_share,
             kv_use: Pool::of(rank).use_with(0),
             load_age_seconds: rank.load_age.as_secs_f64(),

@@ -9,7 +9,7 @@ use std::{
 };
 
 use forebay_perf_model::{LinkModel, RankModel};
-use forebay_types::{EngineName, FirstToken, Incarnation, RankId, RankLoad, Role};
+use forebay_types::{EngineName, FirstToken, Incarnation, Leaning, RankId, RankLoad, Role};
 use serde::{Deserialize, Serialize};
 
 use crate::{group::group_of, pace::Paces, standing::Standing};
@@ -103,7 +103,7 @@ impl Snapshot {
     }
 
     /// Share of the fleet's sequences that came from elsewhere, 0 to 1.
-    pub(crate) fn others_share(&self) -> f64 {
+    pub fn others_share(&self) -> f64 {
         if self.sequences == 0 { 0.0 } else { (self.others as f64 / self.sequences as f64).min(1.0) }
     }
 
@@ -136,6 +136,8 @@ pub struct RankView {
     pub model: Arc<str>,
     /// The work it may be given.
     pub role: Role,
+    /// The phase that it is kept for while others can take the other one.
+    pub leaning: Leaning,
     /// Whether it takes new work.
     pub state: RankState,
     /// Whether its recent legs succeeded.
@@ -203,6 +205,15 @@ impl RankView {
             && decode.can_import
             && self.kv_layout == decode.kv_layout
             && self.block_size_tokens == decode.block_size_tokens
+    }
+
+    /// Share of its KV pool that is held or promised, what is cached for nobody left out; 0 if its size is unknown.
+    pub fn kv_use(&self) -> f64 {
+        if self.load.blocks_total == 0 {
+            return 0.0;
+        }
+        let held = self.load.blocks_total.saturating_sub(self.load.blocks_free);
+        (f64::from(held) + f64::from(self.reserved.blocks)) / f64::from(self.load.blocks_total)
     }
 
     /// Sequences that the rank has or was promised: waiting, running and reserved.

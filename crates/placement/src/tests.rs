@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use forebay_perf_model::{LinkModel, LinkPrior, RankModel, StepCoefficients};
-use forebay_types::{BlockHash, FirstToken, Incarnation, RankId, RankLoad, Role};
+use forebay_types::{BlockHash, FirstToken, Incarnation, Leaning, RankId, RankLoad, Role};
 
 use crate::{
     Breaker, Decision, Form, Links, PlaceError, Plan, Policy, RankState, RankView, Request, Reserved,
@@ -14,6 +14,7 @@ mod errors;
 mod explanation;
 mod facts;
 mod groups;
+mod leanings;
 mod policies;
 mod properties;
 
@@ -56,6 +57,7 @@ pub(crate) fn idle(n: u64) -> RankView {
         takes_tokens: true,
         takes_body: false,
         itl_p99_seconds: 0.0,
+        leaning: Leaning::Neither,
     }
 }
 
@@ -91,6 +93,10 @@ pub(crate) trait Put: Sized {
 
     fn state(self, state: RankState) -> RankView {
         self.put(|rank| rank.state = state)
+    }
+
+    fn leaning(self, leaning: Leaning) -> RankView {
+        self.put(|rank| rank.leaning = leaning)
     }
 
     fn breaker(self, breaker: Breaker) -> RankView {

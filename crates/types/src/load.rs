@@ -26,6 +26,19 @@ impl Role {
     }
 }
 
+/// The phase that an engine of role [`Role::Both`] is kept for, for a while and as far as others can take the other phase.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Leaning {
+    /// Both.
+    #[default]
+    Neither,
+    /// Computes prompts for others to continue.
+    Prefill,
+    /// Continues what others computed, and computes prompts where that is cheaper.
+    Decode,
+}
+
 /// What a rank says about itself after a scheduler step.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct RankLoad {

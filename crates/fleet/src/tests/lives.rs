@@ -10,6 +10,7 @@ fn every_kind_about(incarnation: u64) -> Vec<Event> {
     vec![
         Event::Ready(id.incarnation),
         Event::TextOnly(id.incarnation),
+        Event::Leans(id.incarnation, Leaning::Prefill),
         Event::Draining(id.incarnation),
         Event::Lost(id.incarnation),
         Event::Load { rank: id, load: RankLoad::default(), as_of: ms(0) },
@@ -37,6 +38,20 @@ fn an_engine_starts_serves_drains_and_is_gone() {
     fleet.apply(ms(0), Event::Lost(Incarnation(5)));
     assert_eq!(state(&mut fleet), None);
     assert!(fleet.snapshot(ms(0)).ranks().is_empty());
+}
+
+#[test]
+fn a_leaning_holds_for_all_ranks_of_an_engine_until_the_next() {
+    let mut fleet = ready(2, FleetSettings::default());
+    fleet.apply(ms(0), Event::Joined(facts("e", 5, 2)));
+    assert_eq!(fleet.apply(ms(0), Event::Leans(Incarnation(5), Leaning::Prefill)), Applied::Changed);
+    assert_eq!(fleet.apply(ms(0), Event::Leans(Incarnation(5), Leaning::Prefill)), Applied::Unchanged);
+    let leaning = |fleet: &mut Fleet, id| fleet.snapshot(ms(0)).rank(id).unwrap().leaning;
+    assert_eq!(leaning(&mut fleet, rank(5, 0)), Leaning::Prefill);
+    assert_eq!(leaning(&mut fleet, rank(5, 1)), Leaning::Prefill);
+    assert_eq!(leaning(&mut fleet, rank(1, 0)), Leaning::Neither);
+    fleet.apply(ms(0), Event::Leans(Incarnation(5), Leaning::Neither));
+    assert_eq!(leaning(&mut fleet, rank(5, 1)), Leaning::Neither, "shown without anybody coming or going");
 }
 
 #[test]

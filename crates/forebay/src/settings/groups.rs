@@ -15,6 +15,7 @@ use forebay_gateway::http::{HttpLimits, RequestLimits};
 use forebay_kv_hash::{ChainLimits, HashKey};
 use forebay_kv_index::IndexLimits;
 use forebay_placement::{DynamoKnobs, Policy, Weights};
+use forebay_planner::LeaningSettings;
 use forebay_types::Role;
 
 use super::{
@@ -115,6 +116,9 @@ settings! {
         gather_stall_weight: f64 = GatherSettings::default().stall_weight => advanced;
         /// What each second counts for that it takes to compute again what a split pushes out of a cache: its prompt lies in two.
         second_copy_weight: f64 = Weights::default().second_copy => advanced;
+        /// Whether some of several like engines are kept for prefill while prompts are long, so that the others' answers are
+        /// left alone. How many follows the load.
+        lean: bool = true => advanced;
         /// What a half-full KV pool counts for, in seconds.
         kv_pressure_weight_seconds: f64 = Weights::default().kv_pressure_seconds => advanced;
         /// Decode steps that a hand-over costs beside its bytes.
@@ -140,6 +144,11 @@ impl Routing {
     /// How long prompts wait to share a step.
     pub(crate) fn gather(&self) -> GatherSettings {
         GatherSettings { wait_max: self.gather_seconds_max, stall_weight: self.gather_stall_weight }
+    }
+
+    /// When engines are kept for a phase.
+    pub(crate) fn leaning(&self) -> LeaningSettings {
+        LeaningSettings { enabled: self.lean, ..LeaningSettings::default() }
     }
 
     /// The weights of the cost, as the placement core takes them.

@@ -1,7 +1,7 @@
 //! The picture of a fleet, as text.
 
 use forebay_gateway::orchestrator::api::EngineStatus;
-use forebay_types::{RankLoad, Role};
+use forebay_types::{Leaning, RankLoad, Role};
 
 use crate::{
     figures::{count, percent},
@@ -43,7 +43,7 @@ fn row(engine: &EngineStatus) -> Vec<Cell> {
         Cell::new(without_controls(engine.engine.as_str()), Tone::Strong),
         without_controls(&engine.kind).into(),
         Cell::new(without_controls(&engine.state), state_tone(&engine.state)),
-        role_name(engine.role).into(),
+        role(engine).into(),
         load.running.to_string().into(),
         Cell::new(load.waiting.to_string(), if load.waiting > 0 { Tone::Warning } else { Tone::Plain }),
         format!("{used}/{}", load.blocks_total).into(),
@@ -54,6 +54,16 @@ fn row(engine: &EngineStatus) -> Vec<Cell> {
         Cell::new(engine.restarts.to_string(), if engine.restarts > 0 { Tone::Warning } else { Tone::Plain }),
         without_controls(&engine.model).into(),
     ]
+}
+
+/// What it may be asked, and what it is kept for at present.
+fn role(engine: &EngineStatus) -> String {
+    let role = role_name(engine.role);
+    match engine.leaning {
+        Leaning::Neither => role.to_owned(),
+        Leaning::Prefill => format!("{role}, prefills"),
+        Leaning::Decode => format!("{role}, decodes"),
+    }
 }
 
 /// What an operator should know of an engine beyond its figures: a line each.
@@ -130,6 +140,7 @@ mod tests {
             incarnation: 1,
             state: state.to_owned(),
             role,
+            leaning: Leaning::Neither,
             model: "smollm2-135m".into(),
             load,
             breaker: "closed".to_owned(),
@@ -183,6 +194,16 @@ mod tests {
         {
             assert!(picture.contains(painted), "{painted:?} in {picture:?}");
         }
+    }
+
+    #[test]
+    fn what_an_engine_is_kept_for_stands_beside_its_role() {
+        let engines = [Leaning::Prefill, Leaning::Decode].map(|leaning| {
+            let engine = engine("a", Role::Both, "ready", RankLoad::default());
+            EngineStatus { leaning, ..engine }
+        });
+        let picture = render(&engines, None, Paint::NONE);
+        assert!(picture.contains("both, prefills") && picture.contains("both, decodes"), "{picture}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 use crate::orchestrator::api::RankStatus;
 use std::time::Duration;
 
-use forebay_types::{RankLoad, Role};
+use forebay_types::{Leaning, RankLoad, Role};
 
 use super::*;
 
@@ -38,6 +38,7 @@ fn engine(name: &str) -> EngineStatus {
         model: "m".into(),
         load: RankLoad { running: 2, waiting: 1, blocks_total: 10, blocks_free: 4, ..RankLoad::default() },
         breaker: "closed".into(),
+        leaning: Leaning::Prefill,
         prefill_share: 0.0,
         indexed_blocks: 0,
         restarts: 0,

@@ -10,7 +10,7 @@ use std::{
 use forebay_engines::{ClientBody, Reply};
 use forebay_placement::{Explanation, Plan};
 use forebay_types::{
-    EngineName, FinishReason, RankLoad, RequestId, Role, SampledToken, Sampling, TenantId, TokenId,
+    EngineName, FinishReason, Leaning, RankLoad, RequestId, Role, SampledToken, Sampling, TenantId, TokenId,
 };
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
@@ -204,6 +204,9 @@ pub struct EngineStatus {
     pub detail: String,
     /// What it may be asked to do.
     pub role: Role,
+    /// The phase that it is kept for at present, as far as others take the other one.
+    #[serde(default)]
+    pub leaning: Leaning,
     /// Model that it serves.
     pub model: Arc<str>,
     /// Latest load reports, added up over its ranks.

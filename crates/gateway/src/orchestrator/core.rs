@@ -11,6 +11,7 @@ use forebay_fleet::{Event, Fleet};
 use forebay_kv_index::{RoutedCache, RoutedLimits};
 use forebay_lifecycle::{Quarantine, QuarantineLimits};
 use forebay_placement::{Decision, Form, PlaceError, Policy, Request, Weights, beginning, place, sharing};
+use forebay_planner::{LeaningSettings, Leanings, Peer};
 use forebay_types::{BlockHash, Incarnation, KvEventBatch, RankId};
 use tokio::time::Instant;
 
@@ -30,6 +31,9 @@ const OUTPUT_NEWEST_WEIGHT: f64 = 0.02;
 pub(super) struct Core {
     pub(super) fleet: Fleet,
     gathering: Gathering,
+    leaning: LeaningSettings,
+    /// By model. Bounded: only served models get here.
+    leanings: BTreeMap<Arc<str>, Leanings>,
     caches: Arc<Caches>,
     routed_caches: HashMap<RankId, Routed>,
     pub(super) quarantine: Quarantine,
@@ -64,6 +68,8 @@ impl Core {
         Self {
             fleet: Fleet::new(settings.fleet),
             gathering: Gathering::new(settings.gather),
+            leaning: settings.leaning,
+            leanings: BTreeMap::new(),
             caches,
             routed_caches: HashMap::new(),
             quarantine: Quarantine::new(QuarantineLimits::default()),
@@ -95,8 +101,38 @@ impl Core {
                 &known.announced
             }
         };
+        if policy == Policy::Cost {
+            self.review_leanings(now, question.model);
+        }
         let request = Request { overlaps: overlaps.as_slice(), ..self.request(question) };
-        place(&self.fleet.snapshot(now), &request, policy, weights, seed)
+        let output_tokens = request.output_tokens_expected.min(request.output_tokens_max);
+        let decision = place(&self.fleet.snapshot(now), &request, policy, weights, seed)?;
+        if let Some(leanings) = self.leanings.get_mut(question.model) {
+            let new_tokens = question.prompt_tokens.saturating_sub(decision.cached_tokens);
+            leanings.placed(now, new_tokens, decision.cached_tokens, output_tokens);
+        }
+        Ok(decision)
+    }
+
+    /// Now and then: which engines of the model are kept for which phase.
+    fn review_leanings(&mut self, now: Duration, model: &Arc<str>) {
+        let Some(leanings) = self.leanings.get_mut(model) else {
+            // Whatever a client asks for gets here; only what is served is kept.
+            if self.fleet.snapshot(now).ranks().iter().any(|rank| rank.model == *model) {
+                self.leanings.insert(model.clone(), Leanings::new(self.leaning));
+            }
+            return;
+        };
+        if !leanings.is_due(now) {
+            return;
+        }
+        let snapshot = self.fleet.snapshot(now);
+        let peers = Peer::of(&snapshot, model, leanings.prompt());
+        let own_share = 1.0 - snapshot.others_share();
+        drop(snapshot);
+        for (incarnation, leaning) in leanings.review(now, &peers, own_share) {
+            self.fleet.apply(now, Event::Leans(incarnation, leaning));
+        }
     }
 
     /// A request arrived (times are since `origin`): until when it waits for others to share a step with, if it does.

@@ -32,6 +32,7 @@ use forebay_kv_index::IndexLimits;
 use forebay_lifecycle::Limits;
 use forebay_perf_model::Profile;
 use forebay_placement::{Policy, Weights};
+use forebay_planner::LeaningSettings;
 use forebay_types::{EngineName, Incarnation, LegId, RequestId, ReservationId, Role};
 use parking_lot::{Mutex, RwLock};
 use tokio::{runtime::Handle, sync::Notify};
@@ -68,6 +69,8 @@ pub struct OrchestratorSettings {
     pub profiles: Vec<ModelProfile>,
     /// How long prompts wait to share a step.
     pub gather: GatherSettings,
+    /// When engines are kept for a phase.
+    pub leaning: LeaningSettings,
     /// How a candidate is chosen.
     pub policy: Policy,
     /// Breakers, reservations, links.
@@ -109,6 +112,7 @@ impl Default for OrchestratorSettings {
             weights: Weights::default(),
             profiles: Vec::new(),
             gather: GatherSettings::default(),
+            leaning: LeaningSettings::default(),
             policy: Policy::default(),
             fleet: FleetSettings::default(),
             index: IndexLimits::default(),

@@ -7,7 +7,7 @@ use std::{
 
 use forebay_engines::CacheSight;
 use forebay_placement::{Breaker, RankState, Snapshot};
-use forebay_types::RankLoad;
+use forebay_types::{Leaning, RankLoad};
 
 use super::{
     Shared,
@@ -79,6 +79,7 @@ fn engine(slot: &Slot, caches: &Caches, snapshot: &Snapshot) -> EngineStatus {
         model: facts.map_or_else(|| "".into(), |facts| facts.model.clone()),
         load: sum(ranks.iter().map(|rank| rank.load)),
         breaker: first.map_or("closed", |rank| breaker_name(rank.breaker)).to_owned(),
+        leaning: first.map_or(Leaning::Neither, |rank| rank.leaning),
         prefill_share: first.map_or(0.0, |rank| rank.prefill_share),
         indexed_blocks: ranks.iter().map(|rank| rank.indexed_blocks).sum(),
         restarts: slot.restarts.load(Ordering::Relaxed),

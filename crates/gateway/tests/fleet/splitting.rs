@@ -1,8 +1,11 @@
 //! When a request is split over two engines, end to end.
 
+use std::time::Duration;
+
 use forebay_gateway::orchestrator::{OrchestratorSettings, api::Orchestrate};
 use forebay_placement::Weights;
-use forebay_types::Role;
+use forebay_planner::LeaningSettings;
+use forebay_types::{Leaning, Role};
 
 use crate::rig::{Answer, Plan, Rig, prompt, request};
 
@@ -80,4 +83,42 @@ async fn a_long_request_splits_when_the_rank_that_has_its_prefix_is_fed_prefills
     );
     assert_eq!(legs.get(1).map(|leg| leg.0), Some("decode"));
     assert!(record.transfers.iter().any(|transfer| transfer.outcome == "done"));
+}
+
+/// Long prompts come without a pause: one of two engines is kept for them, and hands every one over.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_is_kept_for_prefill_while_prompts_are_long() {
+    let leaning = LeaningSettings {
+        review_every: Duration::from_millis(10),
+        rest: Duration::from_millis(50),
+        load_min: 0.01,
+        ..LeaningSettings::default()
+    };
+    let settings = OrchestratorSettings { leaning, ..OrchestratorSettings::default() };
+    let rig = Rig::start(Plan { roles: &[Role::Both; 2], speed: 20.0, settings, ..Plan::default() }).await;
+    let long = |number: u32| request(&format!("r{number}"), prompt(number, 3000), 1, 40);
+    let leanings = |rig: &Rig| {
+        let mut leanings: Vec<_> = rig.orchestrator.engines().iter().map(|engine| engine.leaning).collect();
+        leanings.sort_by_key(|leaning| *leaning as u8);
+        leanings
+    };
+    let feed = async {
+        for number in 0.. {
+            Answer::read(rig.submit(long(number)).expect("it has a place")).await;
+        }
+    };
+    let lean = rig.until(|rig| leanings(rig) == [Leaning::Prefill, Leaning::Decode]);
+    tokio::select! {
+        () = feed => unreachable!("it goes on for ever"),
+        () = lean => {}
+    }
+    let keeps =
+        |leaning| rig.orchestrator.engines().into_iter().find(|engine| engine.leaning == leaning).unwrap();
+    let (prefill, decode) = (keeps(Leaning::Prefill).engine, keeps(Leaning::Decode).engine);
+    rig.answer(long(1_000_000)).await;
+    let record = rig.record("r1000000");
+    let legs: Vec<_> = record.legs.iter().map(|leg| (leg.work.as_str(), leg.engine.clone())).collect();
+    let split = [("prefill", prefill), ("decode", decode.clone())];
+    assert!(legs == split || legs == [("aggregated", decode)], "{legs:?}");
+    rig.assert_nothing_leaks().await;
 }

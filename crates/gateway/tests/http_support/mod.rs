@@ -25,7 +25,7 @@ use forebay_gateway::{
     },
 };
 use forebay_text::{ChatTemplate, Tokenizer};
-use forebay_types::{FinishReason, RankLoad, RequestId, Role, SampledToken, TokenId, TokenLogprobs};
+use forebay_types::{FinishReason, Leaning, RankLoad, RequestId, Role, SampledToken, TokenId, TokenLogprobs};
 use http_body_util::BodyExt;
 use parking_lot::Mutex;
 use tower::ServiceExt;
@@ -120,6 +120,7 @@ impl Orchestrate for Fake {
             model: MODEL.into(),
             load: RankLoad { running: 2, blocks_total: 64, blocks_free: 60, ..RankLoad::default() },
             breaker: "closed".into(),
+            leaning: Leaning::Neither,
             prefill_share: 0.25,
             indexed_blocks: 9,
             restarts: 1,

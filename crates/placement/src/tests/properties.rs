@@ -1,6 +1,6 @@
 //! What holds for any fleet and request.
 
-use forebay_types::Role;
+use forebay_types::{Leaning, Role};
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
@@ -17,6 +17,7 @@ prop_compose! {
         breaker in prop_oneof![8 => Just(Breaker::Closed), 1 => Just(Breaker::Open), 1 => Just(Breaker::HalfOpen)],
         (decoding, waiting, prefill_tokens) in (0_u32..64, 0_u32..70, 0_u64..60_000),
         (free, share, layout, promised) in (0_u32..=POOL_BLOCKS, 0.0..1.0_f64, 0_u64..2, 0_u32..3),
+        leaning in prop_oneof![2 => Just(Leaning::Neither), 1 => Just(Leaning::Prefill), 1 => Just(Leaning::Decode)],
         (can_export, can_import) in (prop::bool::weighted(0.9), prop::bool::weighted(0.9)),
     ) -> RankView {
         idle(0).decoding(decoding, 1000).queued(waiting, prefill_tokens).share(share).role(role).state(state)
@@ -25,6 +26,7 @@ prop_compose! {
                 rank.kv_layout = layout;
                 rank.reserved.sequences = promised;
                 rank.reserved.prefill_tokens = u64::from(promised) * 700;
+                rank.leaning = leaning;
                 rank.can_export = can_export;
                 rank.can_import = can_import;
             })
@@ -102,14 +104,23 @@ proptest! {
             })
             .collect();
         let chooser = Chooser { snapshot: &snapshot, weights: &weights, priced: &priced, beginning: None };
+        let views: Vec<&RankView> = priced.iter().map(|priced| &snapshot.ranks()[priced.index]).collect();
+        let hands_over = |source: &RankView, target: &RankView| {
+            source.role.prefills()
+                && target.role.decodes()
+                && target.leaning != Leaning::Prefill
+                && source.can_hand_over_to(target)
+        };
         let mut least = f64::INFINITY;
         for p in 0..priced.len() {
             for d in 0..priced.len() {
-                let (source, target) = (&snapshot.ranks()[priced[p].index], &snapshot.ranks()[priced[d].index]);
+                let (source, target) = (views[p], views[d]);
                 let allowed = if p == d {
-                    source.role == Role::Both
+                    let only_prefills = source.leaning == Leaning::Prefill
+                        && views.iter().any(|target| hands_over(source, target));
+                    source.role == Role::Both && !only_prefills
                 } else {
-                    source.role.prefills() && target.role.decodes() && source.can_hand_over_to(target)
+                    source.leaning != Leaning::Decode && hands_over(source, target)
                 };
                 if allowed {
                     least = least.min(chooser.terms(p, d).total());
@@ -142,6 +153,7 @@ proptest! {
         // Ranks of one kind: what the busy one can do, an idler one can do as well.
         let alike = before.ranks().iter().cloned().map(|rank| rank.role(Role::Both).put(|rank| {
             (rank.kv_layout, rank.can_export, rank.can_import) = (1, true, true);
+            rank.leaning = Leaning::Neither;
         }));
         let before = fleet(alike);
         let request = Request { overlaps: &overlaps, output_tokens_expected: output, ..prompt(prompt_tokens) };
