@@ -12,6 +12,7 @@ use forebay_kv_hash::{BlockHasher, ChainLimits, HashKey, SessionChains};
 use forebay_kv_index::{Applied, IndexLimits, KvIndex, Overlaps};
 use forebay_perf_model::{LinkPrior, Profile, StepCoefficients, StepShape};
 use forebay_placement::{Form, Policy, Request, Weights, beginning, place, sharing};
+use forebay_planner::{LeaningSettings, Leanings, Peer};
 use forebay_types::{
     BlockHash, EngineName, FirstToken, Incarnation, KvEvent, KvEventBatch, LegId, RankId, RankLoad,
     ReservationId, Role, Tier, TokenId,
@@ -38,6 +39,7 @@ pub struct GatewaySettings {
     pub rule: Rule,
     pub weights: Weights,
     pub gather: GatherSettings,
+    pub leanings: LeaningSettings,
     pub first_token: FirstToken,
     /// How the load of ranks is known: of an engine in its own process, or of one elsewhere.
     pub sight: LoadSight,
@@ -76,6 +78,7 @@ pub struct Gateway {
     settings: GatewaySettings,
     fleet: Fleet,
     gatherer: Gatherer,
+    leanings: Leanings,
     index: KvIndex,
     chains: SessionChains,
     root: BlockHash,
@@ -91,17 +94,24 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// A gateway whose fleet are `engines` of `dp_ranks` ranks each, ready.
-    pub fn new(settings: GatewaySettings, kind: &EngineKind, engines: usize, dp_ranks: u16) -> Self {
-        let hasher = Self::hasher(kind.scheduler.block_size_tokens);
+    /// A gateway whose fleet are these engines, of `dp_ranks` ranks each, ready. They have one block size.
+    pub fn new(
+        settings: GatewaySettings,
+        engines: impl IntoIterator<Item = EngineKind>,
+        dp_ranks: u16,
+    ) -> Self {
+        let mut engines = engines.into_iter().peekable();
+        let block_size_tokens = engines.peek().map_or(1, |kind| kind.scheduler.block_size_tokens);
+        let hasher = Self::hasher(block_size_tokens);
         let fleet_settings = FleetSettings { link_prior: LinkPrior::NVLINK, ..FleetSettings::default() };
         let mut gateway = Self {
             fleet: Fleet::new(fleet_settings),
             gatherer: Gatherer::new(settings.gather),
+            leanings: Leanings::new(settings.leanings),
             index: KvIndex::new(IndexLimits::default()),
             chains: SessionChains::new(hasher, ChainLimits::default()),
             root: hasher.root(MODEL, ""),
-            block_size_tokens: kind.scheduler.block_size_tokens,
+            block_size_tokens,
             ranks: Vec::new(),
             overlaps: Overlaps::default(),
             turn: settings.seed,
@@ -111,9 +121,9 @@ impl Gateway {
             settings,
         };
         let model: Arc<str> = MODEL.into();
-        for number in 0..engines {
+        for (number, kind) in engines.enumerate() {
             let role = gateway.settings.rule.role(number);
-            gateway.join(facts(kind, &model, number, dp_ranks, role, &gateway.settings));
+            gateway.join(facts(&kind, &model, number, dp_ranks, role, &gateway.settings));
         }
         gateway
     }
@@ -177,10 +187,25 @@ impl Gateway {
         self.index.overlaps(ask.hashes, &mut self.overlaps);
         let turn = self.turn;
         self.turn += 1;
-        let snapshot = self.fleet.snapshot(now.duration());
+        let mut snapshot = self.fleet.snapshot(now.duration());
+        if policy == Policy::Cost && self.leanings.is_due(now.duration()) {
+            let peers = Peer::of(&snapshot, MODEL, self.leanings.prompt());
+            let own_share = 1.0 - snapshot.others_share();
+            for (incarnation, leaning) in self.leanings.review(now.duration(), &peers, own_share) {
+                self.fleet.apply(now.duration(), Event::Leans(incarnation, leaning));
+            }
+            snapshot = self.fleet.snapshot(now.duration());
+        }
         let request = self.request(ask);
         let decision = place(&snapshot, &request, policy, &self.settings.weights, turn).ok()?;
         drop(snapshot);
+        let new_tokens = ask.prompt_tokens.saturating_sub(decision.cached_tokens);
+        self.leanings.placed(
+            now.duration(),
+            new_tokens,
+            decision.cached_tokens,
+            self.output_tokens.ceil() as u32,
+        );
         let reservations = decision.reservations;
         let promised = std::iter::once(reservations.prefill).chain(reservations.decode);
         for (leg, (rank, amount)) in ask.legs.into_iter().zip(promised) {

@@ -5,6 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use forebay_admission::GatherSettings;
 use forebay_fleet::LoadSight;
 use forebay_placement::Weights;
+use forebay_planner::LeaningSettings;
 use forebay_types::FirstToken;
 
 use crate::{
@@ -30,10 +31,13 @@ options
   --seed S, --seeds N                              the first seed; how many
   --engines N, --dp-ranks N                        engines; ranks of each, which step together
   --seconds T, --warm-up T                         the measured window; before it
-  --budget TOKENS, --blocks N                      of a step; of a rank's KV pool
+  --budget TOKENS[,TOKENS], --blocks N             of a step, engine by engine; of a rank's KV pool
+  --chunk TOKENS[,TOKENS]                          of one prompt in a step, engine by engine
+  --imports first|in-order                         whether decode legs wait behind prompts; vLLM's do
   --weights JSON                                   of placement's cost
   --gateways N                                     gateways that share the load and do not know each other's
   --gather WAIT_MS,WEIGHT                          how long prompts wait to share a step at most; what a stall is worth
+  --leanings on|off                                whether engines are kept for a phase
   --first-token handed|of-decode                   which leg of a split sends it
   --model profile|learned                          what placement starts from: the engines' profile, or five rates
   --delivery asynchronous|with-step                when tokens leave an engine
@@ -66,10 +70,14 @@ pub struct Options {
     pub dp_ranks: Option<u16>,
     pub seconds: Option<f64>,
     pub warm_up: Option<f64>,
-    pub budget: u32,
+    /// Engine by engine, over again where there are more engines.
+    pub budgets: Vec<u32>,
+    pub chunks: Vec<u32>,
+    pub imports_first: bool,
     pub blocks: Option<u32>,
     pub weights: Weights,
     pub gather: GatherSettings,
+    pub leanings: bool,
     pub first_token: FirstToken,
     pub profiled: bool,
     pub gateways: usize,
@@ -107,10 +115,13 @@ impl Options {
             dp_ranks: None,
             seconds: None,
             warm_up: None,
-            budget: BUDGET_TOKENS,
+            budgets: vec![BUDGET_TOKENS],
+            chunks: vec![],
+            imports_first: false,
             blocks: None,
             weights: Weights::default(),
             gather: GatherSettings::default(),
+            leanings: true,
             first_token: FirstToken::Handed,
             profiled: true,
             gateways: 1,
@@ -156,12 +167,21 @@ impl Options {
             "--dp-ranks" => self.dp_ranks = Some(number(name, value)?),
             "--seconds" => self.seconds = Some(number(name, value)?),
             "--warm-up" => self.warm_up = Some(number(name, value)?),
-            "--budget" => self.budget = number(name, value)?,
+            "--budget" => {
+                self.budgets = value.split(',').map(|value| number(name, value)).collect::<Result<_, _>>()?
+            }
+            "--chunk" => {
+                self.chunks = value.split(',').map(|value| number(name, value)).collect::<Result<_, _>>()?
+            }
+            "--imports" if value == "first" => self.imports_first = true,
+            "--imports" if value == "in-order" => self.imports_first = false,
             "--blocks" => self.blocks = Some(number(name, value)?),
             "--weights" => {
                 self.weights = serde_json::from_str(value).map_err(|error| format!("{name}: {error}"))?
             }
             "--gateways" => self.gateways = number(name, value)?,
+            "--leanings" if value == "on" => self.leanings = true,
+            "--leanings" if value == "off" => self.leanings = false,
             "--gather" => self.gather = gather(value)?,
             "--first-token" if value == "handed" => self.first_token = FirstToken::Handed,
             "--first-token" if value == "of-decode" => self.first_token = FirstToken::OfDecode,
@@ -188,7 +208,8 @@ impl Options {
         above_0("--rate-step", self.rate_step)?;
         above_0("--seconds", self.seconds)?;
         above_0("--engines, --dp-ranks", Some(self.engines() as f64 * f64::from(self.dp_ranks())))?;
-        above_0("--budget, --blocks", Some(f64::from(self.budget) * f64::from(self.blocks.unwrap_or(1))))?;
+        let least = self.budgets.iter().min().copied().unwrap_or(0);
+        above_0("--budget, --blocks", Some(f64::from(least) * f64::from(self.blocks.unwrap_or(1))))?;
         above_0("--gateways", Some(self.gateways as f64))?;
         above_0("--seeds", self.seeds.map(|seeds| seeds as f64))?;
         let waits = self.report_delay_ms.min(self.warm_up.unwrap_or(0.0));
@@ -233,7 +254,7 @@ impl Options {
         if !self.rules.is_empty() {
             return self.rules.clone();
         }
-        let hands_over = self.workload.engine_kind(self.budget, self.blocks).hands_over();
+        let hands_over = self.workload.engine_kind(self.budgets[0], self.blocks).hands_over();
         Rule::all(self.engines(), hands_over)
     }
 
@@ -242,7 +263,10 @@ impl Options {
         let defaults = self.defaults();
         let warm_up = self.warm_up.unwrap_or(defaults.warm_up_seconds);
         RunSettings {
-            kind: self.workload.engine_kind(self.budget, self.blocks),
+            kind: self.workload.engine_kind(self.budgets[0], self.blocks),
+            budgets: self.budgets.clone(),
+            chunks: self.chunks.clone(),
+            imports_first: self.imports_first,
             engines: self.engines(),
             dp_ranks: self.dp_ranks(),
             gateway: self.gateway_settings(rule, seed),
@@ -262,6 +286,7 @@ impl Options {
             rule,
             weights: self.weights,
             gather: self.gather,
+            leanings: LeaningSettings { enabled: self.leanings, ..LeaningSettings::default() },
             first_token: self.first_token,
             sight: self.sight,
             profiled: self.profiled,

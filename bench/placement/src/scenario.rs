@@ -102,6 +102,8 @@ impl Workload {
             profile: Arc::new(Profile::built_in(defaults.profile).expect("its name is built in")),
             layout: KvLayout::CrossLayerBlocks,
             scheduler: SchedulerConfig {
+                chunk_tokens_max: u32::MAX,
+                imports_first: false,
                 block_size_tokens: BLOCK_SIZE_TOKENS,
                 blocks_total: blocks.unwrap_or(defaults.blocks),
                 step_tokens_max: budget_tokens,

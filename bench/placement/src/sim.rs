@@ -47,6 +47,12 @@ const WAY_TAKEN_SECONDS: f64 = 0.01;
 #[derive(Debug, Clone)]
 pub struct RunSettings {
     pub kind: EngineKind,
+    /// Tokens of a step, engine by engine, over again where there are more engines; empty: as `kind` has it.
+    pub budgets: Vec<u32>,
+    /// The same for tokens of one prompt in a step.
+    pub chunks: Vec<u32>,
+    /// See [`SchedulerConfig::imports_first`](forebay_engine_model::SchedulerConfig::imports_first).
+    pub imports_first: bool,
     pub engines: usize,
     /// Ranks of each engine, which step together.
     pub dp_ranks: u16,
@@ -60,6 +66,20 @@ pub struct RunSettings {
     pub warm_up: Time,
     /// ... until here.
     pub end: Time,
+}
+
+impl RunSettings {
+    fn kind_of(&self, engine: usize) -> EngineKind {
+        let mut kind = self.kind.clone();
+        if !self.budgets.is_empty() {
+            kind.scheduler.step_tokens_max = self.budgets[engine % self.budgets.len()];
+        }
+        kind.scheduler.imports_first = self.imports_first;
+        if !self.chunks.is_empty() {
+            kind.scheduler.chunk_tokens_max = self.chunks[engine % self.chunks.len()];
+        }
+        kind
+    }
 }
 
 /// What came of a run.
@@ -90,12 +110,14 @@ impl<'a> Run<'a> {
             // Each begins its turns elsewhere.
             let seed = mix(gateway.seed ^ number as u64);
             let seed = if number == 0 { gateway.seed } else { seed };
-            Gateway::new(GatewaySettings { seed, ..gateway.clone() }, kind, *engines, *dp_ranks)
+            let kinds = (0..*engines).map(|engine| settings.kind_of(engine));
+            Gateway::new(GatewaySettings { seed, ..gateway.clone() }, kinds, *dp_ranks)
         });
         let hasher = Gateway::hasher(kind.scheduler.block_size_tokens);
         let groups = (0..*engines).map(|number| {
             let incarnation = forebay_types::Incarnation(number as u64 + 1);
-            Group::new(kind.clone(), (0..*dp_ranks).map(|dp_rank| RankId { incarnation, dp_rank }), hasher)
+            let kind = settings.kind_of(number);
+            Group::new(kind, (0..*dp_ranks).map(|dp_rank| RankId { incarnation, dp_rank }), hasher)
         });
         Self {
             settings,

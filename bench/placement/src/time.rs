@@ -29,8 +29,9 @@ pub fn time(options: &Options) -> Result<(), String> {
     let rule = options.rules().into_iter().find(|rule| rule.policy().is_some()).ok_or("no policy to time")?;
     let mut found = Vec::new();
     for (ranks, bar_us) in RANKS {
-        let kind = Workload::FiveTurn.engine_kind(options.budget, options.blocks);
-        let mut gateway = Gateway::new(options.gateway_settings(rule, options.seed), &kind, ranks, 1);
+        let kind = Workload::FiveTurn.engine_kind(options.budgets[0], options.blocks);
+        let mut gateway =
+            Gateway::new(options.gateway_settings(rule, options.seed), std::iter::repeat_n(kind, ranks), 1);
         let mut rounds = rounds(&mut gateway, ranks);
         rounds.sort_by(f64::total_cmp);
         let (quickest, median) = (rounds[0], rounds[rounds.len() / 2]);
