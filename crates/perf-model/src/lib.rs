@@ -3,6 +3,7 @@
 mod corrected;
 mod fit;
 mod link;
+mod output;
 mod profile;
 mod rank;
 mod step;
@@ -11,6 +12,7 @@ mod window;
 pub use corrected::{CorrectedProfile, Corrections, FACTOR_MAX, FACTOR_MIN, ProfileModel};
 pub use fit::ModelError;
 pub use link::{LinkModel, LinkPrior};
+pub use output::OutputLengths;
 pub use profile::{
     EntryProblem, KvLayout, PROFILE_BYTES_MAX, PROFILE_POINTS_MAX, PrefillShape, Profile, ProfileError,
     QueueShape, StepShape,

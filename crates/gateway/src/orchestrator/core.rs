@@ -10,22 +10,21 @@ use std::{
 use forebay_fleet::{Event, Fleet};
 use forebay_kv_index::{RoutedCache, RoutedLimits};
 use forebay_lifecycle::{Quarantine, QuarantineLimits};
+use forebay_perf_model::OutputLengths;
 use forebay_placement::{Decision, Form, PlaceError, Policy, Request, Weights, beginning, place, sharing};
 use forebay_planner::{LeaningSettings, Leanings, Peer};
-use forebay_types::{BlockHash, Incarnation, KvEventBatch, RankId};
+use forebay_types::{BlockHash, Incarnation, KvEventBatch, RankId, TenantId};
 use tokio::time::Instant;
 
 use super::{
     OrchestratorSettings,
-    api::PromptUnit,
+    api::{GenerateRequest, PromptUnit},
     caches::{Caches, Known},
     gather::{Departure, Gathering},
 };
 
-/// Output expected of a choice before any has ended.
-const OUTPUT_TOKENS_PRIOR: f64 = 64.0;
-/// Weight of the newest ended choice in the running mean of output lengths: a memory of some fifty.
-const OUTPUT_NEWEST_WEIGHT: f64 = 0.02;
+/// Tenants whose answers' lengths are remembered, of all models together.
+const TENANTS_MAX: usize = 4096;
 
 /// Fleet, index and what is learned of output lengths.
 pub(super) struct Core {
@@ -38,8 +37,7 @@ pub(super) struct Core {
     routed_caches: HashMap<RankId, Routed>,
     pub(super) quarantine: Quarantine,
     block_size_tokens: u32,
-    /// Running mean of output tokens, by model. Bounded: only served models get here.
-    output_tokens: BTreeMap<Arc<str>, f64>,
+    output_lengths: OutputLengths,
 }
 
 /// What was routed to one rank.
@@ -53,6 +51,7 @@ struct Routed {
 /// What a placement is asked.
 pub(super) struct Question<'a> {
     pub(super) model: &'a Arc<str>,
+    pub(super) tenant: &'a TenantId,
     pub(super) prompt_tokens: u32,
     pub(super) unit: PromptUnit,
     pub(super) form: Form,
@@ -74,7 +73,7 @@ impl Core {
             routed_caches: HashMap::new(),
             quarantine: Quarantine::new(QuarantineLimits::default()),
             block_size_tokens,
-            output_tokens: BTreeMap::new(),
+            output_lengths: OutputLengths::new(TENANTS_MAX),
         }
     }
 
@@ -105,13 +104,17 @@ impl Core {
             self.review_leanings(now, question.model);
         }
         let request = Request { overlaps: overlaps.as_slice(), ..self.request(question) };
+        place(&self.fleet.snapshot(now), &request, policy, weights, seed)
+    }
+
+    /// A request runs as it was placed: what it adds to the prompts that engines lean by.
+    pub(super) fn note_placed(&mut self, now: Duration, question: &Question<'_>, cached_tokens: u32) {
+        let request = self.request(question);
         let output_tokens = request.output_tokens_expected.min(request.output_tokens_max);
-        let decision = place(&self.fleet.snapshot(now), &request, policy, weights, seed)?;
         if let Some(leanings) = self.leanings.get_mut(question.model) {
-            let new_tokens = question.prompt_tokens.saturating_sub(decision.cached_tokens);
-            leanings.placed(now, new_tokens, decision.cached_tokens, output_tokens);
+            let new_tokens = question.prompt_tokens.saturating_sub(cached_tokens);
+            leanings.placed(now, new_tokens, cached_tokens, output_tokens);
         }
-        Ok(decision)
     }
 
     /// Now and then: which engines of the model are kept for which phase.
@@ -149,7 +152,7 @@ impl Core {
 
     /// What placement knows of a request, but for what is cached of it.
     fn request<'a>(&self, question: &Question<'a>) -> Request<'a> {
-        let expected = self.output_tokens.get(question.model).copied().unwrap_or(OUTPUT_TOKENS_PRIOR);
+        let expected = self.output_lengths.expected(question.model, question.tenant);
         Request {
             model: question.model,
             prompt_tokens: question.prompt_tokens,
@@ -201,12 +204,8 @@ impl Core {
         self.routed_caches.retain(|rank, _| rank.incarnation != incarnation);
     }
 
-    /// Learns how long the answers of a model are. One that its own limit cut off says only that it would have been
-    /// longer: it counts where it is longer than expected anyway.
-    pub(super) fn learn_output(&mut self, model: &Arc<str>, tokens_per_choice: f64, cut_off: bool) {
-        let mean = self.output_tokens.entry(model.clone()).or_insert(OUTPUT_TOKENS_PRIOR);
-        if !cut_off || tokens_per_choice > *mean {
-            *mean += OUTPUT_NEWEST_WEIGHT * (tokens_per_choice - *mean);
-        }
+    /// Learns how long the answers of a tenant are.
+    pub(super) fn learn_output(&mut self, request: &GenerateRequest, tokens_per_choice: f64, cut_off: bool) {
+        self.output_lengths.learn(&request.model, &request.tenant, tokens_per_choice, cut_off);
     }
 }

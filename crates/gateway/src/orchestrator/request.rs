@@ -335,7 +335,7 @@ impl RequestRun {
             }
             if error.is_none() && outcome == "finished" {
                 let tokens = f64::from(usage.output_tokens) / f64::from(self.request.choices);
-                core.learn_output(&self.request.model, tokens, cut_off);
+                core.learn_output(&self.request, tokens, cut_off);
                 if self.losses > 0 {
                     core.quarantine.answered(fingerprint(&self.request));
                 }

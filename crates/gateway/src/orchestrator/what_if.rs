@@ -17,6 +17,7 @@ pub(super) fn what_if(shared: &Shared, request: &GenerateRequest) -> Result<What
     let prompt = shared.prompt(request);
     let question = Question {
         model: &request.model,
+        tenant: &request.tenant,
         prompt_tokens: prompt.tokens.len() as u32,
         unit: request.unit,
         form: if request.body.is_some() { Form::Body } else { Form::Tokens },

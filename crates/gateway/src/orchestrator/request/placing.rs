@@ -81,7 +81,8 @@ impl RequestRun {
         shared.metrics.decisions.get_or_create(&labels).inc();
         let Some(live) = &mut self.live else { return };
         match answer {
-            Ok(Decision { plan, reservations, explanation, .. }) => {
+            Ok(Decision { plan, reservations, explanation, cached_tokens, .. }) => {
+                core.note_placed(asked, &question, cached_tokens);
                 let legs = [shared.leg_id(), shared.leg_id()];
                 let promised = std::iter::once(reservations.prefill).chain(reservations.decode);
                 for (leg, (rank, amount)) in legs.into_iter().zip(promised) {
@@ -138,6 +139,7 @@ fn question<'a>(
 ) -> Question<'a> {
     Question {
         model: &request.model,
+        tenant: &request.tenant,
         prompt_tokens: prompt.tokens.len() as u32,
         unit: request.unit,
         form: if request.body.is_some() { PlacedForm::Body } else { PlacedForm::Tokens },
