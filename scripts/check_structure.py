@@ -24,6 +24,7 @@ ROWS = [
     "fleet",
     "lifecycle",
     "engine-model",
+    "twin",
     "engine-events",
     "engine-wire",
     "text",
@@ -39,7 +40,7 @@ ROWS = [
     "gateway",
     "forebay",
 ]
-CORES = ["types", "kv-hash", "kv-index", "perf-model", "placement", "admission", "planner", "fleet", "lifecycle", "engine-model",
+CORES = ["types", "kv-hash", "kv-index", "perf-model", "placement", "admission", "planner", "fleet", "lifecycle", "engine-model", "twin",
          "engine-events", "engine-wire"]
 # What a core may not have anywhere below it: runtimes, sockets, entropy, clocks.
 IMPURE = ["tokio", "async-std", "smol", "mio", "socket2", "hyper", "getrandom", "rand", "rand_core", "chrono", "time",

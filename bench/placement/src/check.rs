@@ -5,15 +5,11 @@ use std::time::Instant;
 use forebay_placement::Policy;
 use serde_json::{Value, json};
 
-use crate::{
-    clock::Time,
-    metrics::{Outcome, mean, percentile},
-    options::Options,
-    rule::Rule,
-    scenario::Workload,
-    sim::{Ran, Run, RunSettings},
-    workload::{Measured, recorded},
+use forebay_twin::{
+    Measured, Outcome, Ran, Rule, Run, RunSettings, Time, Workload, mean, percentile, recorded,
 };
+
+use crate::options::Options;
 
 /// The command `check`: replays each file on one engine.
 pub fn check(options: &Options) -> Result<(), String> {

@@ -3,10 +3,10 @@
 use serde::Serialize;
 use serde_json::json;
 
+use forebay_twin::{Rule, Source};
+
 use crate::{
     options::Options,
-    rule::Rule,
-    scenario::Source,
     trial::{self, Trial, trial},
 };
 

@@ -2,29 +2,19 @@
 //! engines for a clock.
 //!
 //! JSON or a table on standard output, progress on standard error. `README.md` says what is modelled. Start at [`main`];
-//! a run is [`sim::Run`], what is asked in [`workload`], what comes out in [`metrics`].
+//! a run is `forebay_twin::Run`.
 
 mod check;
-mod clock;
-mod content;
-mod draw;
-mod engine;
-mod gateway;
 mod goodput;
-mod metrics;
 mod options;
-mod rule;
-mod scenario;
-mod sim;
 mod table;
 mod time;
 mod trial;
-mod workload;
 
 use std::{path::PathBuf, process::ExitCode};
 
+use forebay_twin::{Source, Workload};
 use options::{Command, Options};
-use scenario::{Source, Workload};
 
 fn main() -> ExitCode {
     match Options::parse(std::env::args().skip(1)).and_then(|options| obey(&options)) {
@@ -49,7 +39,13 @@ fn obey(options: &Options) -> Result<(), String> {
         println!(r#"{{"skipped": ["MOONCAKE_TRACE"]}}"#);
         return Ok(());
     }
-    let source = Source::new(options.workload, trace.as_ref())?;
+    let text = match trace.filter(|_| options.workload == Workload::Trace) {
+        Some(path) => {
+            Some(std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?)
+        }
+        None => None,
+    };
+    let source = Source::new(options.workload, text.as_deref())?;
     match options.command {
         Command::Run => trial::run(options, &source),
         Command::Goodput => goodput::goodput(options, &source),

@@ -8,14 +8,9 @@ use forebay_placement::Weights;
 use forebay_planner::LeaningSettings;
 use forebay_types::FirstToken;
 
-use crate::{
-    clock::Time,
-    engine::Delivery,
-    gateway::GatewaySettings,
-    metrics::Slo,
-    rule::Rule,
-    scenario::{BUDGET_TOKENS, Defaults, SLO, Workload},
-    sim::RunSettings,
+use forebay_twin::{
+    BUDGET_TOKENS, Defaults, Delivery, EngineSpec, GatewaySettings, Rule, RunSettings, SLO, Slo, Time,
+    Workload,
 };
 
 pub const USAGE: &str = "forebay-bench-placement COMMAND [OPTIONS]
@@ -263,12 +258,7 @@ impl Options {
         let defaults = self.defaults();
         let warm_up = self.warm_up.unwrap_or(defaults.warm_up_seconds);
         RunSettings {
-            kind: self.workload.engine_kind(self.budgets[0], self.blocks),
-            budgets: self.budgets.clone(),
-            chunks: self.chunks.clone(),
-            imports_first: self.imports_first,
-            engines: self.engines(),
-            dp_ranks: self.dp_ranks(),
+            engines: self.fleet(rule),
             gateway: self.gateway_settings(rule, seed),
             gateways: self.gateways,
             delivery: self.delivery,
@@ -280,6 +270,18 @@ impl Options {
 }
 
 impl Options {
+    fn fleet(&self, rule: Rule) -> Vec<EngineSpec> {
+        let engine = |number: usize| {
+            let mut kind = self.workload.engine_kind(self.budgets[number % self.budgets.len()], self.blocks);
+            kind.scheduler.imports_first = self.imports_first;
+            if !self.chunks.is_empty() {
+                kind.scheduler.chunk_tokens_max = self.chunks[number % self.chunks.len()];
+            }
+            EngineSpec { kind, dp_ranks: self.dp_ranks(), role: rule.role(number) }
+        };
+        (0..self.engines()).map(engine).collect()
+    }
+
     /// The deciding half of that run.
     pub fn gateway_settings(&self, rule: Rule, seed: u64) -> GatewaySettings {
         GatewaySettings {
@@ -330,9 +332,12 @@ mod tests {
         let options =
             parse("run --workload fresh --policy static-3p5d --engines 8 --rate 10 --seconds 20").unwrap();
         let settings = options.run_settings(options.rules()[0], 4);
-        assert_eq!((settings.engines, settings.dp_ranks, options.rate()), (8, 1, 10.0));
+        assert_eq!((settings.engines.len(), settings.engines[7].dp_ranks, options.rate()), (8, 1, 10.0));
         assert_eq!(settings.end, Time::from_seconds(30.0));
-        assert_eq!(parse("table --workload moe").unwrap().run_settings(Rule::Sticky, 1).dp_ranks, 8);
+        assert_eq!(
+            parse("table --workload moe").unwrap().run_settings(Rule::Sticky, 1).engines[0].dp_ranks,
+            8
+        );
         assert_eq!(parse("run --slo 0.5,0,0.02").unwrap().slo.itl_seconds, 0.02);
         assert_eq!(parse(r#"run --weights {"harm":0.1}"#).unwrap().weights.harm, 0.1);
     }

@@ -5,11 +5,11 @@ use std::time::Instant;
 use forebay_placement::Policy;
 use serde_json::json;
 
+use forebay_twin::{Rule, Source};
+
 use crate::{
     goodput::{Goodput, SEEDS, search},
     options::Options,
-    rule::Rule,
-    scenario::Source,
     trial::{self, trial},
 };
 

@@ -6,16 +6,12 @@
 
 use std::time::Instant;
 
-use forebay_types::{BlockHash, LegId, RankLoad};
+use forebay_types::{BlockHash, LegId, RankLoad, Role};
 use serde_json::json;
 
-use crate::{
-    clock::Time,
-    draw::mix,
-    gateway::{Ask, Gateway},
-    options::Options,
-    scenario::Workload,
-};
+use forebay_twin::{Ask, EngineSpec, Gateway, Time, Workload, mix};
+
+use crate::options::Options;
 
 const BLOCKS: usize = 64;
 const ROUNDS: usize = 60;
@@ -30,8 +26,8 @@ pub fn time(options: &Options) -> Result<(), String> {
     let mut found = Vec::new();
     for (ranks, bar_us) in RANKS {
         let kind = Workload::FiveTurn.engine_kind(options.budgets[0], options.blocks);
-        let mut gateway =
-            Gateway::new(options.gateway_settings(rule, options.seed), std::iter::repeat_n(kind, ranks), 1);
+        let engine = EngineSpec { kind, dp_ranks: 1, role: Role::Both };
+        let mut gateway = Gateway::new(options.gateway_settings(rule, options.seed), &vec![engine; ranks]);
         let mut rounds = rounds(&mut gateway, ranks);
         rounds.sort_by(f64::total_cmp);
         let (quickest, median) = (rounds[0], rounds[rounds.len() / 2]);

@@ -5,13 +5,9 @@ use std::time::Instant;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::{
-    metrics::{EngineSide, Outcome, Summary},
-    options::Options,
-    rule::Rule,
-    scenario::Source,
-    sim::{Ran, Run},
-};
+use forebay_twin::{EngineSide, Outcome, Ran, Rule, Run, Source, Summary};
+
+use crate::options::Options;
 
 /// A policy at a rate. The requests of all seeds are taken together.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -13,6 +13,7 @@ impl Draw {
         Self(mix(named))
     }
 
+    /// 64 bits, all equally likely.
     pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.0)
@@ -28,6 +29,7 @@ impl Draw {
         self.bits() % bound
     }
 
+    /// Exponentially distributed with this mean.
     pub fn exponential(&mut self, mean: f64) -> f64 {
         -self.unit().ln() * mean
     }

@@ -20,9 +20,10 @@ use forebay_types::{LegId, RankId};
 use crate::{
     clock::Time,
     draw::mix,
-    engine::{Begun, Delivery, EngineKind, Group, Happened, Report},
-    gateway::{Gateway, GatewaySettings, block_bytes},
+    engine::{Begun, Delivery, EngineKind, EngineSpec, Group, Happened, Report},
+    gateway::{Gateway, GatewaySettings},
     metrics::{EngineSide, Outcome},
+    rule::Rule,
     workload::Session,
 };
 use agenda::{Agenda, Event, Word};
@@ -46,19 +47,13 @@ const WAY_TAKEN_SECONDS: f64 = 0.01;
 /// Settings of a run.
 #[derive(Debug, Clone)]
 pub struct RunSettings {
-    pub kind: EngineKind,
-    /// Tokens of a step, engine by engine, over again where there are more engines; empty: as `kind` has it.
-    pub budgets: Vec<u32>,
-    /// The same for tokens of one prompt in a step.
-    pub chunks: Vec<u32>,
-    /// See [`SchedulerConfig::imports_first`](forebay_engine_model::SchedulerConfig::imports_first).
-    pub imports_first: bool,
-    pub engines: usize,
-    /// Ranks of each engine, which step together.
-    pub dp_ranks: u16,
+    /// The fleet. Not empty; all of one block size.
+    pub engines: Vec<EngineSpec>,
+    /// What decides.
     pub gateway: GatewaySettings,
     /// Gateways that clients send to at random; none knows of the others' requests.
     pub gateways: usize,
+    /// When tokens leave an engine.
     pub delivery: Delivery,
     /// From a rank's report until the gateway has it.
     pub report_delay_seconds: f64,
@@ -69,26 +64,31 @@ pub struct RunSettings {
 }
 
 impl RunSettings {
-    fn kind_of(&self, engine: usize) -> EngineKind {
-        let mut kind = self.kind.clone();
-        if !self.budgets.is_empty() {
-            kind.scheduler.step_tokens_max = self.budgets[engine % self.budgets.len()];
+    /// One gateway, whose rule chooses among these engines; every request up to `end` counts.
+    pub fn new(engines: Vec<EngineSpec>, rule: Rule, seed: u64, end: Time) -> Self {
+        Self {
+            engines,
+            gateway: GatewaySettings::new(rule, seed),
+            gateways: 1,
+            delivery: Delivery::Asynchronous,
+            report_delay_seconds: 0.0,
+            warm_up: Time::ZERO,
+            end,
         }
-        kind.scheduler.imports_first = self.imports_first;
-        if !self.chunks.is_empty() {
-            kind.scheduler.chunk_tokens_max = self.chunks[engine % self.chunks.len()];
-        }
-        kind
     }
 }
 
 /// What came of a run.
 pub struct Ran {
+    /// Of the requests that count.
     pub outcomes: Vec<Outcome>,
+    /// What the engines did.
     pub engines: EngineSide,
+    /// Why it was given up, if it was.
     pub given_up: Option<&'static str>,
 }
 
+/// A fleet, its gateways and its clients.
 pub struct Run<'a> {
     settings: &'a RunSettings,
     now: Time,
@@ -104,20 +104,20 @@ pub struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
+    /// Nothing has happened yet.
     pub fn new(settings: &'a RunSettings, sessions: &'a [Session]) -> Self {
-        let RunSettings { kind, engines, dp_ranks, gateway, .. } = settings;
+        let RunSettings { engines, gateway, .. } = settings;
         let gateways = (0..settings.gateways).map(|number| {
             // Each begins its turns elsewhere.
             let seed = mix(gateway.seed ^ number as u64);
             let seed = if number == 0 { gateway.seed } else { seed };
-            let kinds = (0..*engines).map(|engine| settings.kind_of(engine));
-            Gateway::new(GatewaySettings { seed, ..gateway.clone() }, kinds, *dp_ranks)
+            Gateway::new(GatewaySettings { seed, ..gateway.clone() }, engines)
         });
-        let hasher = Gateway::hasher(kind.scheduler.block_size_tokens);
-        let groups = (0..*engines).map(|number| {
-            let incarnation = forebay_types::Incarnation(number as u64 + 1);
-            let kind = settings.kind_of(number);
-            Group::new(kind, (0..*dp_ranks).map(|dp_rank| RankId { incarnation, dp_rank }), hasher)
+        let hasher = Gateway::hasher(engines[0].kind.scheduler.block_size_tokens);
+        let groups = engines.iter().zip(1..).map(|(engine, number)| {
+            let incarnation = forebay_types::Incarnation(number);
+            let ranks = (0..engine.dp_ranks).map(|dp_rank| RankId { incarnation, dp_rank });
+            Group::new(engine.kind.clone(), ranks, hasher)
         });
         Self {
             settings,
@@ -164,7 +164,7 @@ impl<'a> Run<'a> {
                 break Some("the queue grows");
             }
         };
-        Ran { engines: self.engine_side(), outcomes: self.clients.outcomes(&self.settings.kind), given_up }
+        Ran { engines: self.engine_side(), outcomes: self.clients.outcomes(self.first_kind()), given_up }
     }
 
     fn take(&mut self, event: Event) {
@@ -279,7 +279,7 @@ impl<'a> Run<'a> {
 
     /// Seconds from the client's sending a request until an engine's scheduler has it.
     fn way_there(&self, prompt_tokens: u32) -> f64 {
-        (self.settings.kind.profile.request_seconds(prompt_tokens) - WAY_BACK_SECONDS).max(0.0)
+        (self.first_kind().profile.request_seconds(prompt_tokens) - WAY_BACK_SECONDS).max(0.0)
     }
 
     fn hear(&mut self, leg: LegId, word: Word) {
@@ -422,7 +422,8 @@ impl<'a> Run<'a> {
         let (from, to) = (self.clients.rank_of(prefill), self.clients.rank_of(leg));
         let request = &self.clients.requests[Request::of(leg) as usize];
         let pull = request.pulled.expect("it was pulled before it arrived");
-        let (bytes, seconds) = (u64::from(pull.blocks) * block_bytes(&self.settings.kind), pull.seconds);
+        let source = &self.settings.engines[Self::group_of(from) as usize].kind;
+        let (bytes, seconds) = (u64::from(pull.blocks) * source.block_bytes(), pull.seconds);
         let now = self.now;
         let gateway = self.heard_by(leg);
         gateway.transferred(now, from, to, bytes, seconds);
@@ -434,10 +435,15 @@ impl<'a> Run<'a> {
 
     // The run's side.
 
+    /// What stands for all engines where a request is seen apart from them: an idle engine's time for it.
+    fn first_kind(&self) -> &EngineKind {
+        &self.settings.engines[0].kind
+    }
+
     fn is_hopeless(&self) -> bool {
         let Some(&oldest) = self.unanswered.front() else { return false };
         let age = self.now.since(self.clients.requests[oldest as usize].seen.arrived);
-        let ranks = self.groups.len() * usize::from(self.settings.dp_ranks);
+        let ranks: usize = self.settings.engines.iter().map(|engine| usize::from(engine.dp_ranks)).sum();
         age.seconds() > UNANSWERED_SECONDS_MAX || self.unanswered.len() > UNANSWERED_MAX * ranks
     }
 

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Tokens that one of `hash_ids` stands for.
-pub const TRACE_BLOCK_TOKENS: u32 = 512;
+pub(super) const TRACE_BLOCK_TOKENS: u32 = 512;
 
 /// Block that a sticky router hashes, if there are so many: the first ones are a system prompt that many share. A trace
 /// does not say which requests are turns of one conversation.
@@ -22,8 +22,11 @@ const KEY_BLOCK: usize = 2;
 pub struct TraceRow {
     /// Milliseconds since the trace began.
     pub timestamp: f64,
+    /// Tokens of the prompt.
     pub input_length: u32,
+    /// Tokens of the answer.
     pub output_length: u32,
+    /// One for each 512 tokens of the prompt.
     pub hash_ids: Vec<u64>,
 }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use forebay_engine_model::{Job, Output, Scheduler, SchedulerConfig, StepPlan, SubmitError};
 use forebay_kv_hash::BlockHasher;
 use forebay_perf_model::{KvLayout, Profile, StepShape};
-use forebay_types::{KvEventBatch, LegId, RankId, RankLoad, StepObservation, TokenId};
+use forebay_types::{KvEventBatch, LegId, RankId, RankLoad, Role, StepObservation, TokenId};
 
 /// Boundaries between steps from the end of a hand-over to the first step that knows of it. What vLLM's connector took on
 /// a loaded engine beyond the bytes.
@@ -21,16 +21,36 @@ const NOTICED_AFTER_STEPS: u32 = 2;
 /// What all engines of a run are like.
 #[derive(Debug, Clone)]
 pub struct EngineKind {
+    /// Seconds of its steps, of hand-overs and of a request's way.
     pub profile: Arc<Profile>,
     /// How KV lies in memory, which decides how long a hand-over takes.
     pub layout: KvLayout,
+    /// Bytes of one token's KV, all layers.
+    pub kv_bytes_per_token: u32,
+    /// Blocks, budgets and bounds of each rank.
     pub scheduler: SchedulerConfig,
+}
+
+/// One engine of a fleet.
+#[derive(Debug, Clone)]
+pub struct EngineSpec {
+    /// What it is like.
+    pub kind: EngineKind,
+    /// Its ranks, which step together.
+    pub dp_ranks: u16,
+    /// The work it may be given.
+    pub role: Role,
 }
 
 impl EngineKind {
     /// Whether engines can hand KV to each other: whether that was measured.
     pub fn hands_over(&self) -> bool {
         self.profile.handover_seconds(self.layout, 1).is_some()
+    }
+
+    /// Bytes of a block's KV, all layers.
+    pub fn block_bytes(&self) -> u64 {
+        u64::from(self.kv_bytes_per_token) * u64::from(self.scheduler.block_size_tokens)
     }
 }
 
@@ -45,7 +65,7 @@ pub struct Report {
 
 /// A hand-over that has begun.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Pull {
+pub(crate) struct Pull {
     pub leg: LegId,
     pub blocks: u32,
     pub seconds: f64,
@@ -53,7 +73,7 @@ pub struct Pull {
 
 /// What came of a call; a buffer that is used again.
 #[derive(Debug, Default)]
-pub struct Happened {
+pub(crate) struct Happened {
     /// Legs whose work began, and what they found cached.
     pub started: Vec<(LegId, u32)>,
     pub pulls: Vec<Pull>,
@@ -64,7 +84,7 @@ pub struct Happened {
 }
 
 impl Happened {
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         let Self { started, pulls, imported, reports, outputs } = self;
         started.clear();
         pulls.clear();
@@ -83,7 +103,7 @@ pub struct Begun {
 }
 
 /// One engine.
-pub struct Group {
+pub(crate) struct Group {
     kind: EngineKind,
     ranks: Vec<Rank>,
     running: Option<Begun>,
@@ -105,7 +125,7 @@ struct Rank {
 
 impl Group {
     /// An idle engine whose ranks have these ids.
-    pub fn new(kind: EngineKind, ids: impl Iterator<Item = RankId>, hasher: BlockHasher) -> Self {
+    pub(crate) fn new(kind: EngineKind, ids: impl Iterator<Item = RankId>, hasher: BlockHasher) -> Self {
         let rank = |id| Rank {
             id,
             scheduler: Scheduler::new(kind.scheduler, hasher),
@@ -120,29 +140,29 @@ impl Group {
     }
 
     /// Whether a step is being computed.
-    pub fn is_stepping(&self) -> bool {
+    pub(crate) fn is_stepping(&self) -> bool {
         self.running.is_some()
     }
 
     /// Seconds of all steps so far.
-    pub fn busy_seconds(&self) -> f64 {
+    pub(crate) fn busy_seconds(&self) -> f64 {
         self.busy_seconds
     }
 
     /// Tokens that each rank computed so far, prompts and decodes alike.
-    pub fn computed_tokens(&self) -> impl Iterator<Item = u64> + '_ {
+    pub(crate) fn computed_tokens(&self) -> impl Iterator<Item = u64> + '_ {
         self.ranks.iter().map(|rank| rank.computed_tokens)
     }
 
     /// Preemptions of all ranks so far.
-    pub fn preemptions(&self) -> u64 {
+    pub(crate) fn preemptions(&self) -> u64 {
         self.ranks.iter().map(|rank| rank.scheduler.load().preemptions).sum()
     }
 
     /// What each rank's metrics say to one who asks for them: how many sequences run and wait, and how full the pool is.
     /// Not which of them still compute their prompts, nor how much of those is left; what those that wait will need is
     /// taken from the mean of others.
-    pub fn samples(&self) -> impl Iterator<Item = (RankId, RankLoad)> + '_ {
+    pub(crate) fn samples(&self) -> impl Iterator<Item = (RankId, RankLoad)> + '_ {
         self.ranks.iter().map(|rank| {
             let load = rank.scheduler.load();
             let used = load.blocks_total - load.blocks_free;
@@ -158,7 +178,7 @@ impl Group {
     }
 
     /// What ranks report when they join.
-    pub fn introduce(&mut self, happened: &mut Happened) {
+    pub(crate) fn introduce(&mut self, happened: &mut Happened) {
         for rank in &mut self.ranks {
             happened.reports.push(rank.report(None));
         }
@@ -168,26 +188,26 @@ impl Group {
     ///
     /// # Errors
     /// As the scheduler's.
-    pub fn submit(&mut self, dp_rank: u16, job: Job) -> Result<(), SubmitError> {
+    pub(crate) fn submit(&mut self, dp_rank: u16, job: Job) -> Result<(), SubmitError> {
         let rank = &mut self.ranks[usize::from(dp_rank)];
         rank.notable = true;
         rank.scheduler.submit(job)
     }
 
     /// The KV that a decode leg waits for is there.
-    pub fn arrived(&mut self, dp_rank: u16, leg: LegId) {
+    pub(crate) fn arrived(&mut self, dp_rank: u16, leg: LegId) {
         self.ranks[usize::from(dp_rank)].arrived.push((leg, NOTICED_AFTER_STEPS));
     }
 
     /// Frees what a prefill leg holds.
-    pub fn release_held(&mut self, dp_rank: u16, leg: LegId) {
+    pub(crate) fn release_held(&mut self, dp_rank: u16, leg: LegId) {
         let rank = &mut self.ranks[usize::from(dp_rank)];
         rank.notable = true;
         rank.scheduler.release_held(leg);
     }
 
     /// Begins the next step, if there is anything to compute. To be called only between steps.
-    pub fn turn(&mut self, happened: &mut Happened) -> Option<Begun> {
+    pub(crate) fn turn(&mut self, happened: &mut Happened) -> Option<Begun> {
         debug_assert!(self.running.is_none());
         loop {
             let first_pull = happened.pulls.len();
@@ -231,7 +251,7 @@ impl Group {
     }
 
     /// Ends the step that runs: `token_of` says which token a leg has at a position.
-    pub fn finish(&mut self, token_of: impl Fn(LegId, u32) -> TokenId, happened: &mut Happened) {
+    pub(crate) fn finish(&mut self, token_of: impl Fn(LegId, u32) -> TokenId, happened: &mut Happened) {
         let begun = self.running.take().expect("a step runs");
         for rank in &mut self.ranks {
             rank.complete(begun.seconds, &token_of, happened);

@@ -12,7 +12,14 @@ pub enum Rule {
     Policy(Policy),
     /// The first engines prefill and the others decode; the policy chooses within that. `static-2p6d` takes the fewest
     /// sequences, `static-2p6d-cost` the least cost.
-    Static { prefill: usize, decode: usize, policy: Policy },
+    Static {
+        /// Engines that only prefill; the first ones.
+        prefill: usize,
+        /// Engines that only decode.
+        decode: usize,
+        /// What chooses among them.
+        policy: Policy,
+    },
     /// The engine that a hash of the session names, whatever it carries. What routers with session affinity do.
     Sticky,
 }

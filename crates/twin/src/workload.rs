@@ -25,12 +25,14 @@ pub struct Session {
     pub at: Time,
     /// What a sticky router would hash.
     pub key: u64,
+    /// In order.
     pub turns: Vec<Turn>,
 }
 
 /// One request of a session. Its prompt is all that was said before, and `new`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Turn {
+    /// What is said before the answer.
     pub new: Vec<Piece>,
     /// What will be generated.
     pub answer: Piece,
@@ -53,7 +55,7 @@ impl Session {
 }
 
 /// Moments of a Poisson process of `rate` a second, up to `end`.
-pub fn poisson(rate: f64, end: Time, draw: &mut Draw) -> Vec<Time> {
+pub(crate) fn poisson(rate: f64, end: Time, draw: &mut Draw) -> Vec<Time> {
     // At a rate of 0 the first gap has no end.
     let mut next = || draw.exponential(1.0 / rate);
     let moments = std::iter::successors(Some(next()), |last| Some(last + next()));

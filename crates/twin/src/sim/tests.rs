@@ -1,21 +1,32 @@
 use forebay_perf_model::StepShape;
+use forebay_types::FirstToken;
 
 use super::*;
 use crate::{
     content::{Kind, Piece, name},
-    options::Options,
-    scenario::Source,
-    trial::{json, trial},
+    metrics::Summary,
+    scenario::{SLO, Source, Workload},
     workload::Turn,
 };
 
-fn options(text: &str) -> Options {
-    Options::parse(text.split_whitespace().map(str::to_owned)).unwrap()
+/// A run of a workload's own engines, so many of them, for some seconds.
+fn settings(workload: Workload, rule: &str, engines: usize, seconds: f64) -> RunSettings {
+    let rule: Rule = rule.parse().unwrap();
+    let engines = (0..engines).map(|number| EngineSpec {
+        kind: workload.engine_kind(8192, None),
+        dp_ranks: workload.defaults().dp_ranks,
+        role: rule.role(number),
+    });
+    RunSettings::new(engines.collect(), rule, 1, Time::from_seconds(seconds))
 }
 
-fn settings(text: &str) -> RunSettings {
-    let options = options(text);
-    options.run_settings(options.rules()[0], 1)
+fn kind(settings: &RunSettings) -> &EngineKind {
+    &settings.engines[0].kind
+}
+
+fn ran(settings: &RunSettings, workload: Workload, rate: f64) -> Ran {
+    let sessions = Source::new(workload, None).unwrap().sessions(rate, settings.end, 1);
+    Run::new(settings, &sessions).go()
 }
 
 fn session(number: u64, at: f64, prompt_tokens: u32, output_tokens: u32) -> Session {
@@ -34,8 +45,8 @@ fn near(seconds: f64, expected: f64) {
 
 #[test]
 fn an_aggregated_request_takes_what_its_steps_take() {
-    let settings = settings("run --workload fresh --policy least-load --engines 1 --warm-up 0");
-    let profile = &settings.kind.profile;
+    let settings = settings(Workload::Fresh, "least-load", 1, 1.0);
+    let profile = &kind(&settings).profile;
     let ran = Run::new(&settings, &[session(1, 0.0, 4000, 3)]).go();
     let seen = ran.outcomes[0].seen;
     let prefill = profile.prefill_seconds(4000, 0, 8192);
@@ -47,9 +58,8 @@ fn an_aggregated_request_takes_what_its_steps_take() {
 
 #[test]
 fn a_split_request_takes_what_its_legs_and_the_hand_over_take() {
-    let text = "run --workload fresh --policy static-1p1d --warm-up 0";
-    let first = settings(text);
-    let (profile, layout) = (&first.kind.profile, first.kind.layout);
+    let first = settings(Workload::Fresh, "static-1p1d", 2, 1.0);
+    let (profile, layout) = (&kind(&first).profile, kind(&first).layout);
     let prefilled = profile.request_seconds(4000) + profile.prefill_seconds(4000, 0, 8192);
     let pull = profile.handover_seconds(layout, 4000).unwrap();
     let decode = |context| profile.decode_step_seconds(1, context);
@@ -62,7 +72,8 @@ fn a_split_request_takes_what_its_legs_and_the_hand_over_take() {
     near(seen.last.seconds(), second_token + decode(4002));
 
     // Where the decode leg sends the first token as well, everything is one step later.
-    let of_decode = settings(&format!("{text} --first-token of-decode"));
+    let mut of_decode = first.clone();
+    of_decode.gateway.first_token = FirstToken::OfDecode;
     let seen = Run::new(&of_decode, &[session(1, 0.0, 4000, 3)]).go().outcomes[0].seen;
     near(seen.ttft().unwrap(), second_token);
     assert_eq!(seen.tokens, 3);
@@ -72,7 +83,7 @@ fn a_split_request_takes_what_its_legs_and_the_hand_over_take() {
 #[test]
 fn nothing_is_promised_or_held_when_all_have_ended() {
     for policy in ["cost", "static-2p2d", "lmetric", "sticky"] {
-        let settings = settings(&format!("run --workload fresh --policy {policy} --engines 4 --warm-up 0"));
+        let settings = settings(Workload::Fresh, policy, 4, 100.0);
         let sessions: Vec<Session> =
             (0..60).map(|n| session(n, 0.05 * n as f64, 1000 + 90 * n as u32, 1 + n as u32 % 40)).collect();
         let mut run = Run::new(&settings, &sessions);
@@ -88,7 +99,7 @@ fn nothing_is_promised_or_held_when_all_have_ended() {
             (0, 0, 0),
             "{policy}"
         );
-        let outcomes = run.clients.outcomes(&settings.kind);
+        let outcomes = run.clients.outcomes(kind(&settings));
         for (outcome, session) in outcomes.iter().zip(&sessions) {
             assert_eq!(outcome.seen.tokens, session.turns[0].answer.tokens, "{policy}");
         }
@@ -97,45 +108,52 @@ fn nothing_is_promised_or_held_when_all_have_ended() {
 
 #[test]
 fn the_same_arguments_give_the_same_figures() {
-    for text in [
-        "run --workload five-turn --seconds 5 --rate 20 --policies all",
-        "run --workload five-turn --seconds 5 --report-delay-ms 30 --policy cost",
-        "run --workload five-turn --seconds 5 --sight sampled --gateways 4 --policies cost,least-load",
-        "run --workload moe --seconds 5 --engines 2 --policies cost,random",
-        "run --workload stand-in --seconds 5 --first-token of-decode --policies cost,static-4p4d",
-    ] {
-        let options = options(text);
-        let source = Source::new(options.workload, None).unwrap();
-        let figures = || -> Vec<String> {
-            let trial = |rule| trial(&options, &source, rule, options.rate(), 1..3);
-            options.rules().into_iter().map(|rule| json(&trial(rule)).unwrap().to_string()).collect()
+    type Change = fn(&mut RunSettings);
+    let cases: [(Workload, &str, usize, Change); 7] = [
+        (Workload::FiveTurn, "cost", 4, |_| {}),
+        (Workload::FiveTurn, "random", 4, |_| {}),
+        (Workload::FiveTurn, "cost", 4, |settings| settings.report_delay_seconds = 0.03),
+        (Workload::FiveTurn, "cost", 4, |settings| {
+            (settings.gateway.sight, settings.gateways) = (LoadSight::Sampled, 4);
+        }),
+        (Workload::Moe, "cost", 2, |_| {}),
+        (Workload::StandIn, "cost", 8, |settings| settings.gateway.first_token = FirstToken::OfDecode),
+        (Workload::StandIn, "static-4p4d", 8, |_| {}),
+    ];
+    for (workload, rule, engines, change) in cases {
+        let mut settings = settings(workload, rule, engines, 5.0);
+        change(&mut settings);
+        let figures = || {
+            let Ran { outcomes, engines, given_up } = ran(&settings, workload, 20.0);
+            let summary = Summary::of(&outcomes, &SLO, engines, given_up);
+            format!("{outcomes:?} {}", serde_json::to_string(&summary).unwrap())
         };
-        assert_eq!(figures(), figures(), "{text}");
+        assert_eq!(figures(), figures(), "{workload} {rule}");
     }
 }
 
 #[test]
 fn a_sticky_session_finds_all_that_it_said_before() {
-    let options = options("run --workload five-turn --policy sticky --seconds 60 --rate 20");
-    let source = Source::new(options.workload, None).unwrap();
-    let trial = trial(&options, &source, options.rules()[0], 20.0, 1..2);
+    let settings = settings(Workload::FiveTurn, "sticky", 4, 100.0);
+    let settings = RunSettings { warm_up: Time::from_seconds(40.0), ..settings };
+    let Ran { outcomes, engines, given_up } = ran(&settings, Workload::FiveTurn, 20.0);
+    let summary = Summary::of(&outcomes, &SLO, engines, given_up);
     // 81.5 % would be all; blocks that are not full and each engine's first sight of a system prompt are missing.
-    assert!((0.80..0.815).contains(&trial.summary.cached_share), "{}", trial.summary.cached_share);
-    assert_eq!(trial.summary.unfinished, 0);
+    assert!((0.80..0.815).contains(&summary.cached_share), "{}", summary.cached_share);
+    assert_eq!(summary.unfinished, 0);
 }
 
 #[test]
 fn a_run_whose_queue_grows_is_given_up() {
-    let options = options("run --workload fresh --policy round-robin --rate 40 --seconds 60");
-    let source = Source::new(options.workload, None).unwrap();
-    let trial = trial(&options, &source, options.rules()[0], 40.0, 1..2);
-    assert_eq!((trial.summary.given_up, trial.summary.slo_share), (Some("the queue grows"), 0.0));
+    let settings = settings(Workload::Fresh, "round-robin", 2, 60.0);
+    assert_eq!(ran(&settings, Workload::Fresh, 40.0).given_up, Some("the queue grows"));
 }
 
 #[test]
 fn a_prompt_in_chunks_takes_what_the_profile_says() {
-    let settings = settings("run --workload fresh --policy least-load --engines 1 --warm-up 0 --budget 1024");
-    let profile = &settings.kind.profile;
+    let mut settings = settings(Workload::Fresh, "least-load", 1, 1.0);
+    settings.engines[0].kind.scheduler.step_tokens_max = 1024;
+    let profile = &kind(&settings).profile;
     let ran = Run::new(&settings, &[session(1, 0.0, 4000, 2)]).go();
     let chunk = |tokens: u32, before: f64| {
         let new = f64::from(tokens);

@@ -10,11 +10,17 @@ use crate::{
 /// Its numbers. With endless caches 81 % of all prompt tokens would be found in one.
 #[derive(Debug, Clone, Copy)]
 pub struct FiveTurn {
+    /// System prompts.
     pub groups: u64,
+    /// Tokens of each.
     pub system_tokens: u32,
+    /// Turns of a conversation.
     pub turns: u32,
+    /// Tokens of each question.
     pub new_tokens: u32,
+    /// Tokens of each answer.
     pub answer_tokens: u32,
+    /// Mean time from an answer to the next question; exponential.
     pub think_seconds: f64,
 }
 

@@ -1,6 +1,6 @@
 //! What can be run, by name: a workload with the engines and the promise that belong to it.
 
-use std::{fmt, path::PathBuf, str::FromStr, sync::Arc};
+use std::{fmt, str::FromStr, sync::Arc};
 
 use forebay_engine_model::SchedulerConfig;
 use forebay_perf_model::{KvLayout, Profile};
@@ -15,21 +15,30 @@ use crate::{
 /// The names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Workload {
+    /// Conversations that share system prompts.
     FiveTurn,
+    /// Prompts that share nothing.
     Fresh,
+    /// A trace in Mooncake's form.
     Trace,
+    /// A synthetic trace in that form.
     StandIn,
+    /// Prompts for a mixture of experts.
     Moe,
 }
 
 /// What holds for a workload unless the command line says otherwise.
 #[derive(Debug, Clone, Copy)]
 pub struct Defaults {
+    /// Requests a second.
     pub rate: f64,
+    /// How many.
     pub engines: usize,
     /// Ranks of each engine, which step together.
     pub dp_ranks: u16,
+    /// Seconds before requests count.
     pub warm_up_seconds: f64,
+    /// Seconds in which they do.
     pub seconds: f64,
     /// Between the rates that a search tries.
     pub rate_step: f64,
@@ -42,6 +51,8 @@ pub struct Defaults {
 const BLOCKS_8B: u32 = 28_000;
 /// The same for a 30B mixture of experts on eight ranks: some 10 GB of weights each, 1.5 MiB a block.
 const BLOCKS_MOE: u32 = 38_000;
+/// KV of a token of an 8B model in bf16: 32 layers, 8 heads of 128, keys and values.
+const KV_BYTES_PER_TOKEN: u32 = 131_072;
 const BLOCK_SIZE_TOKENS: u32 = 16;
 /// Sequences in a batch: vLLM's default for a server on this GPU.
 const SEQUENCES_MAX: u32 = 256;
@@ -53,8 +64,10 @@ const WAITING_MAX: u32 = 4096;
 pub const BUDGET_TOKENS: u32 = 8192;
 
 impl Workload {
+    /// Every one.
     pub const ALL: [Self; 5] = [Self::FiveTurn, Self::Fresh, Self::Trace, Self::StandIn, Self::Moe];
 
+    /// What the command line calls it.
     pub fn name(self) -> &'static str {
         match self {
             Self::FiveTurn => "five-turn",
@@ -65,6 +78,7 @@ impl Workload {
         }
     }
 
+    /// What holds for it.
     pub fn defaults(self) -> Defaults {
         let dense = Defaults {
             rate: 6.0,
@@ -101,6 +115,7 @@ impl Workload {
         EngineKind {
             profile: Arc::new(Profile::built_in(defaults.profile).expect("its name is built in")),
             layout: KvLayout::CrossLayerBlocks,
+            kv_bytes_per_token: KV_BYTES_PER_TOKEN,
             scheduler: SchedulerConfig {
                 chunk_tokens_max: u32::MAX,
                 imports_first: false,
@@ -139,18 +154,22 @@ pub const SLO: Slo = Slo { ttft_seconds: 0.5, ttft_prefills: 2.0, itl_seconds: 0
 
 /// Where sessions come from.
 pub enum Source {
+    /// See [`Workload::FiveTurn`].
     FiveTurn(FiveTurn),
+    /// See [`Workload::Fresh`].
     Fresh(Fresh),
+    /// See [`Workload::StandIn`].
     StandIn(StandIn),
+    /// Of a trace.
     Rows(Vec<TraceRow>),
 }
 
 impl Source {
-    /// Of a workload; `trace`: the file for [`Workload::Trace`].
+    /// Of a workload; `trace`: the contents of the file for [`Workload::Trace`].
     ///
     /// # Errors
-    /// Says what is wrong with the file.
-    pub fn new(workload: Workload, trace: Option<&PathBuf>) -> Result<Self, String> {
+    /// Says what is wrong with the trace.
+    pub fn new(workload: Workload, trace: Option<&str>) -> Result<Self, String> {
         let lengths = |median, sigma| Lengths { median, sigma };
         Ok(match workload {
             Workload::FiveTurn => Self::FiveTurn(FiveTurn::default()),
@@ -163,12 +182,7 @@ impl Source {
                 output: lengths(200.0, 0.0),
             }),
             Workload::StandIn => Self::StandIn(StandIn::default()),
-            Workload::Trace => {
-                let path = trace.ok_or("no trace: MOONCAKE_TRACE names no file")?;
-                let text =
-                    std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
-                Self::Rows(read_trace(&text).map_err(|problem| format!("{}: {problem}", path.display()))?)
-            }
+            Workload::Trace => Self::Rows(read_trace(trace.ok_or("no trace was given")?)?),
         })
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 pub struct Time(pub u64);
 
 impl Time {
+    /// The beginning of a run.
     pub const ZERO: Self = Self(0);
 
     /// Rounded to a nanosecond. Negative seconds are none.
@@ -14,6 +15,7 @@ impl Time {
         Self((seconds * 1e9).round() as u64)
     }
 
+    /// In seconds.
     pub fn seconds(self) -> f64 {
         self.0 as f64 / 1e9
     }

@@ -21,7 +21,7 @@ pub struct Piece {
 
 /// Keeps pieces of different kinds apart.
 #[derive(Debug, Clone, Copy)]
-pub enum Kind {
+pub(crate) enum Kind {
     System = 1,
     User,
     Answer,
@@ -29,18 +29,18 @@ pub enum Kind {
 }
 
 /// A piece's name, from its kind and two numbers of the workload.
-pub fn name(kind: Kind, first: u64, second: u64) -> u64 {
+pub(crate) fn name(kind: Kind, first: u64, second: u64) -> u64 {
     mix(mix(mix(kind as u64) ^ first) ^ second)
 }
 
 /// The token at `index` of a piece.
-pub fn token(name: u64, index: u32) -> TokenId {
+pub(crate) fn token(name: u64, index: u32) -> TokenId {
     // 17 bits, as a vocabulary has.
     (mix(name ^ u64::from(index).wrapping_mul(0x9e37_79b9_7f4a_7c15)) >> 47) as TokenId
 }
 
 /// A prompt written out.
-pub fn write<'a>(pieces: impl Iterator<Item = &'a Piece>) -> Arc<[TokenId]> {
+pub(crate) fn write<'a>(pieces: impl Iterator<Item = &'a Piece>) -> Arc<[TokenId]> {
     let mut tokens = Vec::new();
     for piece in pieces {
         tokens.extend((0..piece.tokens).map(|index| token(piece.name, index)));

@@ -15,18 +15,18 @@ use forebay_placement::{Form, Policy, Request, Weights, beginning, place, sharin
 use forebay_planner::{LeaningSettings, Leanings, Peer};
 use forebay_types::{
     BlockHash, EngineName, FirstToken, Incarnation, KvEvent, KvEventBatch, LegId, RankId, RankLoad,
-    ReservationId, Role, Tier, TokenId,
+    ReservationId, Tier, TokenId,
 };
 
 use crate::{
     clock::Time,
     draw::mix,
-    engine::{EngineKind, Report},
+    engine::{EngineSpec, Report},
     rule::Rule,
 };
 
 /// The model's name; every engine serves it.
-pub const MODEL: &str = "model";
+pub(crate) const MODEL: &str = "model";
 /// Output expected of an answer before any has ended, and the weight of the newest in the running mean: the gateway's.
 const OUTPUT_TOKENS_PRIOR: f64 = 64.0;
 const OUTPUT_NEWEST_WEIGHT: f64 = 0.02;
@@ -36,23 +36,48 @@ const OUTPUT_TOKENS_MAX: u32 = 8192;
 /// Settings of the deciding half.
 #[derive(Debug, Clone)]
 pub struct GatewaySettings {
+    /// Who chooses.
     pub rule: Rule,
+    /// Of the cost.
     pub weights: Weights,
+    /// How long prompts wait to share a step.
     pub gather: GatherSettings,
+    /// When engines are kept for a phase.
     pub leanings: LeaningSettings,
+    /// Which leg of a split sends the first token.
     pub first_token: FirstToken,
     /// How the load of ranks is known: of an engine in its own process, or of one elsewhere.
     pub sight: LoadSight,
     /// Whether placement has the engines' profile to begin with, or five rates.
     pub profiled: bool,
+    /// First of the numbers that decide between equals.
     pub seed: u64,
+}
+
+impl GatewaySettings {
+    /// A gateway as it is set up without settings, that knows every step of its engines and their profiles.
+    pub fn new(rule: Rule, seed: u64) -> Self {
+        Self {
+            rule,
+            weights: Weights::default(),
+            gather: GatherSettings::default(),
+            leanings: LeaningSettings::default(),
+            first_token: FirstToken::Handed,
+            sight: LoadSight::EveryStep,
+            profiled: true,
+            seed,
+        }
+    }
 }
 
 /// What is to be placed.
 #[derive(Debug, Clone, Copy)]
 pub struct Ask<'a> {
+    /// What a sticky router would hash.
     pub session_key: u64,
+    /// Length of the prompt.
     pub prompt_tokens: u32,
+    /// Of its full blocks.
     pub hashes: &'a [BlockHash],
     /// Ids of the leg that computes the prompt and of a decode leg; their reservations have the same.
     pub legs: [LegId; 2],
@@ -61,6 +86,7 @@ pub struct Ask<'a> {
 /// Where a request runs.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Placed {
+    /// Computes the prompt.
     pub prefill: RankId,
     /// The same rank: both phases there.
     pub decode: RankId,
@@ -69,11 +95,13 @@ pub struct Placed {
 }
 
 impl Placed {
+    /// Whether another rank continues it.
     pub fn is_split(&self) -> bool {
         self.prefill != self.decode
     }
 }
 
+/// The deciding half of one gateway.
 pub struct Gateway {
     settings: GatewaySettings,
     fleet: Fleet,
@@ -83,6 +111,7 @@ pub struct Gateway {
     chains: SessionChains,
     root: BlockHash,
     block_size_tokens: u32,
+    /// Every rank, in order of ids.
     pub ranks: Vec<RankId>,
     overlaps: Overlaps,
     turn: u64,
@@ -94,14 +123,9 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// A gateway whose fleet are these engines, of `dp_ranks` ranks each, ready. They have one block size.
-    pub fn new(
-        settings: GatewaySettings,
-        engines: impl IntoIterator<Item = EngineKind>,
-        dp_ranks: u16,
-    ) -> Self {
-        let mut engines = engines.into_iter().peekable();
-        let block_size_tokens = engines.peek().map_or(1, |kind| kind.scheduler.block_size_tokens);
+    /// A gateway whose fleet are these engines, ready. They have one block size.
+    pub fn new(settings: GatewaySettings, engines: &[EngineSpec]) -> Self {
+        let block_size_tokens = engines.first().map_or(1, |engine| engine.kind.scheduler.block_size_tokens);
         let hasher = Self::hasher(block_size_tokens);
         let fleet_settings = FleetSettings { link_prior: LinkPrior::NVLINK, ..FleetSettings::default() };
         let mut gateway = Self {
@@ -121,9 +145,8 @@ impl Gateway {
             settings,
         };
         let model: Arc<str> = MODEL.into();
-        for (number, kind) in engines.enumerate() {
-            let role = gateway.settings.rule.role(number);
-            gateway.join(facts(&kind, &model, number, dp_ranks, role, &gateway.settings));
+        for (number, engine) in engines.iter().enumerate() {
+            gateway.join(facts(engine, &model, number, &gateway.settings));
         }
         gateway
     }
@@ -133,6 +156,7 @@ impl Gateway {
         BlockHasher::new(HashKey::GOLDEN, block_size_tokens)
     }
 
+    /// Root of all chains.
     pub fn root(&self) -> BlockHash {
         self.root
     }
@@ -277,14 +301,9 @@ impl Gateway {
     }
 }
 
-fn facts(
-    kind: &EngineKind,
-    model: &Arc<str>,
-    number: usize,
-    dp_ranks: u16,
-    role: Role,
-    settings: &GatewaySettings,
-) -> EngineFacts {
+fn facts(engine: &EngineSpec, model: &Arc<str>, number: usize, settings: &GatewaySettings) -> EngineFacts {
+    let EngineSpec { kind, dp_ranks, role } = engine;
+    let (dp_ranks, role) = (*dp_ranks, *role);
     let config = kind.scheduler;
     let hands_over = kind.hands_over();
     EngineFacts {
@@ -294,7 +313,7 @@ fn facts(
         role,
         dp_ranks,
         block_size_tokens: config.block_size_tokens,
-        block_bytes: block_bytes(kind),
+        block_bytes: kind.block_bytes(),
         blocks_total: config.blocks_total,
         step_tokens_max: config.step_tokens_max,
         context_tokens_max: config.context_tokens_max,
@@ -311,11 +330,6 @@ fn facts(
         load_sight: settings.sight,
         step_prior: prior(&kind.profile),
     }
-}
-
-/// Bytes of a block's KV, all layers: 131,072 a token of an 8B model in bf16 (32 layers, 8 heads of 128).
-pub fn block_bytes(kind: &EngineKind) -> u64 {
-    131_072 * u64::from(kind.scheduler.block_size_tokens)
 }
 
 /// What a probe at start-up would find: the five rates nearest to the profile.

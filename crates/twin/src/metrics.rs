@@ -18,10 +18,15 @@ pub struct Slo {
 /// What a client saw of one request.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Seen {
+    /// When the request was sent.
     pub arrived: Time,
+    /// When its first token was seen.
     pub first: Option<Time>,
+    /// When its last token was seen.
     pub last: Time,
+    /// The longest time between two tokens.
     pub worst_gap: Time,
+    /// Tokens that were seen.
     pub tokens: u32,
 }
 
@@ -39,6 +44,7 @@ impl Seen {
         self.last = self.last.max(at);
     }
 
+    /// Seconds to the first token.
     pub fn ttft(&self) -> Option<f64> {
         self.first.map(|first| first.since(self.arrived).seconds())
     }
@@ -53,19 +59,26 @@ impl Seen {
 /// One request that counts.
 #[derive(Debug, Clone, Copy)]
 pub struct Outcome {
+    /// When its tokens came.
     pub seen: Seen,
+    /// Whether its answer is complete.
     pub finished: bool,
+    /// Length of the prompt.
     pub prompt_tokens: u32,
+    /// Prompt tokens that the prefilling engine had.
     pub cached_tokens: u32,
     /// An idle engine's time for the whole prompt, none of it cached.
     pub alone_seconds: f64,
     /// The time that no step accounts for: client, tokeniser, network.
     pub request_seconds: f64,
+    /// Seconds to the first token, as placement expected them.
     pub ttft_predicted: Option<f64>,
+    /// Whether two engines served it.
     pub split: bool,
 }
 
 impl Outcome {
+    /// Whether the promise was kept.
     pub fn meets(&self, slo: &Slo) -> bool {
         let ttft_max = slo.ttft_seconds + slo.ttft_prefills * self.alone_seconds;
         self.finished
@@ -88,42 +101,60 @@ pub struct EngineSide {
     pub most_tokens_over_mean: f64,
     /// Share of the time that the mean engine computed.
     pub busy: f64,
+    /// Sequences that gave their blocks back, of all ranks.
     pub preemptions: u64,
 }
 
 /// A run in numbers. Milliseconds but for `e2e_p50_s`; of finished requests, except where it says share.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Summary {
+    /// That count.
     pub requests: usize,
+    /// Of those, without a complete answer.
     pub unfinished: usize,
     /// Why it was given up, if it was.
     pub given_up: Option<&'static str>,
+    /// Time to the first token.
     pub ttft_mean_ms: f64,
+    /// Its median.
     pub ttft_p50_ms: f64,
+    /// Its 90th percentile.
     pub ttft_p90_ms: f64,
+    /// Its 99th percentile.
     pub ttft_p99_ms: f64,
+    /// Mean time between tokens of one answer, over answers.
     pub itl_mean_ms: f64,
+    /// Its median.
     pub itl_p50_ms: f64,
+    /// Its 90th percentile.
     pub itl_p90_ms: f64,
+    /// Its 99th percentile.
     pub itl_p99_ms: f64,
     /// 99th percentile over requests of the longest gap between two tokens.
     pub worst_gap_p99_ms: f64,
+    /// From sending to the last token, seconds.
     pub e2e_mean_s: f64,
+    /// Its median.
     pub e2e_p50_s: f64,
+    /// Its 90th percentile.
     pub e2e_p90_s: f64,
     /// Of all prompt tokens, those that the prefilling engine had.
     pub cached_share: f64,
     /// Of all requests, those within the SLO; unfinished ones are not.
     pub slo_share: f64,
+    /// Of all requests, those that two engines served.
     pub split_share: f64,
     /// TTFT beyond what placement predicted, the way to the engine and back left out: median, and 90th percentile of
     /// the magnitude.
     pub ttft_beyond_prediction_p50_ms: f64,
+    /// See above.
     pub ttft_prediction_error_p90_ms: f64,
+    /// What the engines did.
     pub engines: EngineSide,
 }
 
 impl Summary {
+    /// Sums up what clients saw.
     pub fn of(outcomes: &[Outcome], slo: &Slo, engines: EngineSide, given_up: Option<&'static str>) -> Self {
         let finished = || outcomes.iter().filter(|outcome| outcome.finished);
         let sorted = |values: &mut dyn Iterator<Item = f64>| {

@@ -26,6 +26,7 @@ pub struct StandIn {
     pub conversations: f64,
     /// System prompts in blocks, and how many there are.
     pub system_blocks: u32,
+    /// System prompts.
     pub systems: u64,
 }
 

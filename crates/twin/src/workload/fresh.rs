@@ -13,7 +13,9 @@ const TOKENS_MAX: u32 = 100_000;
 /// A lognormal distribution of lengths.
 #[derive(Debug, Clone, Copy)]
 pub struct Lengths {
+    /// Half of them are shorter, tokens.
     pub median: f64,
+    /// Of the logarithm.
     pub sigma: f64,
 }
 
@@ -26,7 +28,9 @@ impl Lengths {
 /// Lengths of prompts and answers.
 #[derive(Debug, Clone, Copy)]
 pub struct Fresh {
+    /// Of prompts.
     pub input: Lengths,
+    /// Of answers.
     pub output: Lengths,
 }
 

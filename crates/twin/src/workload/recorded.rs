@@ -10,11 +10,17 @@ use crate::clock::Time;
 pub struct Measured {
     /// Seconds since the start.
     pub at: f64,
+    /// Tokens of the prompt.
     pub isl: u32,
+    /// Tokens of the answer.
     pub osl: u32,
+    /// Time to the first token.
     pub ttft: f64,
+    /// From sending to the last token.
     pub e2e: f64,
+    /// Mean time between tokens.
     pub itl_mean: f64,
+    /// The longest time between two tokens.
     pub itl_max: f64,
 }
 

@@ -1,0 +1,26 @@
+#![doc = include_str!("../README.md")]
+
+mod clock;
+mod content;
+mod draw;
+mod engine;
+mod gateway;
+mod metrics;
+mod rule;
+mod scenario;
+mod sim;
+mod workload;
+
+pub use clock::Time;
+pub use content::Piece;
+pub use draw::{Draw, mix};
+pub use engine::{Delivery, EngineKind, EngineSpec};
+pub use gateway::{Ask, Gateway, GatewaySettings, Placed};
+pub use metrics::{EngineSide, Outcome, Seen, Slo, Summary, mean, percentile};
+pub use rule::Rule;
+pub use scenario::{BUDGET_TOKENS, Defaults, SLO, Source, Workload};
+pub use sim::{Ran, Run, RunSettings};
+pub use workload::{
+    FiveTurn, Fresh, Lengths, Measured, Session, StandIn, TraceRow, Turn, read_trace, recorded,
+    trace_sessions,
+};
