@@ -277,7 +277,7 @@ impl Options {
             if !self.chunks.is_empty() {
                 kind.scheduler.chunk_tokens_max = self.chunks[number % self.chunks.len()];
             }
-            EngineSpec { kind, dp_ranks: self.dp_ranks(), role: rule.role(number) }
+            EngineSpec { kind, dp_ranks: self.dp_ranks(), role: rule.role(number), gpus: u32::from(self.dp_ranks()) }
         };
         (0..self.engines()).map(engine).collect()
     }

@@ -23,8 +23,8 @@ const NOTICED_AFTER_STEPS: u32 = 2;
 pub struct EngineKind {
     /// Seconds of its steps, of hand-overs and of a request's way.
     pub profile: Arc<Profile>,
-    /// How KV lies in memory, which decides how long a hand-over takes.
-    pub layout: KvLayout,
+    /// How KV lies in memory, which decides how long a hand-over takes; `None`: there are none.
+    pub layout: Option<KvLayout>,
     /// Bytes of one token's KV, all layers.
     pub kv_bytes_per_token: u32,
     /// Blocks, budgets and bounds of each rank.
@@ -40,12 +40,21 @@ pub struct EngineSpec {
     pub dp_ranks: u16,
     /// The work it may be given.
     pub role: Role,
+    /// GPUs that it takes.
+    pub gpus: u32,
 }
 
 impl EngineKind {
     /// Whether engines can hand KV to each other: whether that was measured.
     pub fn hands_over(&self) -> bool {
-        self.profile.handover_seconds(self.layout, 1).is_some()
+        self.layout.is_some_and(|layout| self.profile.handover_seconds(layout, 1).is_some())
+    }
+
+    /// Seconds of a hand-over of so many tokens, and by how much it lengthens the step that begins it.
+    pub(crate) fn handover_seconds(&self, tokens: u32) -> (f64, f64) {
+        let Some(layout) = self.layout else { return (0.0, 0.0) };
+        let start = self.profile.handover_start_seconds(layout, tokens);
+        (self.profile.handover_seconds(layout, tokens).unwrap_or(0.0), start.unwrap_or(0.0))
     }
 
     /// Bytes of a block's KV, all layers.
@@ -244,7 +253,7 @@ impl Group {
         let shape = StepShape::of_group(shapes);
         let starting = |pull: &Pull| {
             let tokens = pull.blocks * config.block_size_tokens;
-            self.kind.profile.handover_start_seconds(self.kind.layout, tokens).unwrap_or(0.0)
+            self.kind.handover_seconds(tokens).1
         };
         let seconds = self.kind.profile.step_seconds(&shape) + pulls.iter().map(starting).sum::<f64>();
         Begun { seconds, prefills: shape.prefill_tokens > 0 }
@@ -268,7 +277,7 @@ impl Rank {
         for import in &self.plan.imports {
             let blocks = import.blocks.len() as u32;
             let tokens = blocks * kind.scheduler.block_size_tokens;
-            let seconds = kind.profile.handover_seconds(kind.layout, tokens).unwrap_or(0.0);
+            let (seconds, _) = kind.handover_seconds(tokens);
             happened.pulls.push(Pull { leg: import.leg, blocks, seconds });
         }
         if std::mem::take(&mut self.notable) || !self.plan.started.is_empty() {

@@ -302,7 +302,7 @@ impl Gateway {
 }
 
 fn facts(engine: &EngineSpec, model: &Arc<str>, number: usize, settings: &GatewaySettings) -> EngineFacts {
-    let EngineSpec { kind, dp_ranks, role } = engine;
+    let EngineSpec { kind, dp_ranks, role, gpus: _ } = engine;
     let (dp_ranks, role) = (*dp_ranks, *role);
     let config = kind.scheduler;
     let hands_over = kind.hands_over();

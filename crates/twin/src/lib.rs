@@ -4,6 +4,7 @@ mod clock;
 mod content;
 mod draw;
 mod engine;
+mod fleet_file;
 mod gateway;
 mod metrics;
 mod rule;
@@ -15,12 +16,13 @@ pub use clock::Time;
 pub use content::Piece;
 pub use draw::{Draw, mix};
 pub use engine::{Delivery, EngineKind, EngineSpec};
+pub use fleet_file::{EngineEntry, FleetFile, FleetProblem, GatewayEntry, HandOver, SendsFirst, Sight};
 pub use gateway::{Ask, Gateway, GatewaySettings, Placed};
 pub use metrics::{EngineSide, Outcome, Seen, Slo, Summary, mean, percentile};
 pub use rule::Rule;
 pub use scenario::{BUDGET_TOKENS, Defaults, SLO, Source, Workload};
 pub use sim::{Ran, Run, RunSettings};
 pub use workload::{
-    FiveTurn, Fresh, Lengths, Measured, Session, StandIn, TraceRow, Turn, read_trace, recorded,
-    trace_sessions,
+    Chat, Fresh, Lengths, Measured, Session, StandIn, Trace, TraceError, TraceForm, TraceRequest, Turn,
+    recorded,
 };

@@ -9,7 +9,7 @@ use crate::{
     clock::Time,
     engine::EngineKind,
     metrics::Slo,
-    workload::{FiveTurn, Fresh, Lengths, Session, StandIn, TraceRow, read_trace, trace_sessions},
+    workload::{Chat, Fresh, Lengths, Session, StandIn, Trace, TraceForm},
 };
 
 /// The names.
@@ -25,6 +25,12 @@ pub enum Workload {
     StandIn,
     /// Prompts for a mixture of experts.
     Moe,
+    /// Agents that call tools.
+    Agent,
+    /// Questions about long documents.
+    Document,
+    /// Prompts that share nothing, in bursts.
+    Bursts,
 }
 
 /// What holds for a workload unless the command line says otherwise.
@@ -65,7 +71,16 @@ pub const BUDGET_TOKENS: u32 = 8192;
 
 impl Workload {
     /// Every one.
-    pub const ALL: [Self; 5] = [Self::FiveTurn, Self::Fresh, Self::Trace, Self::StandIn, Self::Moe];
+    pub const ALL: [Self; 8] = [
+        Self::FiveTurn,
+        Self::Fresh,
+        Self::Trace,
+        Self::StandIn,
+        Self::Moe,
+        Self::Agent,
+        Self::Document,
+        Self::Bursts,
+    ];
 
     /// What the command line calls it.
     pub fn name(self) -> &'static str {
@@ -75,6 +90,9 @@ impl Workload {
             Self::Trace => "trace",
             Self::StandIn => "stand-in",
             Self::Moe => "moe",
+            Self::Agent => "agent",
+            Self::Document => "document",
+            Self::Bursts => "bursts",
         }
     }
 
@@ -93,6 +111,9 @@ impl Workload {
         match self {
             Self::FiveTurn => Defaults { rate: 22.0, engines: 4, warm_up_seconds: 40.0, ..dense },
             Self::Fresh => dense,
+            Self::Agent => Defaults { rate: 20.0, engines: 4, warm_up_seconds: 60.0, ..dense },
+            Self::Document => Defaults { rate: 3.0, engines: 4, warm_up_seconds: 60.0, ..dense },
+            Self::Bursts => Defaults { engines: 4, ..dense },
             Self::Trace | Self::StandIn => {
                 Defaults { rate: 8.0, engines: 8, warm_up_seconds: 60.0, seconds: 120.0, ..dense }
             }
@@ -114,7 +135,7 @@ impl Workload {
         let defaults = self.defaults();
         EngineKind {
             profile: Arc::new(Profile::built_in(defaults.profile).expect("its name is built in")),
-            layout: KvLayout::CrossLayerBlocks,
+            layout: Some(KvLayout::CrossLayerBlocks),
             kv_bytes_per_token: KV_BYTES_PER_TOKEN,
             scheduler: SchedulerConfig {
                 chunk_tokens_max: u32::MAX,
@@ -154,14 +175,14 @@ pub const SLO: Slo = Slo { ttft_seconds: 0.5, ttft_prefills: 2.0, itl_seconds: 0
 
 /// Where sessions come from.
 pub enum Source {
-    /// See [`Workload::FiveTurn`].
-    FiveTurn(FiveTurn),
+    /// Conversations.
+    Chat(Chat),
     /// See [`Workload::Fresh`].
     Fresh(Fresh),
     /// See [`Workload::StandIn`].
     StandIn(StandIn),
     /// Of a trace.
-    Rows(Vec<TraceRow>),
+    Trace(Trace),
 }
 
 impl Source {
@@ -172,33 +193,45 @@ impl Source {
     pub fn new(workload: Workload, trace: Option<&str>) -> Result<Self, String> {
         let lengths = |median, sigma| Lengths { median, sigma };
         Ok(match workload {
-            Workload::FiveTurn => Self::FiveTurn(FiveTurn::default()),
+            Workload::FiveTurn => Self::Chat(Chat::default()),
             Workload::Fresh => {
-                Self::Fresh(Fresh { input: lengths(4000.0, 0.4), output: lengths(200.0, 0.4) })
+                Self::Fresh(Fresh { input: lengths(4000.0, 0.4), output: lengths(200.0, 0.4), bursts: None })
             }
             // Of a lognormal of sigma 1 the mean is exp(1/2) times the median.
             Workload::Moe => Self::Fresh(Fresh {
                 input: lengths(3000.0 * (-0.5_f64).exp(), 1.0),
                 output: lengths(200.0, 0.0),
+                bursts: None,
+            }),
+            Workload::Agent => Self::Chat(Chat::AGENT),
+            Workload::Document => Self::Chat(Chat::DOCUMENT),
+            Workload::Bursts => Self::Fresh(Fresh {
+                input: lengths(2000.0, 0.6),
+                output: lengths(200.0, 0.4),
+                bursts: Some((5.0, 15.0)),
             }),
             Workload::StandIn => Self::StandIn(StandIn::default()),
-            Workload::Trace => Self::Rows(read_trace(trace.ok_or("no trace was given")?)?),
+            Workload::Trace => {
+                let text = trace.ok_or("no trace was given")?;
+                let trace = Trace::parse(text, TraceForm::Mooncake, false);
+                Self::Trace(trace.map_err(|error| error.to_string())?)
+            }
         })
     }
 
     /// `rate` requests a second up to `end`. What is asked depends on the seed alone, not on the rate.
     pub fn sessions(&self, rate: f64, end: Time, seed: u64) -> Vec<Session> {
         match self {
-            Self::FiveTurn(five_turn) => five_turn.sessions(rate, end, seed),
+            Self::Chat(chat) => chat.sessions(rate, end, seed),
             Self::Fresh(fresh) => fresh.sessions(rate, end, seed),
             // Half an hour at its own pace, some 2.7 requests a second; more where that is not enough for the run.
             Self::StandIn(stand_in) => {
-                let rows = stand_in.rows(1800.0, seed);
-                let enough = rows.len() as f64 >= rate * end.seconds();
-                let rows = if enough { rows } else { stand_in.rows(rate * end.seconds() / 2.0, seed) };
-                trace_sessions(&rows, rate, end)
+                let trace = stand_in.trace(1800.0, seed);
+                let enough = trace.requests.len() as f64 >= rate * end.seconds();
+                let trace = if enough { trace } else { stand_in.trace(rate * end.seconds() / 2.0, seed) };
+                trace.sessions(trace.speed_of(rate), end)
             }
-            Self::Rows(rows) => trace_sessions(rows, rate, end),
+            Self::Trace(trace) => trace.sessions(trace.speed_of(rate), end),
         }
     }
 }

@@ -4,7 +4,7 @@
 //! depends on the answers (a turn comes some time after the end of the one before), everything else is fixed here, so
 //! every policy is asked the same.
 
-mod five_turn;
+mod chat;
 mod fresh;
 mod recorded;
 mod stand_in;
@@ -12,11 +12,11 @@ mod trace;
 
 use crate::{clock::Time, content::Piece, draw::Draw};
 
-pub use five_turn::FiveTurn;
+pub use chat::Chat;
 pub use fresh::{Fresh, Lengths};
 pub use recorded::{Measured, recorded};
 pub use stand_in::StandIn;
-pub use trace::{TraceRow, read_trace, trace_sessions};
+pub use trace::{Trace, TraceError, TraceForm, TraceRequest};
 
 /// A conversation; often of one turn.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,6 +25,8 @@ pub struct Session {
     pub at: Time,
     /// What a sticky router would hash.
     pub key: u64,
+    /// Whose it is; 0 where nobody is told apart.
+    pub tenant: u32,
     /// In order.
     pub turns: Vec<Turn>,
 }
@@ -87,7 +89,7 @@ mod tests {
         let turn = |new, answer| Turn { new, answer, think: Time::ZERO };
         let turns =
             vec![turn(vec![piece(1, 10), piece(2, 5)], piece(3, 7)), turn(vec![piece(4, 5)], piece(5, 7))];
-        let session = Session { at: Time::ZERO, key: 0, turns };
+        let session = Session { at: Time::ZERO, key: 0, tenant: 0, turns };
         let names: Vec<u64> = session.prompt(1).map(|piece| piece.name).collect();
         assert_eq!(names, [1, 2, 3, 4]);
         assert_eq!((session.prompt_tokens(0), session.prompt_tokens(1)), (15, 27));

@@ -16,6 +16,7 @@ fn settings(workload: Workload, rule: &str, engines: usize, seconds: f64) -> Run
         kind: workload.engine_kind(8192, None),
         dp_ranks: workload.defaults().dp_ranks,
         role: rule.role(number),
+        gpus: 1,
     });
     RunSettings::new(engines.collect(), rule, 1, Time::from_seconds(seconds))
 }
@@ -36,7 +37,7 @@ fn session(number: u64, at: f64, prompt_tokens: u32, output_tokens: u32) -> Sess
         answer: piece(Kind::Answer, output_tokens),
         think: Time::ZERO,
     };
-    Session { at: Time::from_seconds(at), key: number, turns: vec![turn] }
+    Session { at: Time::from_seconds(at), key: number, tenant: 0, turns: vec![turn] }
 }
 
 fn near(seconds: f64, expected: f64) {
@@ -59,9 +60,9 @@ fn an_aggregated_request_takes_what_its_steps_take() {
 #[test]
 fn a_split_request_takes_what_its_legs_and_the_hand_over_take() {
     let first = settings(Workload::Fresh, "static-1p1d", 2, 1.0);
-    let (profile, layout) = (&kind(&first).profile, kind(&first).layout);
+    let profile = &kind(&first).profile;
     let prefilled = profile.request_seconds(4000) + profile.prefill_seconds(4000, 0, 8192);
-    let pull = profile.handover_seconds(layout, 4000).unwrap();
+    let pull = kind(&first).handover_seconds(4000).0;
     let decode = |context| profile.decode_step_seconds(1, context);
     // From the gateway's hearing of the prefill's end: the way there, the hand-over, a step, the way back.
     let second_token = prefilled + profile.request_seconds(0) + pull + decode(4001);

@@ -1,6 +1,14 @@
-//! Traces in the format that Mooncake publishes: one JSON object a line with `timestamp` (ms), `input_length`,
-//! `output_length` (tokens) and `hash_ids`, one for each 512 tokens of the prompt. Equal ids stand for equal blocks after
-//! equal prefixes.
+//! Traces: requests as they arrived somewhere, read from text.
+//!
+//! In: the text of a file. Out: [`Trace`], or the line and column of what is not as it should be. Three forms are read:
+//!
+//! - `mooncake`: JSON lines with `timestamp` (ms), `input_length`, `output_length` (tokens) and `hash_ids`, one for each 512
+//!   tokens of the prompt. Equal ids stand for equal blocks after equal prefixes.
+//! - `azure`: CSV with the header `TIMESTAMP,ContextTokens,GeneratedTokens`. Prompts share nothing.
+//! - `forebay`: JSON lines with `at` (s), `prompt_tokens`, `output_tokens` and, if known, `block_tokens` with `blocks` (ids like
+//!   Mooncake's, of blocks of that size), `tenant` and `session` (strings).
+
+use std::{collections::HashMap, fmt, str::FromStr};
 
 use serde::Deserialize;
 
@@ -8,104 +16,498 @@ use super::{Session, Turn};
 use crate::{
     clock::Time,
     content::{Kind, Piece, name},
+    draw::mix,
 };
 
-/// Tokens that one of `hash_ids` stands for.
-pub(super) const TRACE_BLOCK_TOKENS: u32 = 512;
+/// Tokens that one of Mooncake's `hash_ids` stands for.
+pub(super) const MOONCAKE_BLOCK_TOKENS: u32 = 512;
 
-/// Block that a sticky router hashes, if there are so many: the first ones are a system prompt that many share. A trace
-/// does not say which requests are turns of one conversation.
-const KEY_BLOCK: usize = 2;
+/// Tokens of the longest prompt or answer that a trace may have: far beyond any model's, and far below what overflows.
+const TOKENS_MAX: u32 = 100_000_000;
+
+/// Tokens behind the beginning that a sticky router hashes where the trace names no sessions: the first ones are a system
+/// prompt that many share.
+const KEY_TOKENS: u32 = 1024;
 
 /// One request of a trace.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-pub struct TraceRow {
-    /// Milliseconds since the trace began.
-    pub timestamp: f64,
-    /// Tokens of the prompt.
-    pub input_length: u32,
-    /// Tokens of the answer.
-    pub output_length: u32,
-    /// One for each 512 tokens of the prompt.
-    pub hash_ids: Vec<u64>,
+#[derive(Debug, Clone, PartialEq)]
+pub struct TraceRequest {
+    /// Seconds; where 0 is does not matter.
+    pub at_seconds: f64,
+    /// Tokens of the prompt, at least 1.
+    pub prompt_tokens: u32,
+    /// Tokens of the answer, at least 1.
+    pub output_tokens: u32,
+    /// One id for each `block_tokens` of the prompt; none: nothing is shared. Equal ids stand for equal blocks.
+    pub blocks: Vec<u64>,
+    /// Tokens of a block.
+    pub block_tokens: u32,
+    /// Whose it is: an index of [`Trace::tenants`].
+    pub tenant: u32,
+    /// Equal for requests of one conversation, where that is known.
+    pub session: Option<u64>,
 }
 
-/// Reads a trace.
-///
-/// # Errors
-/// Names the line that is not a request, or whose ids do not cover its prompt.
-pub fn read_trace(text: &str) -> Result<Vec<TraceRow>, String> {
-    let mut rows = Vec::new();
-    for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let row: TraceRow =
-            serde_json::from_str(line).map_err(|error| format!("line {}: {error}", index + 1))?;
-        if row.input_length == 0
-            || row.hash_ids.len() != row.input_length.div_ceil(TRACE_BLOCK_TOKENS) as usize
-        {
-            let (tokens, ids) = (row.input_length, row.hash_ids.len());
-            return Err(format!("line {}: {ids} ids for {tokens} tokens", index + 1));
+/// Requests in order of time.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Trace {
+    /// In order of time.
+    pub requests: Vec<TraceRequest>,
+    /// Names of tenants. At least one: requests that name none are the first one's.
+    pub tenants: Vec<String>,
+    /// Lines that were left out because they were wrong.
+    pub skipped: usize,
+}
+
+/// Which form a trace has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TraceForm {
+    /// Mooncake's JSON lines.
+    Mooncake,
+    /// Azure's CSV.
+    Azure,
+    /// Forebay's own JSON lines.
+    Forebay,
+}
+
+impl TraceForm {
+    /// Every one.
+    pub const ALL: [Self; 3] = [Self::Mooncake, Self::Azure, Self::Forebay];
+
+    /// What the command line calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Mooncake => "mooncake",
+            Self::Azure => "azure",
+            Self::Forebay => "forebay",
         }
-        rows.push(row);
     }
-    Ok(rows)
+
+    /// The form that the first line of `text` seems to have.
+    pub fn guess(text: &str) -> Option<Self> {
+        let line = text.lines().find(|line| !line.trim().is_empty())?;
+        let has = |key: &str| line.contains(key);
+        if !line.trim_start().starts_with('{') {
+            return has("ContextTokens").then_some(Self::Azure);
+        }
+        match (has("\"timestamp\""), has("\"at\"")) {
+            (true, _) => Some(Self::Mooncake),
+            (false, true) => Some(Self::Forebay),
+            (false, false) => None,
+        }
+    }
 }
 
-/// Its requests as sessions of one turn, brought to `rate` requests a second by compressing time, up to `end`.
-pub fn trace_sessions(rows: &[TraceRow], rate: f64, end: Time) -> Vec<Session> {
-    let mut order: Vec<&TraceRow> = rows.iter().collect();
-    order.sort_by(|one, other| one.timestamp.total_cmp(&other.timestamp));
-    let (Some(first), Some(last)) = (order.first(), order.last()) else { return Vec::new() };
-    let span = ((last.timestamp - first.timestamp) / 1e3).max(1e-3);
-    let factor = rate / (order.len() as f64 / span);
-    let sessions = order.iter().enumerate().map(|(number, row)| Session {
-        at: Time::from_seconds((row.timestamp - first.timestamp) / 1e3 / factor),
-        key: row.hash_ids[KEY_BLOCK.min(row.hash_ids.len() - 1)],
-        turns: vec![turn(row, number as u64)],
-    });
-    sessions.take_while(|session| session.at < end).collect()
+impl fmt::Display for TraceForm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
-fn turn(row: &TraceRow, number: u64) -> Turn {
-    let lengths = (0..row.input_length).step_by(TRACE_BLOCK_TOKENS as usize);
-    let blocks = row.hash_ids.iter().zip(lengths).map(|(&id, start)| Piece {
-        name: name(Kind::TraceBlock, id, 0),
-        tokens: TRACE_BLOCK_TOKENS.min(row.input_length - start),
-    });
-    let answer = Piece { name: name(Kind::Answer, number, 0), tokens: row.output_length.max(1) };
-    Turn { new: blocks.collect(), answer, think: Time::ZERO }
+impl FromStr for TraceForm {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let names = || Self::ALL.map(Self::name).join(", ");
+        let found = Self::ALL.into_iter().find(|form| form.name() == text);
+        found.ok_or_else(|| format!("unknown form `{text}`; there are {}", names()))
+    }
+}
+
+/// What is wrong with a trace, and where.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TraceError {
+    /// A line is not a request.
+    #[error("line {line}, column {column}: {problem}")]
+    Line {
+        /// From 1.
+        line: usize,
+        /// From 1, in bytes.
+        column: usize,
+        /// What was found, and what was expected.
+        problem: String,
+    },
+    /// Nothing to replay.
+    #[error("it has no requests")]
+    Empty,
+}
+
+/// A column, and what is wrong there.
+type Problem = (usize, String);
+
+#[derive(Deserialize)]
+struct MooncakeLine {
+    timestamp: f64,
+    input_length: u32,
+    output_length: u32,
+    hash_ids: Vec<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ForebayLine {
+    at: f64,
+    prompt_tokens: u32,
+    output_tokens: u32,
+    #[serde(default)]
+    block_tokens: Option<u32>,
+    #[serde(default)]
+    blocks: Vec<u64>,
+    #[serde(default)]
+    tenant: String,
+    #[serde(default)]
+    session: Option<String>,
+}
+
+impl Trace {
+    /// Reads a trace. With `skip_bad`, lines that are wrong are left out and counted.
+    ///
+    /// # Errors
+    /// The first line that is wrong: not of this form, without tokens, ids that do not cover the prompt, a time before that of
+    /// the line before. [`TraceError::Empty`] if nothing is left.
+    pub fn parse(text: &str, form: TraceForm, skip_bad: bool) -> Result<Self, TraceError> {
+        let mut reader = Reader { form, trace: Self::default(), tenants: HashMap::new(), header: false };
+        for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+            match reader.line(line) {
+                Ok(()) => {}
+                Err(_) if skip_bad => reader.trace.skipped += 1,
+                Err((column, problem)) => {
+                    return Err(TraceError::Line { line: index + 1, column: column.max(1), problem });
+                }
+            }
+        }
+        if reader.trace.tenants.is_empty() {
+            reader.trace.tenants.push(String::new());
+        }
+        if reader.trace.requests.is_empty() { Err(TraceError::Empty) } else { Ok(reader.trace) }
+    }
+
+    /// Seconds from the first request to the last.
+    pub fn seconds(&self) -> f64 {
+        match (self.requests.first(), self.requests.last()) {
+            (Some(first), Some(last)) => last.at_seconds - first.at_seconds,
+            _ => 0.0,
+        }
+    }
+
+    /// Its requests as sessions of one turn, `speed` times as fast as they came, up to `end`.
+    pub fn sessions(&self, speed: f64, end: Time) -> Vec<Session> {
+        let Some(first) = self.requests.first() else { return Vec::new() };
+        let numbered = self.requests.iter().zip(0..);
+        let sessions = numbered.map(|(request, number)| Session {
+            at: Time::from_seconds((request.at_seconds - first.at_seconds) / speed),
+            key: key(request, number),
+            tenant: request.tenant,
+            turns: vec![turn(request, number)],
+        });
+        sessions.take_while(|session| session.at < end).collect()
+    }
+
+    /// The speed at which `rate` requests come a second, in the mean.
+    pub fn speed_of(&self, rate: f64) -> f64 {
+        rate * self.seconds().max(1e-3) / self.requests.len() as f64
+    }
+}
+
+struct Reader {
+    form: TraceForm,
+    trace: Trace,
+    tenants: HashMap<String, u32>,
+    /// Whether the header was read.
+    header: bool,
+}
+
+impl Reader {
+    fn line(&mut self, line: &str) -> Result<(), Problem> {
+        let request = match self.form {
+            TraceForm::Mooncake => {
+                let line: MooncakeLine = json(line)?;
+                TraceRequest {
+                    at_seconds: line.timestamp / 1e3,
+                    prompt_tokens: line.input_length,
+                    output_tokens: line.output_length.max(1),
+                    blocks: line.hash_ids,
+                    block_tokens: MOONCAKE_BLOCK_TOKENS,
+                    tenant: 0,
+                    session: None,
+                }
+            }
+            TraceForm::Forebay => {
+                let line: ForebayLine = json(line)?;
+                if !line.blocks.is_empty() && line.block_tokens.is_none_or(|tokens| tokens == 0) {
+                    return Err((
+                        1,
+                        "`blocks` needs `block_tokens`, the tokens of each, at least 1".to_owned(),
+                    ));
+                }
+                TraceRequest {
+                    at_seconds: line.at,
+                    prompt_tokens: line.prompt_tokens,
+                    output_tokens: line.output_tokens.max(1),
+                    blocks: line.blocks,
+                    block_tokens: line.block_tokens.unwrap_or(1),
+                    tenant: self.tenant(line.tenant),
+                    session: line.session.map(|session| number_of(&session)),
+                }
+            }
+            TraceForm::Azure => match self.azure(line)? {
+                Some(request) => request,
+                None => return Ok(()),
+            },
+        };
+        check(&request, self.trace.requests.last())?;
+        self.trace.requests.push(request);
+        Ok(())
+    }
+
+    fn tenant(&mut self, tenant: String) -> u32 {
+        let tenants = &mut self.trace.tenants;
+        *self.tenants.entry(tenant).or_insert_with_key(|tenant| {
+            tenants.push(tenant.clone());
+            tenants.len() as u32 - 1
+        })
+    }
+
+    fn azure(&mut self, line: &str) -> Result<Option<TraceRequest>, Problem> {
+        let fields: Vec<&str> = line.split(',').map(str::trim).collect();
+        if !std::mem::replace(&mut self.header, true) {
+            return match fields[..] {
+                ["TIMESTAMP", "ContextTokens", "GeneratedTokens"] => Ok(None),
+                _ => Err((1, "expected the header TIMESTAMP,ContextTokens,GeneratedTokens".to_owned())),
+            };
+        }
+        let [at, prompt, output] = fields[..] else {
+            return Err((1, format!("expected 3 fields, found {}", fields.len())));
+        };
+        let column = |field: &str| field.as_ptr() as usize - line.as_ptr() as usize + 1;
+        let tokens = |field: &str| {
+            let expected = || (column(field), format!("expected a number of tokens, found `{field}`"));
+            field.parse::<u32>().map_err(|_| expected())
+        };
+        let at_seconds = moment(at).ok_or_else(|| {
+            (column(at), format!("expected a time such as 2023-11-16 18:17:03.97, found `{at}`"))
+        })?;
+        Ok(Some(TraceRequest {
+            at_seconds,
+            prompt_tokens: tokens(prompt)?,
+            output_tokens: tokens(output)?.max(1),
+            blocks: Vec::new(),
+            block_tokens: 1,
+            tenant: 0,
+            session: None,
+        }))
+    }
+}
+
+fn json<'a, T: Deserialize<'a>>(line: &'a str) -> Result<T, Problem> {
+    serde_json::from_str(line).map_err(|error| {
+        let text = error.to_string();
+        // Its own position is of this one line.
+        let said = text.rsplit_once(" at line ").map_or(text.as_str(), |(said, _)| said);
+        (error.column(), said.to_owned())
+    })
+}
+
+fn check(request: &TraceRequest, before: Option<&TraceRequest>) -> Result<(), Problem> {
+    let TraceRequest { at_seconds, prompt_tokens, output_tokens, blocks, block_tokens, .. } = request;
+    if !at_seconds.is_finite() {
+        return Err((1, format!("its time is {at_seconds}; expected a number")));
+    }
+    if !(1..=TOKENS_MAX).contains(prompt_tokens) || *output_tokens > TOKENS_MAX {
+        return Err((
+            1,
+            format!(
+                "{prompt_tokens} tokens of prompt and {output_tokens} of answer; expected 1 to {TOKENS_MAX}"
+            ),
+        ));
+    }
+    let ids = prompt_tokens.div_ceil(*block_tokens) as usize;
+    if !blocks.is_empty() && blocks.len() != ids {
+        let problem = format!(
+            "{} ids for a prompt of {prompt_tokens} tokens; expected {ids}, one for each {block_tokens}",
+            blocks.len()
+        );
+        return Err((1, problem));
+    }
+    match before {
+        Some(before) if *at_seconds < before.at_seconds => {
+            let back = before.at_seconds - at_seconds;
+            Err((1, format!("its time is {back:.3} s before the line above; expected times in order")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Seconds since the Unix epoch of `2023-11-16 18:17:03.9799600`, in the proleptic Gregorian calendar.
+fn moment(text: &str) -> Option<f64> {
+    let (date, time) = text.split_once([' ', 'T'])?;
+    let numbers = |text: &str, separator: char| -> Option<[i64; 3]> {
+        let parts: Vec<i64> =
+            text.split(separator).map(|part| part.parse().ok()).collect::<Option<Vec<_>>>()?;
+        parts.try_into().ok()
+    };
+    let time = time.trim_end_matches('Z').split('+').next()?;
+    let (whole, fraction) = time.split_once('.').unwrap_or((time, ""));
+    let ([year, month, day], [hour, minute, second]) = (numbers(date, '-')?, numbers(whole, ':')?);
+    let in_range = (1..=9999).contains(&year)
+        && (1..=12).contains(&month)
+        && (1..=31).contains(&day)
+        && (0..24).contains(&hour)
+        && (0..60).contains(&minute)
+        && (0..=60).contains(&second);
+    if !in_range || !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    // Days from civil: years begin in March, so that the leap day is the last of its year.
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1 - 719_468;
+    let fraction: f64 = if fraction.is_empty() { 0.0 } else { format!("0.{fraction}").parse().ok()? };
+    Some((days * 86_400 + hour * 3600 + minute * 60 + second) as f64 + fraction)
+}
+
+fn number_of(text: &str) -> u64 {
+    text.bytes().fold(text.len() as u64, |state, byte| mix(state ^ u64::from(byte).rotate_left(32)))
+}
+
+fn key(request: &TraceRequest, number: u64) -> u64 {
+    let place = (KEY_TOKENS / request.block_tokens) as usize;
+    let block = || request.blocks.get(place.min(request.blocks.len().saturating_sub(1))).copied();
+    request.session.or_else(block).unwrap_or_else(|| mix(number))
+}
+
+fn turn(request: &TraceRequest, number: u64) -> Turn {
+    let TraceRequest { prompt_tokens, output_tokens, block_tokens, .. } = *request;
+    let new = if request.blocks.is_empty() {
+        vec![Piece { name: name(Kind::User, number, 0), tokens: prompt_tokens }]
+    } else {
+        let starts = (0..prompt_tokens).step_by(block_tokens as usize);
+        let blocks = request.blocks.iter().zip(starts).map(|(&id, start)| Piece {
+            name: name(Kind::TraceBlock, id, u64::from(request.tenant)),
+            tokens: block_tokens.min(prompt_tokens - start),
+        });
+        blocks.collect()
+    };
+    Turn {
+        new,
+        answer: Piece { name: name(Kind::Answer, number, 0), tokens: output_tokens },
+        think: Time::ZERO,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const TRACE: &str = r#"
-        {"timestamp": 3000, "input_length": 1100, "output_length": 9, "hash_ids": [1, 2, 4]}
+    const MOONCAKE: &str = r#"
         {"timestamp": 1000, "input_length": 1024, "output_length": 0, "hash_ids": [1, 2]}
         {"timestamp": 2000, "input_length": 600, "output_length": 5, "hash_ids": [1, 3]}
+
+        {"timestamp": 3000, "input_length": 1100, "output_length": 9, "hash_ids": [1, 2, 4]}
     "#;
 
     #[test]
     fn ids_become_pieces_and_time_is_compressed_to_the_rate() {
-        let rows = read_trace(TRACE).unwrap();
-        // Three requests in two seconds, brought to six a second: four times as fast.
-        let sessions = trace_sessions(&rows, 6.0, Time::from_seconds(100.0));
+        assert_eq!(TraceForm::guess(MOONCAKE), Some(TraceForm::Mooncake));
+        let trace = Trace::parse(MOONCAKE, TraceForm::Mooncake, false).unwrap();
+        assert_eq!(trace.seconds(), 2.0);
+        let sessions = trace.sessions(trace.speed_of(6.0), Time::from_seconds(100.0));
         let at: Vec<f64> = sessions.iter().map(|session| session.at.seconds()).collect();
-        assert_eq!(at, [0.0, 0.25, 0.5]);
+        assert_eq!(at, [0.0, 0.25, 0.5], "three requests in two seconds, brought to six a second");
         let last = &sessions[2];
         let lengths: Vec<u32> = last.prompt(0).map(|piece| piece.tokens).collect();
         assert_eq!(lengths, [512, 512, 76]);
         assert_eq!(last.turns[0].new[..2], sessions[0].turns[0].new);
         assert_ne!(last.turns[0].new[1].name, sessions[1].turns[0].new[1].name);
         assert_eq!(sessions[0].turns[0].answer.tokens, 1, "an answer has at least one token");
-        assert_eq!(trace_sessions(&rows, 6.0, Time::from_seconds(0.4)).len(), 2);
+        assert_eq!(trace.sessions(4.0, Time::from_seconds(0.4)).len(), 2);
     }
 
     #[test]
-    fn a_line_whose_ids_do_not_cover_its_prompt_is_named() {
-        let problem =
-            read_trace(r#"{"timestamp": 0, "input_length": 513, "output_length": 1, "hash_ids": [1]}"#);
-        assert_eq!(problem.unwrap_err(), "line 1: 1 ids for 513 tokens");
-        assert!(read_trace("{").unwrap_err().starts_with("line 1:"));
+    fn azure_rows_have_times_and_lengths() {
+        let text = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 23:59:59.5,4808,10\r\n2023-11-17 00:00:01,110,0";
+        assert_eq!(TraceForm::guess(text), Some(TraceForm::Azure));
+        let trace = Trace::parse(text, TraceForm::Azure, false).unwrap();
+        assert_eq!(trace.seconds(), 1.5, "over midnight");
+        let lengths: Vec<_> = trace.requests.iter().map(|it| (it.prompt_tokens, it.output_tokens)).collect();
+        assert_eq!(lengths, [(4808, 10), (110, 1)]);
+        let sessions = trace.sessions(1.0, Time::from_seconds(9.0));
+        assert_ne!(sessions[0].turns[0].new[0].name, sessions[1].turns[0].new[0].name);
+    }
+
+    #[test]
+    fn moments_are_seconds_of_the_calendar() {
+        assert_eq!(moment("1970-01-01 00:00:00"), Some(0.0));
+        assert_eq!(moment("2000-02-29T12:00:00.25Z"), Some(951_825_600.25));
+        assert_eq!(moment("2023-11-16 18:17:03.9799600"), Some(1_700_158_623.979_96));
+        for wrong in
+            ["", "2023-11-16", "2023-13-01 00:00:00", "2023-11-16 24:00:00", "2023-11-16 1:2:3.x", "a b"]
+        {
+            assert_eq!(moment(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn our_own_form_has_tenants_and_sessions() {
+        let text = r#"{"at": 0.5, "prompt_tokens": 40, "output_tokens": 3, "block_tokens": 16, "blocks": [7, 8, 9], "tenant": "a", "session": "s"}
+            {"at": 0.5, "prompt_tokens": 40, "output_tokens": 3, "block_tokens": 16, "blocks": [7, 8, 9], "tenant": "b"}
+            {"at": 0.6, "prompt_tokens": 4, "output_tokens": 3, "tenant": "a", "session": "s"}"#;
+        assert_eq!(TraceForm::guess(text), Some(TraceForm::Forebay));
+        let trace = Trace::parse(text, TraceForm::Forebay, false).unwrap();
+        assert_eq!(trace.tenants, ["a", "b"]);
+        let sessions = trace.sessions(1.0, Time::from_seconds(9.0));
+        assert_eq!(sessions[0].key, sessions[2].key);
+        assert_eq!([sessions[0].tenant, sessions[1].tenant, sessions[2].tenant], [0, 1, 0]);
+        assert_ne!(sessions[0].turns[0].new, sessions[1].turns[0].new, "tenants share nothing");
+    }
+
+    #[test]
+    fn a_wrong_line_is_named_with_its_column_and_what_was_expected() {
+        let check = |form, text: &str, expected: &str| {
+            let error = Trace::parse(text, form, false).unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
+        };
+        let row = |ids: &str| {
+            format!(r#"{{"timestamp": 0, "input_length": 513, "output_length": 1, "hash_ids": {ids}}}"#)
+        };
+        check(
+            TraceForm::Mooncake,
+            &row("[1]"),
+            "line 1, column 1: 1 ids for a prompt of 513 tokens; expected 2",
+        );
+        check(TraceForm::Mooncake, "\n{", "line 2, column 1: EOF while parsing an object");
+        check(TraceForm::Mooncake, r#"{"timestamp": "x"}"#, "line 1, column 17: invalid type: string");
+        check(TraceForm::Mooncake, r#"{"timestamp": 1}"#, "missing field `input_length`");
+        check(TraceForm::Azure, "a,b,c", "expected the header TIMESTAMP");
+        let azure = |line: &str| format!("TIMESTAMP,ContextTokens,GeneratedTokens\n{line}");
+        check(
+            TraceForm::Azure,
+            &azure("2023-11-16 18:17:03,12,many"),
+            "line 2, column 24: expected a number of tokens",
+        );
+        check(TraceForm::Azure, &azure("yesterday,12,1"), "line 2, column 1: expected a time such as");
+        check(TraceForm::Azure, &azure("1,2"), "expected 3 fields, found 2");
+        let back = "{\"at\":2,\"prompt_tokens\":1,\"output_tokens\":1}\n{\"at\":1,\"prompt_tokens\":1,\"output_tokens\":1}";
+        check(TraceForm::Forebay, back, "line 2, column 1: its time is 1.000 s before the line above");
+        check(TraceForm::Forebay, r#"{"at":0,"prompt_tokens":0,"output_tokens":1}"#, "0 tokens of prompt");
+        check(
+            TraceForm::Forebay,
+            r#"{"at":0,"prompt_tokens":9,"output_tokens":1,"blocks":[1]}"#,
+            "`blocks` needs",
+        );
+        check(
+            TraceForm::Forebay,
+            r#"{"at":0,"prompt_tokens":9,"output_tokens":1,"x":1}"#,
+            "unknown field `x`",
+        );
+        check(TraceForm::Forebay, "  \n", "it has no requests");
+    }
+
+    #[test]
+    fn wrong_lines_can_be_skipped_and_are_counted() {
+        let text = format!("{MOONCAKE}\nnonsense\n{{\"timestamp\": 1}}");
+        let trace = Trace::parse(&text, TraceForm::Mooncake, true).unwrap();
+        assert_eq!((trace.requests.len(), trace.skipped), (3, 2));
+        assert_eq!(Trace::parse("nonsense", TraceForm::Mooncake, true), Err(TraceError::Empty));
+        assert_eq!(TraceForm::guess("nonsense"), None);
     }
 }
