@@ -263,6 +263,8 @@ impl Options {
             gateways: self.gateways,
             delivery: self.delivery,
             report_delay_seconds: self.report_delay_ms / 1e3,
+            gives_up: true,
+            record: None,
             warm_up: Time::from_seconds(warm_up),
             end: Time::from_seconds(warm_up + self.seconds.unwrap_or(defaults.seconds)),
         }

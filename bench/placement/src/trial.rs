@@ -35,7 +35,7 @@ pub fn trial(
     for seed in seeds {
         let settings = options.run_settings(rule, seed);
         let sessions = source.sessions(rate, settings.end, seed);
-        let Ran { outcomes: more, engines, given_up: why } = Run::new(&settings, &sessions).go();
+        let Ran { outcomes: more, engines, given_up: why, .. } = Run::new(&settings, &sessions).go();
         seconds += settings.end.since(settings.warm_up).seconds();
         outcomes.extend(more);
         sides.push(engines);
@@ -65,6 +65,10 @@ fn mean_side(sides: &[EngineSide]) -> EngineSide {
         most_tokens_over_mean: mean(|side| side.most_tokens_over_mean),
         busy: mean(|side| side.busy),
         preemptions: sides.iter().map(|side| side.preemptions).sum(),
+        transfers: sides.iter().map(|side| side.transfers).sum(),
+        transfer_bytes: sides.iter().map(|side| side.transfer_bytes).sum(),
+        gpu_seconds: sides.iter().map(|side| side.gpu_seconds).sum(),
+        gpu_seconds_busy: sides.iter().map(|side| side.gpu_seconds_busy).sum(),
     }
 }
 

@@ -107,8 +107,10 @@ impl Happened {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Begun {
     pub seconds: f64,
-    /// Whether it computes prompt tokens anywhere.
-    pub prefills: bool,
+    /// Prompt tokens that it computes, of all ranks.
+    pub prefill_tokens: u32,
+    /// Sequences that decode, of all ranks.
+    pub decodes: u32,
 }
 
 /// One engine.
@@ -186,6 +188,11 @@ impl Group {
         })
     }
 
+    /// Loads of its ranks as they are.
+    pub(crate) fn loads(&self) -> impl Iterator<Item = RankLoad> + '_ {
+        self.ranks.iter().map(|rank| rank.scheduler.load())
+    }
+
     /// What ranks report when they join.
     pub(crate) fn introduce(&mut self, happened: &mut Happened) {
         for rank in &mut self.ranks {
@@ -256,7 +263,8 @@ impl Group {
             self.kind.handover_seconds(tokens).1
         };
         let seconds = self.kind.profile.step_seconds(&shape) + pulls.iter().map(starting).sum::<f64>();
-        Begun { seconds, prefills: shape.prefill_tokens > 0 }
+        let sum = |of: fn(&StepPlan) -> u32| self.ranks.iter().map(|rank| of(&rank.plan)).sum();
+        Begun { seconds, prefill_tokens: sum(|plan| plan.prefill_tokens), decodes: sum(|plan| plan.decodes) }
     }
 
     /// Ends the step that runs: `token_of` says which token a leg has at a position.
@@ -354,7 +362,7 @@ impl Delivery {
     /// Seconds after the end of a step until its first tokens, and its other ones, leave the engine.
     pub fn seconds(self, next: Option<Begun>) -> (f64, f64) {
         match (self, next) {
-            (Self::Asynchronous, Some(Begun { seconds, prefills: true })) => {
+            (Self::Asynchronous, Some(Begun { seconds, prefill_tokens: 1.., .. })) => {
                 let later = (seconds / 2.0).min(0.024);
                 (0.4 * later, later)
             }

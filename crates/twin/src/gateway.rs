@@ -14,7 +14,7 @@ use forebay_perf_model::{LinkPrior, Profile, StepCoefficients, StepShape};
 use forebay_placement::{Form, Policy, Request, Weights, beginning, place, sharing};
 use forebay_planner::{LeaningSettings, Leanings, Peer};
 use forebay_types::{
-    BlockHash, EngineName, FirstToken, Incarnation, KvEvent, KvEventBatch, LegId, RankId, RankLoad,
+    BlockHash, EngineName, FirstToken, Incarnation, KvEvent, KvEventBatch, Leaning, LegId, RankId, RankLoad,
     ReservationId, Tier, TokenId,
 };
 
@@ -288,6 +288,11 @@ impl Gateway {
     /// Learns how long answers are.
     pub fn learn_output(&mut self, tokens: u32) {
         self.output_tokens += OUTPUT_NEWEST_WEIGHT * (f64::from(tokens) - self.output_tokens);
+    }
+
+    /// What the engine of `rank` is kept for, as of the last placement.
+    pub fn leaning(&mut self, now: Time, rank: RankId) -> Leaning {
+        self.fleet.snapshot(now.duration()).rank(rank).map_or(Leaning::Neither, |rank| rank.leaning)
     }
 
     /// Reservations that are held; 0 when nothing runs.

@@ -1,5 +1,7 @@
 //! What a run was like for clients, and for the engines.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use crate::clock::Time;
@@ -75,6 +77,10 @@ pub struct Outcome {
     pub ttft_predicted: Option<f64>,
     /// Whether two engines served it.
     pub split: bool,
+    /// Whether nobody took it.
+    pub rejected: bool,
+    /// Whose it was.
+    pub tenant: u32,
 }
 
 impl Outcome {
@@ -103,6 +109,14 @@ pub struct EngineSide {
     pub busy: f64,
     /// Sequences that gave their blocks back, of all ranks.
     pub preemptions: u64,
+    /// Hand-overs that were done.
+    pub transfers: u64,
+    /// Bytes that they moved.
+    pub transfer_bytes: u64,
+    /// GPUs times seconds, from the beginning to the end of the run.
+    pub gpu_seconds: f64,
+    /// Those of them in which a step ran.
+    pub gpu_seconds_busy: f64,
 }
 
 /// A run in numbers. Milliseconds but for `e2e_p50_s`; of finished requests, except where it says share.
@@ -112,6 +126,8 @@ pub struct Summary {
     pub requests: usize,
     /// Of those, without a complete answer.
     pub unfinished: usize,
+    /// Of those, nobody took them.
+    pub rejected: usize,
     /// Why it was given up, if it was.
     pub given_up: Option<&'static str>,
     /// Time to the first token.
@@ -138,12 +154,17 @@ pub struct Summary {
     pub e2e_p50_s: f64,
     /// Its 90th percentile.
     pub e2e_p90_s: f64,
+    /// Its 99th percentile.
+    pub e2e_p99_s: f64,
     /// Of all prompt tokens, those that the prefilling engine had.
     pub cached_share: f64,
     /// Of all requests, those within the SLO; unfinished ones are not.
     pub slo_share: f64,
     /// Of all requests, those that two engines served.
     pub split_share: f64,
+    /// Jain's index over tenants of their shares within the SLO: 1 where all are served alike, 1/n where one of n is served
+    /// and the others are not.
+    pub tenants_jain: f64,
     /// TTFT beyond what placement predicted, the way to the engine and back left out: median, and 90th percentile of
     /// the magnitude.
     pub ttft_beyond_prediction_p50_ms: f64,
@@ -176,6 +197,7 @@ impl Summary {
         Self {
             requests: outcomes.len(),
             unfinished: outcomes.len() - finished().count(),
+            rejected: outcomes.iter().filter(|outcome| outcome.rejected).count(),
             given_up,
             ttft_mean_ms: 1e3 * mean(&ttft),
             ttft_p50_ms: 1e3 * percentile(&ttft, 0.5),
@@ -189,14 +211,33 @@ impl Summary {
             e2e_mean_s: mean(&e2e),
             e2e_p50_s: percentile(&e2e, 0.5),
             e2e_p90_s: percentile(&e2e, 0.9),
+            e2e_p99_s: percentile(&e2e, 0.99),
             cached_share: cached / tokens(|outcome| outcome.prompt_tokens).max(1) as f64,
             slo_share: share(outcomes.iter().filter(|outcome| outcome.meets(slo)).count()),
+            tenants_jain: jain(&tenant_shares(outcomes, slo)),
             split_share: share(outcomes.iter().filter(|outcome| outcome.split).count()),
             ttft_beyond_prediction_p50_ms: 1e3 * percentile(&beyond, 0.5),
             ttft_prediction_error_p90_ms: 1e3 * percentile(&errors, 0.9),
             engines,
         }
     }
+}
+
+/// Of each tenant that asked anything, the share of requests within the SLO.
+fn tenant_shares(outcomes: &[Outcome], slo: &Slo) -> Vec<f64> {
+    let mut tenants: BTreeMap<u32, (f64, f64)> = BTreeMap::new();
+    for outcome in outcomes {
+        let (met, asked) = tenants.entry(outcome.tenant).or_default();
+        *met += f64::from(u8::from(outcome.meets(slo)));
+        *asked += 1.0;
+    }
+    tenants.into_values().map(|(met, asked)| met / asked).collect()
+}
+
+/// Jain, Chiu and Hawe (1984): `(Σx)² / (n Σx²)`; 1 of nothing, or where nobody got anything.
+fn jain(values: &[f64]) -> f64 {
+    let (sum, squares) = values.iter().fold((0.0, 0.0), |(sum, squares), x| (sum + x, squares + x * x));
+    if squares > 0.0 { sum * sum / (values.len() as f64 * squares) } else { 1.0 }
 }
 
 /// 0 of nothing.
@@ -238,6 +279,8 @@ mod tests {
             request_seconds: 0.01,
             ttft_predicted: Some(ttft - 0.02),
             split: false,
+            rejected: false,
+            tenant: 0,
         }
     }
 
@@ -260,5 +303,13 @@ mod tests {
         near(summary.cached_share, 0.25);
         near(summary.ttft_beyond_prediction_p50_ms, 10.0);
         near(summary.e2e_p50_s, 0.24);
+    }
+
+    #[test]
+    fn jains_index_says_how_alike_tenants_are_served() {
+        assert_eq!((jain(&[1.0, 1.0, 1.0]), jain(&[1.0, 0.0, 0.0, 0.0]), jain(&[])), (1.0, 0.25, 1.0));
+        let slow = Outcome { tenant: 1, ..outcome(9.0, 0.01) };
+        let summary = Summary::of(&[outcome(0.1, 0.01), slow], &SLO, EngineSide::default(), None);
+        assert_eq!(summary.tenants_jain, 0.5);
     }
 }

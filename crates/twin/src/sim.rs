@@ -23,6 +23,7 @@ use crate::{
     engine::{Begun, Delivery, EngineKind, EngineSpec, Group, Happened, Report},
     gateway::{Gateway, GatewaySettings},
     metrics::{EngineSide, Outcome},
+    record::{Record, RecordSettings, Sample},
     rule::Rule,
     workload::Session,
 };
@@ -38,6 +39,9 @@ const UNANSWERED_SECONDS_MAX: f64 = 30.0;
 const UNANSWERED_MAX: usize = 100;
 /// How long a run may go on after its last measured arrival.
 const DRAIN_SECONDS_MAX: f64 = 120.0;
+
+/// Events between two words about how far a run is.
+const EVENTS_PER_PROGRESS: u32 = 1 << 10;
 
 /// Seconds between two looks at an engine whose load is sampled: the gateway's.
 const LOOK_SECONDS: f64 = 1.0;
@@ -57,6 +61,10 @@ pub struct RunSettings {
     pub delivery: Delivery,
     /// From a rank's report until the gateway has it.
     pub report_delay_seconds: f64,
+    /// Whether a run that falls behind for good is given up: a search for what a fleet can carry need not see it out.
+    pub gives_up: bool,
+    /// What is kept for pictures.
+    pub record: Option<RecordSettings>,
     /// Requests that arrive from here on count ...
     pub warm_up: Time,
     /// ... until here.
@@ -72,6 +80,8 @@ impl RunSettings {
             gateways: 1,
             delivery: Delivery::Asynchronous,
             report_delay_seconds: 0.0,
+            gives_up: true,
+            record: None,
             warm_up: Time::ZERO,
             end,
         }
@@ -86,6 +96,10 @@ pub struct Ran {
     pub engines: EngineSide,
     /// Why it was given up, if it was.
     pub given_up: Option<&'static str>,
+    /// What was kept, if anything was to be.
+    pub record: Option<Record>,
+    /// When it was over.
+    pub end: Time,
 }
 
 /// A fleet, its gateways and its clients.
@@ -101,6 +115,9 @@ pub struct Run<'a> {
     /// Requests that wait to be placed, and in which batch.
     waiting: Vec<(u64, u32)>,
     happened: Happened,
+    transfers: u64,
+    transfer_bytes: u64,
+    record: Option<Record>,
 }
 
 impl<'a> Run<'a> {
@@ -129,11 +146,31 @@ impl<'a> Run<'a> {
             unanswered: VecDeque::new(),
             waiting: Vec::new(),
             happened: Happened::default(),
+            transfers: 0,
+            transfer_bytes: 0,
+            record: settings.record.as_ref().map(|record| Record::new(record, engines.len())),
         }
     }
 
     /// Runs to the end.
-    pub fn go(mut self) -> Ran {
+    pub fn go(self) -> Ran {
+        self.go_with(&mut |_| true)
+    }
+
+    /// Runs to the end, and says now and then how much of the time is over, 0 to 1. On `false` it stops there.
+    pub fn go_with(mut self, progress: &mut dyn FnMut(f64) -> bool) -> Ran {
+        self.begin();
+        let given_up = self.run(progress);
+        Ran {
+            engines: self.engine_side(),
+            outcomes: self.clients.outcomes(self.first_kind()),
+            given_up,
+            record: self.record.take(),
+            end: self.now,
+        }
+    }
+
+    fn begin(&mut self) {
         for group in &mut self.groups {
             group.introduce(&mut self.happened);
         }
@@ -148,23 +185,37 @@ impl<'a> Run<'a> {
                 self.later(first, Event::Look(look as u32));
             }
         }
-        let given_up = loop {
-            let Some((at, event)) = self.agenda.next() else { break None };
+        if self.record.is_some() {
+            self.agenda.add(Time::ZERO, Event::Sample);
+        }
+    }
+
+    /// Until nothing is left to happen that counts; why it was given up, if it was.
+    fn run(&mut self, progress: &mut dyn FnMut(f64) -> bool) -> Option<&'static str> {
+        let mut events = 0_u32;
+        while let Some((at, event)) = self.agenda.next() {
             self.now = at;
             if at > self.settings.end {
                 if self.clients.open == 0 {
-                    break None;
+                    return None;
                 }
-                if at.since(self.settings.end).seconds() > DRAIN_SECONDS_MAX {
-                    break Some("requests left at the end");
+                if self.settings.gives_up && at.since(self.settings.end).seconds() > DRAIN_SECONDS_MAX {
+                    return Some("requests left at the end");
+                }
+            }
+            events = events.wrapping_add(1);
+            if events.is_multiple_of(EVENTS_PER_PROGRESS) {
+                let share = at.seconds() / self.settings.end.seconds().max(1e-9);
+                if !progress(share.min(1.0)) {
+                    return Some("stopped");
                 }
             }
             self.take(event);
-            if self.is_hopeless() {
-                break Some("the queue grows");
+            if self.settings.gives_up && self.is_hopeless() {
+                return Some("the queue grows");
             }
-        };
-        Ran { engines: self.engine_side(), outcomes: self.clients.outcomes(self.first_kind()), given_up }
+        }
+        None
     }
 
     fn take(&mut self, event: Event) {
@@ -177,7 +228,34 @@ impl<'a> Run<'a> {
             Event::Heard(leg, word) => self.hear(leg, word),
             Event::Reported(report, as_of) => self.report(as_of, *report),
             Event::Look(look) => self.look(look),
+            Event::Sample => self.sample(),
             Event::Leave(request) => self.leave(request),
+        }
+    }
+
+    fn sample(&mut self) {
+        let Some(record) = &mut self.record else { return };
+        for (number, group) in self.groups.iter().enumerate() {
+            let (mut waiting, mut running, mut held, mut blocks) = (0, 0, 0, 0);
+            for load in group.loads() {
+                waiting += load.waiting;
+                running += load.running;
+                held += u64::from(load.blocks_total - load.blocks_free);
+                blocks += u64::from(load.blocks_total);
+            }
+            let rank = RankId { incarnation: forebay_types::Incarnation(number as u64 + 1), dp_rank: 0 };
+            let sample = Sample {
+                at_seconds: self.now.seconds(),
+                waiting,
+                running,
+                kv_use: held as f64 / blocks.max(1) as f64,
+                leaning: self.gateways[0].leaning(self.now, rank),
+            };
+            record.sample(number, sample);
+        }
+        let every = self.settings.record.map_or(1.0, |record| record.sample_seconds.max(1e-6));
+        if self.clients.open > 0 || self.now < self.settings.end {
+            self.later(every, Event::Sample);
         }
     }
 
@@ -378,6 +456,9 @@ impl<'a> Run<'a> {
     fn turn(&mut self, group: u32) -> Option<Begun> {
         let began = self.groups[group as usize].turn(&mut self.happened);
         if let Some(begun) = began {
+            if let Some(record) = &mut self.record {
+                record.step(group, self.now, begun.seconds, begun.prefill_tokens, begun.decodes);
+            }
             self.later(begun.seconds, Event::StepEnd(group));
         }
         for (leg, cached_tokens) in std::mem::take(&mut self.happened.started) {
@@ -424,6 +505,8 @@ impl<'a> Run<'a> {
         let pull = request.pulled.expect("it was pulled before it arrived");
         let source = &self.settings.engines[Self::group_of(from) as usize].kind;
         let (bytes, seconds) = (u64::from(pull.blocks) * source.block_bytes(), pull.seconds);
+        self.transfers += 1;
+        self.transfer_bytes += bytes;
         let now = self.now;
         let gateway = self.heard_by(leg);
         gateway.transferred(now, from, to, bytes, seconds);
@@ -458,11 +541,16 @@ impl<'a> Run<'a> {
             .iter()
             .flat_map(|group| group.computed_tokens().map(|tokens| tokens as f64))
             .collect();
+        let gpus = || self.settings.engines.iter().map(|engine| f64::from(engine.gpus));
         EngineSide {
             busiest_over_mean: most_over_mean(&busy),
             most_tokens_over_mean: most_over_mean(&tokens),
             busy: crate::metrics::mean(&busy) / self.now.seconds().max(1e-9),
             preemptions: self.groups.iter().map(Group::preemptions).sum(),
+            transfers: self.transfers,
+            transfer_bytes: self.transfer_bytes,
+            gpu_seconds: gpus().sum::<f64>() * self.now.seconds(),
+            gpu_seconds_busy: gpus().zip(&busy).map(|(gpus, busy)| gpus * busy).sum(),
         }
     }
 }

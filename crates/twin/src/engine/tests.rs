@@ -57,7 +57,7 @@ fn ranks_of_a_group_share_every_step_and_its_length() {
         budget_tokens: 8192,
     };
     assert!((begun.seconds - kind.profile.step_seconds(&shape)).abs() < 1e-12);
-    assert!(begun.prefills);
+    assert!(begun.prefill_tokens > 0);
     // Both ranks measured the same; the idle one measured nothing.
     let measured: Vec<f64> =
         happened.reports.iter().filter_map(|report| Some(report.step?.seconds)).collect();
@@ -118,7 +118,7 @@ fn a_held_prefix_is_announced_and_found_again() {
 
 #[test]
 fn tokens_wait_for_a_next_step_with_prefill_only() {
-    let next = |seconds, prefills| Some(Begun { seconds, prefills });
+    let next = |seconds, prefills| Some(Begun { seconds, prefill_tokens: u32::from(prefills), decodes: 1 });
     assert_eq!(Delivery::Asynchronous.seconds(next(0.1, true)), (0.4 * 0.024, 0.024));
     assert_eq!(Delivery::Asynchronous.seconds(next(0.02, true)), (0.4 * 0.01, 0.01));
     assert_eq!(Delivery::Asynchronous.seconds(next(0.1, false)), (0.0, 0.0));

@@ -23,6 +23,8 @@ pub(super) enum Event {
     Reported(Box<Report>, Time),
     /// A gateway looks at an engine: their numbers in one.
     Look(u32),
+    /// Engines are sampled for the record.
+    Sample,
     /// A request has waited long enough.
     Leave(u32),
 }

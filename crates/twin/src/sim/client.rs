@@ -150,6 +150,8 @@ impl<'a> Clients<'a> {
             request_seconds: profile.request_seconds(request.prompt_tokens),
             ttft_predicted: request.placed.and_then(|placed| placed.ttft_predicted),
             split: request.is_split(),
+            rejected: request.refused,
+            tenant: self.sessions[request.session as usize].tenant,
         });
         outcomes.collect()
     }

@@ -125,7 +125,7 @@ fn the_same_arguments_give_the_same_figures() {
         let mut settings = settings(workload, rule, engines, 5.0);
         change(&mut settings);
         let figures = || {
-            let Ran { outcomes, engines, given_up } = ran(&settings, workload, 20.0);
+            let Ran { outcomes, engines, given_up, .. } = ran(&settings, workload, 20.0);
             let summary = Summary::of(&outcomes, &SLO, engines, given_up);
             format!("{outcomes:?} {}", serde_json::to_string(&summary).unwrap())
         };
@@ -137,7 +137,7 @@ fn the_same_arguments_give_the_same_figures() {
 fn a_sticky_session_finds_all_that_it_said_before() {
     let settings = settings(Workload::FiveTurn, "sticky", 4, 100.0);
     let settings = RunSettings { warm_up: Time::from_seconds(40.0), ..settings };
-    let Ran { outcomes, engines, given_up } = ran(&settings, Workload::FiveTurn, 20.0);
+    let Ran { outcomes, engines, given_up, .. } = ran(&settings, Workload::FiveTurn, 20.0);
     let summary = Summary::of(&outcomes, &SLO, engines, given_up);
     // 81.5 % would be all; blocks that are not full and each engine's first sight of a system prompt are missing.
     assert!((0.80..0.815).contains(&summary.cached_share), "{}", summary.cached_share);
@@ -168,4 +168,41 @@ fn a_prompt_in_chunks_takes_what_the_profile_says() {
     };
     let prefill = chunk(1024, 0.0) + chunk(1024, 1024.0) + chunk(1024, 2048.0) + chunk(928, 3072.0);
     near(ran.outcomes[0].seen.ttft().unwrap(), profile.request_seconds(4000) + prefill);
+}
+
+#[test]
+fn a_run_keeps_samples_and_its_first_steps() {
+    let mut settings = settings(Workload::Fresh, "cost", 2, 5.0);
+    settings.record = Some(RecordSettings { sample_seconds: 0.5, steps_max: 40 });
+    let Ran { record, end, outcomes, .. } = ran(&settings, Workload::Fresh, 6.0);
+    let record = record.unwrap();
+    let unseen = ran(&RunSettings { record: None, ..settings }, Workload::Fresh, 6.0);
+    assert_eq!(format!("{outcomes:?}"), format!("{:?}", unseen.outcomes), "looking changes nothing");
+    assert_eq!(record.samples.len(), 2);
+    for samples in &record.samples {
+        assert!(samples.len() as f64 >= end.seconds() / 0.5 - 1.0 && samples[1].at_seconds == 0.5);
+        assert!(samples.iter().all(|sample| (0.0..=1.0).contains(&sample.kv_use)));
+        assert!(samples.iter().any(|sample| sample.running > 0));
+    }
+    assert_eq!(record.steps.len(), 40);
+    assert!(
+        record.steps_left_out > 40
+            && record.steps.is_sorted_by_key(|step| Time::from_seconds(step.at_seconds))
+    );
+}
+
+#[test]
+fn a_patient_run_sees_an_overload_out_and_another_can_be_stopped() {
+    let settings = RunSettings { gives_up: false, ..settings(Workload::Fresh, "round-robin", 2, 20.0) };
+    let Ran { outcomes, given_up, end, .. } = ran(&settings, Workload::Fresh, 40.0);
+    assert!(given_up.is_none() && outcomes.iter().all(|outcome| outcome.finished || outcome.rejected));
+    assert!(end.seconds() > 40.0);
+    let sessions = Source::new(Workload::Fresh, None).unwrap().sessions(40.0, settings.end, 1);
+    let mut shares = Vec::new();
+    let stopped = Run::new(&settings, &sessions).go_with(&mut |share| {
+        shares.push(share);
+        share < 0.1
+    });
+    assert_eq!(stopped.given_up, Some("stopped"));
+    assert!(shares.is_sorted() && shares.last().is_some_and(|&share| share < 0.5));
 }
