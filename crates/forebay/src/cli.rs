@@ -2,9 +2,11 @@
 
 mod engines;
 mod index_server;
+mod simulate;
 
 pub(crate) use engines::{AgentArgs, DoctorArgs, EngineArgs, EngineKindArg, RoleArg};
 pub(crate) use index_server::IndexServerArgs;
+pub(crate) use simulate::SimulateArgs;
 
 use clap::{Args, Parser, Subcommand, builder::styling, error::ErrorKind};
 use std::{ffi::OsString, time::Duration};
@@ -86,6 +88,15 @@ SIGTERM ends the agent alone: the engine serves on, and the next agent with the 
 
 Prints its addresses as one line of JSON once it serves. docs/index-server.md shows what can be asked.")]
     IndexServer(IndexServerArgs),
+    /// Try a fleet and its policies in virtual time, on a trace or a generated workload.
+    #[command(after_help = "Examples:
+  forebay simulate --workload five-turn --engines 8 --rate 40 --policy cost,round-robin
+  forebay simulate --fleet fleet.toml --trace conversation_trace.jsonl --speed x2 --report out.html
+  forebay simulate --trace azure.csv --engines 16 --slo ttft=300ms,itl=20ms --policy all --json -
+
+The cores that decide in production decide here; engines take what their measured profiles say. One seed,
+one result, to the byte.")]
+    Simulate(SimulateArgs),
     /// Examine attached engines: what was found, what is missing, and the flag that mends it.
     #[command(after_help = "Examples:
   forebay doctor --engine http://10.0.0.7:8000

@@ -21,6 +21,7 @@ mod keys;
 mod policy;
 mod serve;
 mod settings;
+mod simulate;
 mod sse;
 mod status;
 mod table;
@@ -94,6 +95,7 @@ fn run(
             let settings = Settings::load(settings, environment)?;
             client_runtime()?.block_on(doctor::run(&settings, environment, args.json, terminal))
         }
+        Command::Simulate(args) => simulate::run(args, terminal),
         Command::Chat(args) => client_runtime()?.block_on(chat::run(args, environment, terminal)),
         Command::Status(args) => client_runtime()?.block_on(status::run(args, terminal)),
         Command::Explain(args) => client_runtime()?.block_on(explain::run(args, terminal)),

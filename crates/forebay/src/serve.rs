@@ -29,6 +29,7 @@ use tokio::{
 
 pub(crate) use fleet::examiners as attached_launchers;
 pub(crate) use outside::entropy;
+pub(crate) use profiles::profile_named;
 
 use crate::settings::Settings;
 

@@ -70,6 +70,14 @@ impl Terminal {
         let _ = io::stderr().lock().write_all(text.as_bytes());
     }
 
+    /// Shows how far something is, on one line that the next call writes over; nothing where standard error is no terminal.
+    /// An empty text clears the line.
+    pub(crate) fn progress(&self, text: &str) {
+        if io::stderr().is_terminal() {
+            self.err(&format!("\r\x1b[K{text}"));
+        }
+    }
+
     /// Makes room for a new picture of the same thing: clears a terminal, separates with an empty line elsewhere.
     ///
     /// # Errors

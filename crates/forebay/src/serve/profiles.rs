@@ -14,12 +14,19 @@ pub(super) fn load(specs: &[ModelPath]) -> anyhow::Result<Vec<ModelProfile>> {
 }
 
 fn one(spec: &ModelPath) -> anyhow::Result<ModelProfile> {
-    let built_in = spec.path.to_str().and_then(Profile::built_in);
-    let profile = match built_in {
-        Some(profile) => profile,
-        None => Profile::parse(&read(&spec.path)?)?,
-    };
-    Ok(ModelProfile { model: spec.model.as_deref().map(Into::into), profile: Arc::new(profile) })
+    let profile = Arc::new(profile_named(&spec.path)?);
+    Ok(ModelProfile { model: spec.model.as_deref().map(Into::into), profile })
+}
+
+/// A profile by its built-in name or its file.
+///
+/// # Errors
+/// It is neither, or says what cannot be.
+pub(crate) fn profile_named(path: &Path) -> anyhow::Result<Profile> {
+    match path.to_str().and_then(Profile::built_in) {
+        Some(profile) => Ok(profile),
+        None => Ok(Profile::parse(&read(path)?)?),
+    }
 }
 
 fn read(path: &Path) -> anyhow::Result<String> {

@@ -1,0 +1,28 @@
+//! The figures as JSON.
+
+use serde_json::{Value, json};
+
+use super::{Finished, Input};
+use crate::cli::SimulateArgs;
+
+/// One document, the same to the byte for the same flags and files.
+pub(super) fn render(args: &SimulateArgs, input: &Input, runs: &[Finished]) -> String {
+    let runs: Vec<Value> = runs
+        .iter()
+        .map(|run| json!({ "policy": run.rule.to_string(), "goodput": run.goodput, "summary": run.summary }))
+        .collect();
+    let document = json!({
+        "version": 1,
+        "arrivals": input.name,
+        "lines_left_out": input.skipped,
+        "fleet": input.fleet,
+        "engines": input.engines.len(),
+        "gpus": input.engines.iter().map(|engine| engine.gpus).sum::<u32>(),
+        "seed": args.seed,
+        "warm_up_seconds": input.warm_up.seconds(),
+        "seconds": input.end.seconds(),
+        "slo": args.slo,
+        "runs": runs,
+    });
+    format!("{document:#}\n")
+}

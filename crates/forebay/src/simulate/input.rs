@@ -1,0 +1,118 @@
+//! What a simulation is given: the fleet and what arrives, from files or flags.
+
+use std::{fs::File, io::Read as _, path::Path, sync::Arc};
+
+use anyhow::{Context as _, bail};
+use forebay_perf_model::Profile;
+use forebay_twin::{EngineSpec, FleetFile, GatewayEntry, Session, Source, Time, Trace, TraceForm, Workload};
+
+use crate::{cli::SimulateArgs, serve::profile_named};
+
+/// Largest trace that is read: some ten million requests.
+const TRACE_BYTES_MAX: u64 = 8 << 30;
+/// Largest fleet file.
+const FLEET_BYTES_MAX: u64 = 1 << 20;
+
+/// A fleet and what arrives.
+pub(crate) struct Input {
+    /// What arrives, for people.
+    pub(crate) name: String,
+    /// The fleet, for people.
+    pub(crate) fleet: String,
+    pub(crate) engines: Vec<EngineSpec>,
+    pub(crate) gateway: GatewayEntry,
+    pub(crate) sessions: Vec<Session>,
+    /// Lines of the trace that were left out.
+    pub(crate) skipped: usize,
+    pub(crate) warm_up: Time,
+    pub(crate) end: Time,
+}
+
+impl Input {
+    /// Reads what the flags name.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or says what cannot be: with its name, the line or the entry.
+    pub(crate) fn load(args: &SimulateArgs) -> anyhow::Result<Self> {
+        let file = fleet_file(args)?;
+        let origin = || args.fleet.as_ref().map_or("--engines".to_owned(), |path| path.display().to_string());
+        let engines = file.engines(&|name| profile(name)).with_context(origin)?;
+        let arrivals = match (&args.trace, args.workload) {
+            (Some(path), _) => of_trace(args, path)?,
+            (None, Some(workload)) => of_workload(args, workload)?,
+            (None, None) => bail!("give --trace FILE or --workload NAME"),
+        };
+        let fleet = file
+            .engine
+            .iter()
+            .filter(|entry| entry.count > 0)
+            .map(|entry| format!("{} x {}", entry.count, entry.profile))
+            .collect::<Vec<_>>()
+            .join(", ");
+        let Arrivals { name, sessions, skipped, warm_up, end } = arrivals;
+        Ok(Self { name, fleet, engines, gateway: file.gateway, sessions, skipped, warm_up, end })
+    }
+}
+
+struct Arrivals {
+    name: String,
+    sessions: Vec<Session>,
+    skipped: usize,
+    warm_up: Time,
+    end: Time,
+}
+
+fn fleet_file(args: &SimulateArgs) -> anyhow::Result<FleetFile> {
+    let Some(path) = &args.fleet else { return Ok(FleetFile::of(args.engines)) };
+    let text = read(path, FLEET_BYTES_MAX)?;
+    toml::from_str(&text).with_context(|| path.display().to_string())
+}
+
+fn profile(name: &str) -> Result<Arc<Profile>, String> {
+    profile_named(Path::new(name)).map(Arc::new).map_err(|error| format!("profile {name}: {error:#}"))
+}
+
+fn of_trace(args: &SimulateArgs, path: &Path) -> anyhow::Result<Arrivals> {
+    let text = read(path, TRACE_BYTES_MAX)?;
+    let form = args.form.or_else(|| TraceForm::guess(&text)).with_context(|| {
+        format!("{}: its first line is of no known form; name it with --form", path.display())
+    })?;
+    let trace = Trace::parse(&text, form, args.skip_bad).with_context(|| path.display().to_string())?;
+    let speed = args.speed.or_else(|| args.rate.map(|rate| trace.speed_of(rate))).unwrap_or(1.0);
+    // The last request counts too.
+    let whole = Time(Time::from_seconds(trace.seconds() / speed).0 + 1);
+    let end = args.seconds.map_or(whole, |seconds| whole.min(Time::from_seconds(seconds)));
+    Ok(Arrivals {
+        name: path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
+        sessions: trace.sessions(speed, end),
+        skipped: trace.skipped,
+        warm_up: Time::from_seconds(args.warm_up.unwrap_or(0.0)).min(end),
+        end,
+    })
+}
+
+fn of_workload(args: &SimulateArgs, workload: Workload) -> anyhow::Result<Arrivals> {
+    let defaults = workload.defaults();
+    let warm_up = args.warm_up.unwrap_or(defaults.warm_up_seconds);
+    let end = Time::from_seconds(warm_up + args.seconds.unwrap_or(defaults.seconds));
+    let rate = args.rate.unwrap_or(defaults.rate);
+    let source = Source::new(workload, None).map_err(anyhow::Error::msg)?;
+    Ok(Arrivals {
+        name: format!("{workload} at {rate}/s"),
+        sessions: source.sessions(rate, end, args.seed),
+        skipped: 0,
+        warm_up: Time::from_seconds(warm_up),
+        end,
+    })
+}
+
+fn read(path: &Path, bytes_max: u64) -> anyhow::Result<String> {
+    let named = || path.display().to_string();
+    let file = File::open(path).with_context(named)?;
+    let mut text = String::new();
+    file.take(bytes_max + 1).read_to_string(&mut text).with_context(named)?;
+    if text.len() as u64 > bytes_max {
+        bail!("{}: more than {bytes_max} bytes", named());
+    }
+    Ok(text)
+}
