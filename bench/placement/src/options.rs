@@ -28,6 +28,7 @@ options
   --seconds T, --warm-up T                         the measured window; before it
   --budget TOKENS[,TOKENS], --blocks N             of a step, engine by engine; of a rank's KV pool
   --chunk TOKENS[,TOKENS]                          of one prompt in a step, engine by engine
+  --block-tokens TOKENS                            of a KV block, in pools as large
   --imports first|in-order                         whether decode legs wait behind prompts; vLLM's do
   --weights JSON                                   of placement's cost
   --gateways N                                     gateways that share the load and do not know each other's
@@ -69,6 +70,8 @@ pub struct Options {
     pub budgets: Vec<u32>,
     pub chunks: Vec<u32>,
     pub imports_first: bool,
+    /// Tokens of a KV block, of pools as large.
+    pub block_tokens: Option<u32>,
     pub blocks: Option<u32>,
     pub weights: Weights,
     pub gather: GatherSettings,
@@ -113,6 +116,7 @@ impl Options {
             budgets: vec![BUDGET_TOKENS],
             chunks: vec![],
             imports_first: false,
+            block_tokens: None,
             blocks: None,
             weights: Weights::default(),
             gather: GatherSettings::default(),
@@ -170,6 +174,7 @@ impl Options {
             }
             "--imports" if value == "first" => self.imports_first = true,
             "--imports" if value == "in-order" => self.imports_first = false,
+            "--block-tokens" => self.block_tokens = Some(number(name, value)?),
             "--blocks" => self.blocks = Some(number(name, value)?),
             "--weights" => {
                 self.weights = serde_json::from_str(value).map_err(|error| format!("{name}: {error}"))?
@@ -204,6 +209,7 @@ impl Options {
         above_0("--seconds", self.seconds)?;
         above_0("--engines, --dp-ranks", Some(self.engines() as f64 * f64::from(self.dp_ranks())))?;
         let least = self.budgets.iter().min().copied().unwrap_or(0);
+        above_0("--block-tokens", self.block_tokens.map(f64::from))?;
         above_0("--budget, --blocks", Some(f64::from(least) * f64::from(self.blocks.unwrap_or(1))))?;
         above_0("--gateways", Some(self.gateways as f64))?;
         above_0("--seeds", self.seeds.map(|seeds| seeds as f64))?;
@@ -276,10 +282,21 @@ impl Options {
         let engine = |number: usize| {
             let mut kind = self.workload.engine_kind(self.budgets[number % self.budgets.len()], self.blocks);
             kind.scheduler.imports_first = self.imports_first;
+            if let Some(tokens) = self.block_tokens {
+                let scheduler = &mut kind.scheduler;
+                let all = u64::from(scheduler.blocks_total) * u64::from(scheduler.block_size_tokens);
+                scheduler.blocks_total = (all / u64::from(tokens)) as u32;
+                scheduler.block_size_tokens = tokens;
+            }
             if !self.chunks.is_empty() {
                 kind.scheduler.chunk_tokens_max = self.chunks[number % self.chunks.len()];
             }
-            EngineSpec { kind, dp_ranks: self.dp_ranks(), role: rule.role(number), gpus: u32::from(self.dp_ranks()) }
+            EngineSpec {
+                kind,
+                dp_ranks: self.dp_ranks(),
+                role: rule.role(number),
+                gpus: u32::from(self.dp_ranks()),
+            }
         };
         (0..self.engines()).map(engine).collect()
     }

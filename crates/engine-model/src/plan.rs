@@ -31,6 +31,9 @@ pub struct StepPlan {
     pub context_tokens: u64,
     tokens: Vec<TokenId>,
     tables: Vec<u32>,
+    samples: Vec<u32>,
+    /// Tokens and tables are left out.
+    shapes_only: bool,
 }
 
 /// A run of consecutive tokens of one sequence to compute.
@@ -40,8 +43,9 @@ pub struct Chunk {
     pub leg: LegId,
     /// Position of the first token.
     pub start: u32,
-    /// Choices to draw from the last row: none in the middle of a prompt, all of them at the end of a shared one.
-    pub samples: Vec<u32>,
+    /// How many tokens.
+    pub count: u32,
+    samples: Range<usize>,
     tokens: Range<usize>,
     table: Range<usize>,
 }
@@ -74,6 +78,16 @@ pub struct Started {
 }
 
 impl StepPlan {
+    /// A plan for those who compute nothing: chunks have their lengths and what they sample, and no tokens and no blocks.
+    pub fn of_shapes() -> Self {
+        Self { shapes_only: true, ..Self::default() }
+    }
+
+    /// Choices to draw from a chunk's last row: none in the middle of a prompt, all of them at the end of a shared one.
+    pub fn samples(&self, chunk: &Chunk) -> &[u32] {
+        &self.samples[chunk.samples.clone()]
+    }
+
     /// The tokens that a chunk computes.
     pub fn tokens(&self, chunk: &Chunk) -> &[TokenId] {
         &self.tokens[chunk.tokens.clone()]
@@ -102,6 +116,8 @@ impl StepPlan {
             context_tokens,
             tokens,
             tables,
+            samples,
+            shapes_only: _,
         } = self;
         rewritten.clear();
         imports.clear();
@@ -111,6 +127,7 @@ impl StepPlan {
         (*prefill_tokens, *prefill_attention, *decodes, *context_tokens) = (0, 0.0, 0, 0);
         tokens.clear();
         tables.clear();
+        samples.clear();
     }
 
     pub(crate) fn push_chunk(
@@ -119,18 +136,17 @@ impl StepPlan {
         start: u32,
         tokens: &[TokenId],
         table: &[u32],
-        samples: Vec<u32>,
+        samples: &[u32],
     ) {
-        let first_token = self.tokens.len();
-        self.tokens.extend_from_slice(tokens);
-        let first_block = self.tables.len();
-        self.tables.extend_from_slice(table);
-        self.chunks.push(Chunk {
-            leg,
-            start,
-            samples,
-            tokens: first_token..self.tokens.len(),
-            table: first_block..self.tables.len(),
-        });
+        fn keep<T: Copy>(all: &mut Vec<T>, more: &[T]) -> Range<usize> {
+            let start = all.len();
+            all.extend_from_slice(more);
+            start..all.len()
+        }
+        let count = tokens.len() as u32;
+        let (tokens, table) = if self.shapes_only { (&[][..], &[][..]) } else { (tokens, table) };
+        let samples = keep(&mut self.samples, samples);
+        let (tokens, table) = (keep(&mut self.tokens, tokens), keep(&mut self.tables, table));
+        self.chunks.push(Chunk { leg, start, count, samples, tokens, table });
     }
 }

@@ -135,16 +135,16 @@ impl Backend for EmbeddedBackend {
                 start: chunk.start,
                 tokens: plan.tokens(chunk),
                 blocks: plan.blocks(chunk),
-                want_logits: !chunk.samples.is_empty(),
+                want_logits: !plan.samples(chunk).is_empty(),
             })
             .collect();
         let mut pool = RegionPool { region: pool, block_size_tokens: self.block_size_tokens };
         self.executor.execute(&mut pool, &inputs, &mut self.logits);
-        let wanted = plan.chunks.iter().filter(|chunk| !chunk.samples.is_empty());
+        let wanted = plan.chunks.iter().filter(|chunk| !plan.samples(chunk).is_empty());
         for (row, chunk) in wanted.enumerate() {
             let Some(sampling) = self.legs.get(&chunk.leg) else { continue };
-            let position = chunk.start + plan.tokens(chunk).len() as u32;
-            for &choice in &chunk.samples {
+            let position = chunk.start + chunk.count;
+            for &choice in plan.samples(chunk) {
                 let params = SampleParams {
                     temperature: sampling.temperature,
                     top_p: sampling.top_p,

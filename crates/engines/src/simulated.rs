@@ -159,7 +159,7 @@ impl Backend for SimulatedBackend {
                 position += 1;
             }
             let Some(sampling) = self.legs.get(&chunk.leg) else { continue };
-            for &choice in &chunk.samples {
+            for &choice in plan.samples(chunk) {
                 let held = (0..position.div_ceil(size)).map(|block| {
                     let last = (position - block * size).min(size) - 1;
                     pool.word(table[block as usize], last as usize)

@@ -140,7 +140,7 @@ impl Group {
         let rank = |id| Rank {
             id,
             scheduler: Scheduler::new(kind.scheduler, hasher),
-            plan: StepPlan::default(),
+            plan: StepPlan::of_shapes(),
             notable: false,
             arrived: Vec::new(),
             batches: 0,
@@ -300,11 +300,10 @@ impl Rank {
         }
         self.drawn.clear();
         for chunk in &plan.chunks {
-            let tokens = plan.tokens(chunk).len() as u32;
-            self.computed_tokens += u64::from(tokens);
-            let position = chunk.start + tokens;
+            self.computed_tokens += u64::from(chunk.count);
+            let position = chunk.start + chunk.count;
             let drawn =
-                chunk.samples.iter().map(|&choice| (chunk.leg, choice, token_of(chunk.leg, position)));
+                plan.samples(chunk).iter().map(|&choice| (chunk.leg, choice, token_of(chunk.leg, position)));
             self.drawn.extend(drawn);
         }
         let step = StepObservation {

@@ -20,6 +20,22 @@ pub(super) struct PendingCopy {
     planned: bool,
 }
 
+/// Tokens as the shell drew them: mostly in the order of the chunks that sample them.
+struct Drawn<'a> {
+    all: &'a [(LegId, u32, TokenId)],
+    next: usize,
+}
+
+impl Drawn<'_> {
+    fn of(&mut self, leg: LegId, choice: u32) -> TokenId {
+        let is_it = |(l, c, _): &&(LegId, u32, TokenId)| *l == leg && *c == choice;
+        let next = self.all.get(self.next).filter(is_it);
+        self.next += usize::from(next.is_some());
+        let found = next.or_else(|| self.all.iter().find(is_it));
+        found.expect("the shell draws a token for every choice that a chunk samples").2
+    }
+}
+
 impl Scheduler {
     /// Fills `plan` with the next step: decodes first, then prompts that have begun, then new ones in order.
     ///
@@ -61,7 +77,9 @@ impl Scheduler {
             }
             !copy.planned
         });
-        for Planned { order, tokens, samples } in std::mem::take(&mut self.planned) {
+        let mut drawn = Drawn { all: drawn, next: 0 };
+        let mut planned = std::mem::take(&mut self.planned);
+        for Planned { order, tokens, samples } in planned.drain(..) {
             let Ok(index) = self.running.binary_search_by_key(&order, |sequence| sequence.order) else {
                 continue;
             };
@@ -69,7 +87,7 @@ impl Scheduler {
             sequence.computed += tokens;
             sequence.cache_full_blocks(&mut self.pool, &self.hasher);
             if samples {
-                self.take_drawn(index, drawn, outputs);
+                self.take_drawn(index, &mut drawn, outputs);
             } else if sequence.computed == sequence.len() {
                 // A prompt whose first tokens another rank drew, computed here after all.
                 let mut sequence = self.running.remove(index);
@@ -77,6 +95,8 @@ impl Scheduler {
                 self.continue_choices(&sequence, &first);
             }
         }
+        // Its room is used again.
+        self.planned = planned;
     }
 
     fn plan_decodes(&mut self, plan: &mut StepPlan, budget: &mut u32) {
@@ -134,7 +154,7 @@ impl Scheduler {
             sequence.computed,
             &sequence.tokens[start..end],
             &sequence.blocks[..end.div_ceil(self.config.block_size_tokens as usize)],
-            if samples { sequence.choices.clone() } else { Vec::new() },
+            if samples { &sequence.choices } else { &[] },
         );
         if sequence.decodes() {
             plan.decodes += 1;
@@ -191,18 +211,21 @@ impl Scheduler {
     }
 
     /// Takes what was drawn at the end of a sequence's chunk.
-    fn take_drawn(&mut self, index: usize, drawn: &[(LegId, u32, TokenId)], outputs: &mut Vec<Output>) {
+    fn take_drawn(&mut self, index: usize, drawn: &mut Drawn<'_>, outputs: &mut Vec<Output>) {
         let sequence = &self.running[index];
         let (leg, position) = (sequence.leg, sequence.len());
-        let of_choice = |choice: u32| {
-            let found = drawn.iter().find(|(l, c, _)| *l == leg && *c == choice);
-            found.expect("the shell draws a token for every choice that a chunk samples").2
-        };
-        let tokens: Vec<(u32, TokenId)> = sequence.choices.iter().map(|&c| (c, of_choice(c))).collect();
+        let prefill_only = self.legs.get(&leg).is_some_and(|leg| leg.prefill_only);
+        if let ([choice], false) = (&sequence.choices[..], prefill_only) {
+            let choice = *choice;
+            let token = drawn.of(leg, choice);
+            outputs.push(Output::Token { leg, choice, position, token });
+            return self.take_one(index, choice, token, outputs);
+        }
+        let tokens: Vec<(u32, TokenId)> = sequence.choices.iter().map(|&c| (c, drawn.of(leg, c))).collect();
         for &(choice, token) in &tokens {
             outputs.push(Output::Token { leg, choice, position, token });
         }
-        if self.legs.get(&leg).is_some_and(|leg| leg.prefill_only) {
+        if prefill_only {
             for &(choice, token) in &tokens {
                 if let Some(reason) = self.finish_reason(leg, 1, position + 1, token) {
                     outputs.push(Output::Finished { leg, choice, reason });
@@ -214,23 +237,6 @@ impl Scheduler {
             outputs.push(Output::Ended { leg });
             self.held.insert(leg, sequence.blocks);
             self.legs.remove(&leg);
-            return;
-        }
-        // The common step: one choice, one more token, nothing moves.
-        if let [(choice, token)] = tokens[..] {
-            match self.finish_reason(leg, self.running[index].generated + 1, position + 1, token) {
-                None => {
-                    let sequence = &mut self.running[index];
-                    sequence.tokens.push(token);
-                    sequence.generated += 1;
-                }
-                Some(reason) => {
-                    let sequence = self.running.remove(index);
-                    self.pool.release(&sequence.blocks);
-                    outputs.push(Output::Finished { leg, choice, reason });
-                    self.close_choice(leg, choice, outputs);
-                }
-            }
             return;
         }
         let sequence = self.running.remove(index);
@@ -245,6 +251,25 @@ impl Scheduler {
             }
         }
         self.continue_choices(&sequence, &going_on);
+    }
+
+    /// The common step: one choice, one more token, nothing moves.
+    fn take_one(&mut self, index: usize, choice: u32, token: TokenId, outputs: &mut Vec<Output>) {
+        let sequence = &self.running[index];
+        let (leg, length) = (sequence.leg, sequence.len() + 1);
+        match self.finish_reason(leg, sequence.generated + 1, length, token) {
+            None => {
+                let sequence = &mut self.running[index];
+                sequence.tokens.push(token);
+                sequence.generated += 1;
+            }
+            Some(reason) => {
+                let sequence = self.running.remove(index);
+                self.pool.release(&sequence.blocks);
+                outputs.push(Output::Finished { leg, choice, reason });
+                self.close_choice(leg, choice, outputs);
+            }
+        }
     }
 
     /// Why a choice ends with `token`, its `generated`th, in a sequence of `length` tokens.

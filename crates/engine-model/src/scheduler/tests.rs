@@ -133,7 +133,7 @@ impl Rank {
                 position += 1;
             }
             let slots: Vec<u64> = (0..position).map(|at| self.kv[slot(at).0][slot(at).1]).collect();
-            drawn.extend(chunk.samples.iter().map(|&choice| (chunk.leg, choice, draw(&slots, choice))));
+            drawn.extend(plan.samples(chunk).iter().map(|&choice| (chunk.leg, choice, draw(&slots, choice))));
         }
         let mut outputs = Vec::new();
         self.scheduler.complete(&drawn, &mut outputs);

@@ -29,8 +29,12 @@ pub(super) fn render(args: &SimulateArgs, input: &Input, runs: &[Finished]) -> S
         "slo": args.slo,
         "runs": runs.iter().map(|run| one(input, run)).collect::<Vec<_>>(),
     });
-    // Within a script, `</` could end it.
-    let text = document.to_string().replace("</", "<\\/");
+    fill(&document)
+}
+
+fn fill(document: &Value) -> String {
+    // Within a script, `</` could end it, and `<!--` could hide its end.
+    let text = document.to_string().replace('<', "\\u003c");
     TEMPLATE.replacen(PLACE, &text, 1)
 }
 
@@ -128,6 +132,13 @@ mod tests {
         for outside in ["http://", "https://", "src=", "@import", "url("] {
             assert!(!TEMPLATE.contains(outside), "{outside}");
         }
+    }
+
+    #[test]
+    fn no_name_ends_the_script() {
+        let page = fill(&json!({ "title": "</script><!-- /*DATA*/null/*END*/" }));
+        assert_eq!(page.matches("</script>").count(), TEMPLATE.matches("</script>").count());
+        assert!(page.contains("\\u003c/script>"), "and it is said all the same");
     }
 
     #[test]

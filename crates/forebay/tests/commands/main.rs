@@ -5,5 +5,6 @@ mod config;
 mod fleet;
 mod help;
 mod index_server;
+mod simulate;
 mod support;
 mod terminal;

@@ -1,0 +1,183 @@
+//! `forebay simulate` as people and scripts meet it.
+
+use std::{fmt::Write as _, path::PathBuf};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support::{Ran, run};
+
+fn simulate(arguments: &[&str]) -> Ran {
+    run(&[&["simulate"], arguments].concat())
+}
+
+/// Three conversations' worth of a trace, in Mooncake's form, a second from row to row.
+fn trace() -> String {
+    let mut text = String::new();
+    for row in 0..40 {
+        let (conversation, turn) = (row % 3, row / 3);
+        let ids: Vec<u64> = (0..=turn).map(|block| conversation * 1000 + block).collect();
+        let (at, tokens) = (row * 1000, 512 * (turn + 1) - 100);
+        let row = format!(
+            r#"{{"timestamp": {at}, "input_length": {tokens}, "output_length": 50, "hash_ids": {ids:?}}}"#
+        );
+        writeln!(text, "{row}").unwrap();
+    }
+    text
+}
+
+struct Folder(TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn write(&self, name: &str, text: &str) -> String {
+        let path = self.path(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+}
+
+#[test]
+fn the_help_of_simulate_has_examples() {
+    insta::assert_snapshot!(run(&["simulate", "-h"]).ok().out);
+}
+
+#[test]
+fn policies_stand_beside_each_other_in_the_order_asked_for() {
+    let folder = Folder::new();
+    let trace = folder.write("trace.jsonl", &trace());
+    let ran =
+        simulate(&["--trace", &trace, "--engines", "2", "--policy", "sticky,cost", "--policy", "random"])
+            .ok();
+    let rows: Vec<&str> = ran.out.lines().collect();
+    assert_eq!(rows[0], "trace.jsonl on 2 x h100-llama8b");
+    let names: Vec<&str> = rows[2..].iter().filter_map(|row| row.split_whitespace().next()).collect();
+    assert_eq!(names, ["sticky", "cost", "random"], "{}", ran.out);
+    assert!(rows[2..].iter().all(|row| row.split_whitespace().nth(1) == Some("40")), "{}", ran.out);
+    assert!(ran.err.contains("120 requests simulated"), "{}", ran.err);
+}
+
+#[test]
+fn one_seed_gives_one_result_to_the_byte() {
+    let folder = Folder::new();
+    let trace = folder.write("trace.jsonl", &trace());
+    let mut texts = Vec::new();
+    for jobs in ["1", "3"] {
+        let page = folder.path(&format!("{jobs}.html")).display().to_string();
+        let out = simulate(&[
+            "--trace",
+            &trace,
+            "--speed",
+            "x4",
+            "--policy",
+            "cost,random,least-load",
+            "--jobs",
+            jobs,
+            "--json",
+            "-",
+            "--report",
+            &page,
+        ])
+        .ok()
+        .out;
+        texts.push((out, std::fs::read_to_string(page).unwrap()));
+    }
+    assert!(texts[0] == texts[1]);
+    let document: Value = serde_json::from_str(&texts[0].0).unwrap();
+    let summary = &document["runs"][0]["summary"];
+    assert_eq!((summary["requests"].as_u64(), summary["unfinished"].as_u64()), (Some(40), Some(0)));
+    assert!(summary["cached_share"].as_f64().is_some_and(|share| share > 0.5), "{summary}");
+    assert!(document["seconds"].as_f64().is_some_and(|seconds| (9.7..9.8).contains(&seconds)), "{document}");
+}
+
+#[test]
+fn the_page_holds_what_was_seen() {
+    let folder = Folder::new();
+    let trace = folder.write("<b>trace.jsonl", &trace());
+    let page = folder.path("page.html").display().to_string();
+    simulate(&["--trace", &trace, "--engines", "3", "--policy", "cost,round-robin", "--report", &page]).ok();
+    let text = std::fs::read_to_string(page).unwrap();
+    let (_, rest) = text.split_once("const DATA = ").unwrap();
+    let mut documents = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
+    let document = documents.next().unwrap().unwrap();
+    assert_eq!(document["facts"][0][1], "<b>trace.jsonl");
+    let run = &document["runs"][1];
+    assert_eq!(run["policy"], "round-robin");
+    assert_eq!(run["engines"].as_array().map(Vec::len), Some(3));
+    assert_eq!(run["distributions"]["ttft_ms"].as_array().map(Vec::len), Some(201));
+    assert!(run["engines"][0]["samples"].as_array().is_some_and(|samples| samples.len() > 200));
+    assert!(run["steps"].as_array().is_some_and(|steps| steps.len() > 100));
+    assert!(run["cached"].as_array().is_some_and(|points| !points.is_empty()));
+}
+
+#[test]
+fn fleets_have_kinds_and_roles() {
+    let folder = Folder::new();
+    let fleet = "[[engine]]\nrole = \"prefill\"\n\n[[engine]]\ncount = 2\nrole = \"decode\"\nblocks = 9000\n\
+                 [gateway]\ncount = 2\nsight = \"sampled\"\nfirst_token = \"decode\"\n";
+    let fleet = folder.write("fleet.toml", fleet);
+    let ran = simulate(&[
+        "--workload",
+        "fresh",
+        "--rate",
+        "3",
+        "--seconds",
+        "20",
+        "--fleet",
+        &fleet,
+        "--json",
+        "-",
+    ])
+    .ok();
+    let document: Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(document["runs"][0]["summary"]["split_share"].as_f64(), Some(1.0));
+    assert_eq!(document["fleet"], "1 x h100-llama8b, 2 x h100-llama8b");
+}
+
+#[test]
+fn every_generator_and_policy_runs() {
+    for workload in ["five-turn", "fresh", "stand-in", "agent", "document", "bursts"] {
+        let arguments =
+            ["--workload", workload, "--seconds", "5", "--warm-up", "1", "--rate", "3", "--policy", "all"];
+        let ran = simulate(&arguments).ok();
+        assert_eq!(ran.out.lines().count(), 11, "{workload}: {}", ran.out);
+    }
+}
+
+#[test]
+fn what_is_wrong_is_said_with_where() {
+    let folder = Folder::new();
+    let check = |arguments: &[&str], code: i32, part: &str| {
+        let ran = simulate(arguments);
+        assert_eq!(ran.code, code, "{arguments:?}: {ran:?}");
+        assert!(ran.err.contains(part), "{arguments:?}: {}", ran.err);
+    };
+    let broken = folder.write("broken.jsonl", &format!("{}nonsense\n", trace()));
+    check(&["--trace", &broken], 1, "line 41, column 2: expected");
+    let skipped = simulate(&["--trace", &broken, "--skip-bad"]).ok();
+    assert!(skipped.err.contains("1 lines were left out"), "{}", skipped.err);
+    let unknown = folder.write("unknown.txt", "hello\n");
+    check(&["--trace", &unknown], 1, "name it with --form");
+    let full = folder.write("full.toml", "[[engine]]\nweights_gib = 79\n");
+    check(&["--workload", "fresh", "--fleet", &full], 1, "leave nothing for KV");
+    let wrong = folder.write("wrong.toml", "[[engine]]\nweigths = 1\n");
+    check(&["--workload", "fresh", "--fleet", &wrong], 1, "unknown field `weigths`");
+    check(&["--workload", "fresh", "--policy", "costs"], 2, "did you mean `cost`");
+    check(&["--workload", "fresh", "--policy", "static-1p1d"], 2, "set `role` in the fleet file");
+    check(&["--workload", "fresh", "--slo", "e2e=2s"], 2, "there are ttft, itl and prefills");
+    check(&["--workload", "fresh", "--engines", "0"], 1, "there is no engine");
+    check(&[], 2, "--trace");
+    let nowhere = folder.path("no/folder/page.html").display().to_string();
+    check(
+        &["--workload", "fresh", "--seconds", "1", "--warm-up", "0", "--report", &nowhere],
+        1,
+        "cannot write",
+    );
+}
