@@ -33,17 +33,35 @@ pub(crate) fn name(kind: Kind, first: u64, second: u64) -> u64 {
     mix(mix(mix(kind as u64) ^ first) ^ second)
 }
 
+/// Tokens that one drawn number gives.
+const TOKENS_PER_NUMBER: u32 = 3;
+/// As a vocabulary has.
+const TOKEN_BITS: u32 = 17;
+
 /// The token at `index` of a piece.
 pub(crate) fn token(name: u64, index: u32) -> TokenId {
-    // 17 bits, as a vocabulary has.
-    (mix(name ^ u64::from(index).wrapping_mul(0x9e37_79b9_7f4a_7c15)) >> 47) as TokenId
+    nth(number(name, index / TOKENS_PER_NUMBER), index % TOKENS_PER_NUMBER)
+}
+
+fn number(name: u64, index: u32) -> u64 {
+    mix(name ^ u64::from(index).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+}
+
+fn nth(number: u64, place: u32) -> TokenId {
+    ((number >> (TOKEN_BITS * place)) & ((1 << TOKEN_BITS) - 1)) as TokenId
 }
 
 /// A prompt written out.
-pub(crate) fn write<'a>(pieces: impl Iterator<Item = &'a Piece>) -> Arc<[TokenId]> {
-    let mut tokens = Vec::new();
+pub(crate) fn write<'a>(pieces: impl Iterator<Item = &'a Piece> + Clone) -> Arc<[TokenId]> {
+    let all: u32 = pieces.clone().map(|piece| piece.tokens).sum();
+    let mut tokens = Vec::with_capacity(all as usize + TOKENS_PER_NUMBER as usize);
     for piece in pieces {
-        tokens.extend((0..piece.tokens).map(|index| token(piece.name, index)));
+        let end = tokens.len() + piece.tokens as usize;
+        for index in 0..piece.tokens.div_ceil(TOKENS_PER_NUMBER) {
+            let number = number(piece.name, index);
+            tokens.extend((0..TOKENS_PER_NUMBER).map(|place| nth(number, place)));
+        }
+        tokens.truncate(end);
     }
     tokens.into()
 }
@@ -60,6 +78,10 @@ mod tests {
         assert_eq!(a[..64], b[..64]);
         assert_ne!(a[64..], b[64..]);
         assert_eq!(a[64], token(2, 0));
+        let whole: Vec<TokenId> = (0..64).map(|index| token(2, index)).collect();
+        assert_eq!(a[64..], whole);
+        let parts = write([Piece { name: 2, tokens: 7 }, piece(2)].iter());
+        assert_eq!((parts.len(), &parts[..7], &parts[7..]), (71, &whole[..7], &whole[..]));
         assert_ne!(name(Kind::User, 1, 2), name(Kind::Answer, 1, 2));
         assert_ne!(name(Kind::User, 1, 2), name(Kind::User, 2, 1));
     }

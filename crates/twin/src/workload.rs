@@ -44,7 +44,7 @@ pub struct Turn {
 
 impl Session {
     /// The pieces of a turn's prompt.
-    pub fn prompt(&self, turn: usize) -> impl Iterator<Item = &Piece> {
+    pub fn prompt(&self, turn: usize) -> impl Iterator<Item = &Piece> + Clone {
         let before = self.turns[..turn].iter().flat_map(|turn| turn.new.iter().chain([&turn.answer]));
         before.chain(&self.turns[turn].new)
     }
