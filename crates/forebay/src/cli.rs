@@ -6,7 +6,7 @@ mod simulate;
 
 pub(crate) use engines::{AgentArgs, DoctorArgs, EngineArgs, EngineKindArg, RoleArg};
 pub(crate) use index_server::IndexServerArgs;
-pub(crate) use simulate::SimulateArgs;
+pub(crate) use simulate::{ArrivalArgs, SimulateArgs, SizeArgs};
 
 use clap::{Args, Parser, Subcommand, builder::styling, error::ErrorKind};
 use std::{ffi::OsString, time::Duration};
@@ -97,6 +97,16 @@ Prints its addresses as one line of JSON once it serves. docs/index-server.md sh
 The cores that decide in production decide here; engines take what their measured profiles say. One seed,
 one result, to the byte.")]
     Simulate(SimulateArgs),
+    /// Find the smallest fleet that keeps a promise, by simulation.
+    #[command(after_help = "Examples:
+  forebay size --trace conversation_trace.jsonl --slo ttft=500ms,itl=30ms --gpus 64
+  forebay size --workload five-turn --rate 60 --percentile p99 --slo ttft=300ms,itl=20ms
+  forebay size --fleet fleet.toml --trace azure.csv --speed x4 --json -
+
+Tries fleets whose engines are all alike, with large and small steps, fleets of which half have small steps,
+and fixed splits; says which is the smallest of each shape, and what one engine less would break. Exit code 1
+if no fleet keeps the promise; then it says which is nearest.")]
+    Size(SizeArgs),
     /// Examine attached engines: what was found, what is missing, and the flag that mends it.
     #[command(after_help = "Examples:
   forebay doctor --engine http://10.0.0.7:8000

@@ -96,6 +96,7 @@ fn run(
             client_runtime()?.block_on(doctor::run(&settings, environment, args.json, terminal))
         }
         Command::Simulate(args) => simulate::run(args, terminal),
+        Command::Size(args) => simulate::size(args, terminal),
         Command::Chat(args) => client_runtime()?.block_on(chat::run(args, environment, terminal)),
         Command::Status(args) => client_runtime()?.block_on(status::run(args, terminal)),
         Command::Explain(args) => client_runtime()?.block_on(explain::run(args, terminal)),

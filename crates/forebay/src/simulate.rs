@@ -1,4 +1,4 @@
-//! `forebay simulate`: a trace or a generator against a fleet in virtual time, under one policy or several.
+//! `forebay simulate` and `forebay size`: a trace or a generator against a fleet in virtual time, under one policy or several.
 //!
 //! In: files and flags. Out: a table, JSON, a page with plots. The twin decides everything; this reads, runs the policies
 //! beside each other on threads, and writes. Start at [`run`].
@@ -7,6 +7,7 @@ mod document;
 mod figures;
 mod input;
 mod page;
+mod sizing;
 
 use std::{
     io::Write as _,
@@ -23,6 +24,7 @@ use anyhow::Context as _;
 use forebay_twin::{GatewaySettings, Ran, RecordSettings, Rule, Run, RunSettings, Summary};
 
 use self::input::Input;
+pub(crate) use self::sizing::size;
 use crate::{
     cli::SimulateArgs,
     exit::{Exit, Failed},
@@ -51,8 +53,8 @@ pub(crate) fn run(args: &SimulateArgs, terminal: Terminal) -> anyhow::Result<Exi
     let usage = |sentence: String| Failed { exit: Exit::Usage, sentence };
     let rules = args.rules().map_err(|problem| usage(format!("--policy {problem}")))?;
     let input = Input::load(args)?;
-    if input.skipped > 0 {
-        terminal.err(&format!("{}: {} lines were left out\n", input.name, input.skipped));
+    if input.arrivals.skipped > 0 {
+        terminal.err(&format!("{}: {} lines were left out\n", input.arrivals.name, input.arrivals.skipped));
     }
     let began = Instant::now();
     let finished = run_all(args, &rules, &input, terminal);
@@ -118,9 +120,9 @@ fn run_one(
     let gateway = GatewaySettings {
         sight: input.gateway.sight(),
         first_token: input.gateway.first_token(),
-        ..GatewaySettings::new(rule, args.seed)
+        ..GatewaySettings::new(rule, args.arrivals.seed)
     };
-    let span = input.end.seconds().max(1e-3);
+    let span = input.arrivals.end.seconds().max(1e-3);
     let settings = RunSettings {
         gateway,
         gateways: input.gateway.count as usize,
@@ -130,13 +132,12 @@ fn run_one(
             .report
             .as_ref()
             .map(|_| RecordSettings { sample_seconds: span / SAMPLES, steps_max: STEPS_MAX }),
-        warm_up: input.warm_up,
-        ..RunSettings::new(input.engines.clone(), rule, args.seed, input.end)
+        warm_up: input.arrivals.warm_up,
+        ..RunSettings::new(input.engines.clone(), rule, args.arrivals.seed, input.arrivals.end)
     };
-    let ran = Run::new(&settings, &input.sessions).go_with(progress);
+    let ran = Run::new(&settings, &input.arrivals.sessions).go_with(progress);
     let summary = Summary::of(&ran.outcomes, &args.slo, ran.engines, ran.given_up);
-    let window = input.end.since(input.warm_up).seconds().max(1e-9);
-    let goodput = summary.slo_share * summary.requests as f64 / window;
+    let goodput = summary.slo_share * summary.requests as f64 / input.arrivals.window_seconds();
     Finished { rule, summary, goodput, ran }
 }
 

@@ -11,6 +11,7 @@ mod record;
 mod rule;
 mod scenario;
 mod sim;
+mod sizing;
 mod workload;
 
 pub use clock::Time;
@@ -24,6 +25,7 @@ pub use record::{Record, RecordSettings, Sample, StepRecord};
 pub use rule::Rule;
 pub use scenario::{BUDGET_TOKENS, Defaults, SLO, Source, Workload};
 pub use sim::{Ran, Run, RunSettings};
+pub use sizing::{Binds, Promise, Search, Shape, Trial};
 pub use workload::{
     Chat, Fresh, Lengths, Measured, Session, StandIn, Trace, TraceError, TraceForm, TraceRequest, Turn,
     recorded,

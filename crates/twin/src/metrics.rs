@@ -254,10 +254,11 @@ pub fn percentile(sorted: &[f64], share: f64) -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
+pub(crate) const SLO_OF_TESTS: Slo = Slo { ttft_seconds: 0.5, ttft_prefills: 2.0, itl_seconds: 0.025 };
 
-    const SLO: Slo = Slo { ttft_seconds: 0.5, ttft_prefills: 2.0, itl_seconds: 0.025 };
+#[cfg(test)]
+mod tests {
+    use super::{SLO_OF_TESTS as SLO, *};
 
     #[test]
     fn percentiles_lie_between_the_nearest_values() {

@@ -1,4 +1,4 @@
-//! The command line of `simulate`.
+//! The command lines of `simulate` and `size`.
 
 use std::{path::PathBuf, str::FromStr};
 
@@ -7,21 +7,9 @@ use forebay_twin::{Rule, SLO, Slo, TraceForm, Workload};
 
 use crate::settings::parse_duration;
 
-/// Flags of `simulate`.
+/// What arrives at a simulated fleet.
 #[derive(Debug, Args)]
-pub(crate) struct SimulateArgs {
-    /// The fleet: a TOML file with `[[engine]]` tables.
-    ///
-    /// Each has `count`, `profile` (a name built in, or a file), and where it is not as vLLM starts an 8B model on an 80 GB GPU:
-    /// `role`, `dp_ranks`, `gpus`, `blocks` or `memory_gib`, `memory_share`, `weights_gib` and `activations_gib`,
-    /// `kv_bytes_per_token`, `block_size_tokens`, `step_tokens_max`, `chunk_tokens_max`, `sequences_max`, `waiting_max`,
-    /// `context_tokens_max`, `hand_over` (cross-layer, per-layer, none), `imports_first`. A `[gateway]` table has `count`,
-    /// `sight` (steps, sampled), `first_token` (prefill, decode) and `report_delay_ms`.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) fleet: Option<PathBuf>,
-    /// So many engines of the usual kind, in place of a fleet file.
-    #[arg(long, value_name = "N", conflicts_with = "fleet", default_value_t = 4)]
-    pub(crate) engines: u32,
+pub(crate) struct ArrivalArgs {
     /// What arrives: a trace.
     #[arg(long, value_name = "FILE", required_unless_present = "workload", conflicts_with = "workload")]
     pub(crate) trace: Option<PathBuf>,
@@ -46,12 +34,32 @@ pub(crate) struct SimulateArgs {
     /// Seconds before requests count.
     #[arg(long, value_name = "SECONDS", value_parser = not_negative)]
     pub(crate) warm_up: Option<f64>,
-    /// Who chooses engines. Repeat the flag or separate with commas to compare; `all` for every policy.
-    #[arg(long, value_name = "POLICY", value_delimiter = ',', default_value = "cost")]
-    pub(crate) policy: Vec<String>,
     /// First of the numbers that workloads and ties are drawn from. One seed, one result, to the byte.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) seed: u64,
+}
+
+/// Flags of `simulate`.
+#[derive(Debug, Args)]
+pub(crate) struct SimulateArgs {
+    /// The fleet: a TOML file with `[[engine]]` tables.
+    ///
+    /// Each has `count`, `profile` (a name built in, or a file), and where it is not as vLLM starts an 8B model on an 80 GB GPU:
+    /// `role`, `dp_ranks`, `gpus`, `blocks` or `memory_gib`, `memory_share`, `weights_gib` and `activations_gib`,
+    /// `kv_bytes_per_token`, `block_size_tokens`, `step_tokens_max`, `chunk_tokens_max`, `sequences_max`, `waiting_max`,
+    /// `context_tokens_max`, `hand_over` (cross-layer, per-layer, none), `imports_first`. A `[gateway]` table has `count`,
+    /// `sight` (steps, sampled), `first_token` (prefill, decode) and `report_delay_ms`.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) fleet: Option<PathBuf>,
+    /// So many engines of the usual kind, in place of a fleet file.
+    #[arg(long, value_name = "N", conflicts_with = "fleet", default_value_t = 4)]
+    pub(crate) engines: u32,
+    /// What arrives.
+    #[command(flatten)]
+    pub(crate) arrivals: ArrivalArgs,
+    /// Who chooses engines. Repeat the flag or separate with commas to compare; `all` for every policy.
+    #[arg(long, value_name = "POLICY", value_delimiter = ',', default_value = "cost")]
+    pub(crate) policy: Vec<String>,
     /// What a client is promised, such as ttft=500ms,itl=25ms. `prefills=2` adds twice an idle engine's time for the prompt.
     #[arg(long, value_name = "SLO", default_value = "ttft=500ms,prefills=2,itl=25ms", value_parser = slo)]
     pub(crate) slo: Slo,
@@ -59,6 +67,35 @@ pub(crate) struct SimulateArgs {
     #[arg(long, value_name = "FILE.html")]
     pub(crate) report: Option<PathBuf>,
     /// Write the figures as JSON here; `-` for standard output, in place of the table.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Runs at a time; by default one for each processor.
+    #[arg(long, value_name = "N")]
+    pub(crate) jobs: Option<std::num::NonZeroUsize>,
+}
+
+/// Flags of `size`.
+#[derive(Debug, Args)]
+pub(crate) struct SizeArgs {
+    /// What the engines take: a profile's name or file. Otherwise they are as vLLM starts an 8B model on an 80 GB GPU.
+    #[arg(long, value_name = "PROFILE", default_value = "h100-llama8b")]
+    pub(crate) profile: String,
+    /// A fleet file whose first `[[engine]]` is what the fleet is built from, in place of a profile.
+    #[arg(long, value_name = "FILE", conflicts_with = "profile")]
+    pub(crate) fleet: Option<PathBuf>,
+    /// What arrives.
+    #[command(flatten)]
+    pub(crate) arrivals: ArrivalArgs,
+    /// What a client is promised. `prefills=2` adds twice an idle engine's time for the prompt to `ttft`.
+    #[arg(long, value_name = "SLO", default_value = "ttft=500ms,itl=30ms", value_parser = slo)]
+    pub(crate) slo: Slo,
+    /// Of how many requests each of them is kept: p50 to p99.9.
+    #[arg(long, value_name = "P", default_value = "p90", value_parser = share)]
+    pub(crate) percentile: f64,
+    /// GPUs of the largest fleet to try.
+    #[arg(long, value_name = "N", default_value_t = std::num::NonZeroU32::new(64).expect("not 0"))]
+    pub(crate) gpus: std::num::NonZeroU32,
+    /// Write every fleet tried as JSON here; `-` for standard output, in place of the tables.
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
     /// Runs at a time; by default one for each processor.
@@ -116,6 +153,13 @@ fn speed(text: &str) -> Result<f64, String> {
     positive(text.strip_prefix('x').unwrap_or(text)).map_err(|_| "expected a pace such as x2".to_owned())
 }
 
+fn share(text: &str) -> Result<f64, String> {
+    match text.strip_prefix('p').unwrap_or(text).parse::<f64>() {
+        Ok(percent) if (50.0..=99.9).contains(&percent) => Ok(percent / 100.0),
+        _ => Err("expected a percentile from p50 to p99.9".to_owned()),
+    }
+}
+
 fn slo(text: &str) -> Result<Slo, String> {
     let mut slo = Slo { ttft_prefills: 0.0, ..SLO };
     for part in text.split(',') {
@@ -154,6 +198,8 @@ mod tests {
         assert_eq!((speed("x2"), speed("0.5")), (Ok(2.0), Ok(0.5)));
         assert!(speed("x0").is_err() && speed("fast").is_err());
         assert_eq!(workload("agent"), Ok(Workload::Agent));
+        assert_eq!((share("p90"), share("99")), (Ok(0.9), Ok(0.99)));
+        assert!(share("p100").is_err() && share("half").is_err());
         assert!(workload("trace").unwrap_err().contains("--trace"));
         assert!(workload("x").unwrap_err().contains("five-turn"));
     }

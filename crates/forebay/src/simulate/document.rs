@@ -13,14 +13,14 @@ pub(super) fn render(args: &SimulateArgs, input: &Input, runs: &[Finished]) -> S
         .collect();
     let document = json!({
         "version": 1,
-        "arrivals": input.name,
-        "lines_left_out": input.skipped,
+        "arrivals": input.arrivals.name,
+        "lines_left_out": input.arrivals.skipped,
         "fleet": input.fleet,
         "engines": input.engines.len(),
         "gpus": input.engines.iter().map(|engine| engine.gpus).sum::<u32>(),
-        "seed": args.seed,
-        "warm_up_seconds": input.warm_up.seconds(),
-        "seconds": input.end.seconds(),
+        "seed": args.arrivals.seed,
+        "warm_up_seconds": input.arrivals.warm_up.seconds(),
+        "seconds": input.arrivals.end.seconds(),
         "slo": args.slo,
         "runs": runs,
     });

@@ -82,7 +82,7 @@ pub(super) fn table(input: &Input, runs: &[Finished], width: Option<usize>, pain
             Cell::new(s.rejected.to_string(), rejected),
         ]);
     }
-    format!("{} on {}\n{}", input.name, input.fleet, table.render(width, paint))
+    format!("{} on {}\n{}", input.arrivals.name, input.fleet, table.render(width, paint))
 }
 
 /// How far the runs are, as one line.

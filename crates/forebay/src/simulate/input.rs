@@ -4,9 +4,14 @@ use std::{fs::File, io::Read as _, path::Path, sync::Arc};
 
 use anyhow::{Context as _, bail};
 use forebay_perf_model::Profile;
-use forebay_twin::{EngineSpec, FleetFile, GatewayEntry, Session, Source, Time, Trace, TraceForm, Workload};
+use forebay_twin::{
+    EngineEntry, EngineSpec, FleetFile, GatewayEntry, Session, Source, Time, Trace, TraceForm, Workload,
+};
 
-use crate::{cli::SimulateArgs, serve::profile_named};
+use crate::{
+    cli::{ArrivalArgs, SimulateArgs, SizeArgs},
+    serve::profile_named,
+};
 
 /// Largest trace that is read: some ten million requests.
 const TRACE_BYTES_MAX: u64 = 8 << 30;
@@ -15,17 +20,11 @@ const FLEET_BYTES_MAX: u64 = 1 << 20;
 
 /// A fleet and what arrives.
 pub(crate) struct Input {
-    /// What arrives, for people.
-    pub(crate) name: String,
     /// The fleet, for people.
     pub(crate) fleet: String,
     pub(crate) engines: Vec<EngineSpec>,
     pub(crate) gateway: GatewayEntry,
-    pub(crate) sessions: Vec<Session>,
-    /// Lines of the trace that were left out.
-    pub(crate) skipped: usize,
-    pub(crate) warm_up: Time,
-    pub(crate) end: Time,
+    pub(crate) arrivals: Arrivals,
 }
 
 impl Input {
@@ -34,14 +33,12 @@ impl Input {
     /// # Errors
     /// A file that cannot be read, or says what cannot be: with its name, the line or the entry.
     pub(crate) fn load(args: &SimulateArgs) -> anyhow::Result<Self> {
-        let file = fleet_file(args)?;
+        let file = match &args.fleet {
+            Some(path) => fleet_file(path)?,
+            None => FleetFile::of(args.engines),
+        };
         let origin = || args.fleet.as_ref().map_or("--engines".to_owned(), |path| path.display().to_string());
         let engines = file.engines(&|name| profile(name)).with_context(origin)?;
-        let arrivals = match (&args.trace, args.workload) {
-            (Some(path), _) => of_trace(args, path)?,
-            (None, Some(workload)) => of_workload(args, workload)?,
-            (None, None) => bail!("give --trace FILE or --workload NAME"),
-        };
         let fleet = file
             .engine
             .iter()
@@ -49,21 +46,58 @@ impl Input {
             .map(|entry| format!("{} x {}", entry.count, entry.profile))
             .collect::<Vec<_>>()
             .join(", ");
-        let Arrivals { name, sessions, skipped, warm_up, end } = arrivals;
-        Ok(Self { name, fleet, engines, gateway: file.gateway, sessions, skipped, warm_up, end })
+        Ok(Self { fleet, engines, gateway: file.gateway, arrivals: Arrivals::load(&args.arrivals)? })
     }
 }
 
-struct Arrivals {
-    name: String,
-    sessions: Vec<Session>,
-    skipped: usize,
-    warm_up: Time,
-    end: Time,
+/// The engine that a fleet is built from, and what stands before it.
+///
+/// # Errors
+/// As [`Input::load`].
+pub(crate) fn building_block(args: &SizeArgs) -> anyhow::Result<(EngineSpec, GatewayEntry)> {
+    let file = match &args.fleet {
+        Some(path) => fleet_file(path)?,
+        None => {
+            let entry = EngineEntry { profile: args.profile.clone(), ..EngineEntry::default() };
+            FleetFile { engine: vec![entry], gateway: GatewayEntry::default() }
+        }
+    };
+    let origin = || args.fleet.as_ref().map_or("--profile".to_owned(), |path| path.display().to_string());
+    let mut engines = file.engines(&|name| profile(name)).with_context(origin)?;
+    Ok((engines.swap_remove(0), file.gateway))
 }
 
-fn fleet_file(args: &SimulateArgs) -> anyhow::Result<FleetFile> {
-    let Some(path) = &args.fleet else { return Ok(FleetFile::of(args.engines)) };
+/// What arrives, and when it counts.
+pub(crate) struct Arrivals {
+    /// For people.
+    pub(crate) name: String,
+    pub(crate) sessions: Vec<Session>,
+    /// Lines of the trace that were left out.
+    pub(crate) skipped: usize,
+    pub(crate) warm_up: Time,
+    pub(crate) end: Time,
+}
+
+impl Arrivals {
+    /// Reads a trace, or draws a workload.
+    ///
+    /// # Errors
+    /// A trace that cannot be read, or has lines that are wrong.
+    pub(crate) fn load(args: &ArrivalArgs) -> anyhow::Result<Self> {
+        match (&args.trace, args.workload) {
+            (Some(path), _) => of_trace(args, path),
+            (None, Some(workload)) => of_workload(args, workload),
+            (None, None) => bail!("give --trace FILE or --workload NAME"),
+        }
+    }
+
+    /// Seconds in which requests count.
+    pub(crate) fn window_seconds(&self) -> f64 {
+        self.end.since(self.warm_up).seconds().max(1e-9)
+    }
+}
+
+fn fleet_file(path: &Path) -> anyhow::Result<FleetFile> {
     let text = read(path, FLEET_BYTES_MAX)?;
     toml::from_str(&text).with_context(|| path.display().to_string())
 }
@@ -72,7 +106,7 @@ fn profile(name: &str) -> Result<Arc<Profile>, String> {
     profile_named(Path::new(name)).map(Arc::new).map_err(|error| format!("profile {name}: {error:#}"))
 }
 
-fn of_trace(args: &SimulateArgs, path: &Path) -> anyhow::Result<Arrivals> {
+fn of_trace(args: &ArrivalArgs, path: &Path) -> anyhow::Result<Arrivals> {
     let text = read(path, TRACE_BYTES_MAX)?;
     let form = args.form.or_else(|| TraceForm::guess(&text)).with_context(|| {
         format!("{}: its first line is of no known form; name it with --form", path.display())
@@ -91,7 +125,7 @@ fn of_trace(args: &SimulateArgs, path: &Path) -> anyhow::Result<Arrivals> {
     })
 }
 
-fn of_workload(args: &SimulateArgs, workload: Workload) -> anyhow::Result<Arrivals> {
+fn of_workload(args: &ArrivalArgs, workload: Workload) -> anyhow::Result<Arrivals> {
     let defaults = workload.defaults();
     let warm_up = args.warm_up.unwrap_or(defaults.warm_up_seconds);
     let end = Time::from_seconds(warm_up + args.seconds.unwrap_or(defaults.seconds));

@@ -18,13 +18,13 @@ const POINTS: usize = 120;
 /// The page, whole.
 pub(super) fn render(args: &SimulateArgs, input: &Input, runs: &[Finished]) -> String {
     let document = json!({
-        "title": format!("{} on {}", input.name, input.fleet),
+        "title": format!("{} on {}", input.arrivals.name, input.fleet),
         "facts": [
-            ["arrivals", input.name.clone()],
+            ["arrivals", input.arrivals.name.clone()],
             ["fleet", input.fleet.clone()],
             ["engines", input.engines.len().to_string()],
-            ["seconds", format!("{:.1}", input.end.seconds())],
-            ["seed", args.seed.to_string()],
+            ["seconds", format!("{:.1}", input.arrivals.end.seconds())],
+            ["seed", args.arrivals.seed.to_string()],
         ],
         "slo": args.slo,
         "runs": runs.iter().map(|run| one(input, run)).collect::<Vec<_>>(),

@@ -181,3 +181,62 @@ fn what_is_wrong_is_said_with_where() {
         "cannot write",
     );
 }
+
+#[test]
+fn the_help_of_size_has_examples() {
+    insta::assert_snapshot!(run(&["size", "-h"]).ok().out);
+}
+
+fn size(arguments: &[&str]) -> Ran {
+    let load = ["size", "--workload", "fresh", "--rate", "8", "--seconds", "15", "--warm-up", "5"];
+    run(&[&load, arguments].concat())
+}
+
+#[test]
+fn the_smallest_fleet_of_each_shape_is_found() {
+    let texts: Vec<String> = ["1", "4"]
+        .map(|jobs| {
+            size(&["--gpus", "8", "--slo", "ttft=500ms,itl=25ms", "--jobs", jobs, "--json", "-"]).ok().out
+        })
+        .into();
+    assert!(texts[0] == texts[1], "one seed, one result");
+    let document: Value = serde_json::from_str(&texts[0]).unwrap();
+    let shapes = document["shapes"].as_array().unwrap();
+    assert_eq!(shapes.len(), 7);
+    let gpus: Vec<u64> = shapes.iter().filter_map(|shape| shape["smallest"]["gpus"].as_u64()).collect();
+    assert!(gpus.is_sorted() && (1..=4).contains(&gpus[0]), "{gpus:?}");
+    for shape in shapes {
+        let kept = |trial: &Value| trial["binds"].is_null();
+        let least = shape["trials"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|trial| kept(trial))
+            .map(|trial| &trial["engines"]);
+        assert_eq!(
+            least.map(|it| it.as_u64().unwrap()).min(),
+            shape["smallest"]["engines"].as_u64(),
+            "{shape}"
+        );
+    }
+    let table = size(&["--gpus", "8", "--slo", "ttft=500ms,itl=25ms"]).ok().out;
+    assert!(table.starts_with("fresh at 8/s, P90 within ttft=500ms,itl=25ms\n"), "{table}");
+    assert!(table.contains("goodput by GPUs, ") && table.contains(" kept\n"), "{table}");
+}
+
+#[test]
+fn a_promise_that_no_fleet_keeps_is_said_with_the_nearest() {
+    let ran = size(&["--gpus", "2", "--slo", "ttft=20ms,itl=25ms"]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(
+        ran.err.contains("no fleet of up to 2 GPUs keeps ttft=20ms,itl=25ms; nearest are"),
+        "{}",
+        ran.err
+    );
+    assert!(ran.out.contains("as many break it: time to the first token"), "{}", ran.out);
+    let folder = Folder::new();
+    let large = folder.write("large.toml", "[[engine]]\ngpus = 8\n");
+    let ran = size(&["--gpus", "4", "--fleet", &large]);
+    assert!(ran.code == 1 && ran.err.contains("one engine takes 8 GPUs"), "{ran:?}");
+    assert_eq!(size(&["--percentile", "p30"]).code, 2);
+}

@@ -1,0 +1,354 @@
+//! The smallest fleet that keeps a promise.
+//!
+//! In: an engine to build it from, what arrives, what is promised. Out: for each [`Shape`] of a fleet the least count of engines
+//! that keeps it, and what breaks it with one less. The caller runs the simulations ([`Search`] says which), beside each other if
+//! it likes.
+
+use std::fmt;
+
+use forebay_types::Role;
+use serde::Serialize;
+
+use crate::{
+    engine::EngineSpec,
+    metrics::{Outcome, Slo, Summary, percentile},
+};
+
+/// Steps of the engines that decode, in a fleet whose engines differ: small, so that answers are smooth, and what a prompt
+/// leaves of a step lets hand-overs begin.
+const SMALL_STEP_TOKENS: u32 = 832;
+const SMALL_CHUNK_TOKENS: u32 = 768;
+
+/// How the engines of a fleet differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Shape {
+    /// Not at all: placement decides for each request.
+    Fluid {
+        /// Tokens of a step.
+        step_tokens_max: u32,
+    },
+    /// Half of them have small steps, so that they decode for the others; placement decides.
+    Mixed,
+    /// So many of four only prefill, and the others only decode.
+    Split {
+        /// 1 to 3.
+        prefill_quarters: u32,
+    },
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fluid { step_tokens_max } => write!(f, "fluid, steps of {step_tokens_max}"),
+            Self::Mixed => write!(f, "fluid, half with steps of {SMALL_STEP_TOKENS}"),
+            Self::Split { prefill_quarters } => write!(f, "{prefill_quarters} of 4 prefill"),
+        }
+    }
+}
+
+impl Shape {
+    /// Those worth trying with this engine.
+    pub fn all(engine: &EngineSpec) -> Vec<Self> {
+        let usual = engine.kind.scheduler.step_tokens_max;
+        let sequences = engine.kind.scheduler.sequences_max;
+        let mut steps = vec![usual, 2048, 1024];
+        steps.retain(|&step| step <= usual && step >= sequences);
+        steps.dedup();
+        let mut shapes: Vec<Self> =
+            steps.into_iter().map(|step_tokens_max| Self::Fluid { step_tokens_max }).collect();
+        if engine.kind.hands_over() && engine.dp_ranks == 1 {
+            if usual > SMALL_STEP_TOKENS && sequences <= SMALL_STEP_TOKENS {
+                shapes.push(Self::Mixed);
+            }
+            shapes.extend((1..=3).map(|prefill_quarters| Self::Split { prefill_quarters }));
+        }
+        shapes
+    }
+
+    /// A fleet of this shape; `None` if it takes more engines than that.
+    pub fn fleet(self, engine: &EngineSpec, count: u32) -> Option<Vec<EngineSpec>> {
+        let prefills = match self {
+            Self::Split { prefill_quarters } => {
+                let prefills = (f64::from(count * prefill_quarters) / 4.0).round() as u32;
+                if count < 2 {
+                    return None;
+                }
+                prefills.clamp(1, count - 1)
+            }
+            Self::Fluid { .. } | Self::Mixed => count.div_ceil(2),
+        };
+        let fleet = (0..count).map(|number| {
+            let mut engine = engine.clone();
+            let scheduler = &mut engine.kind.scheduler;
+            match self {
+                Self::Fluid { step_tokens_max } => scheduler.step_tokens_max = step_tokens_max,
+                Self::Mixed if number >= prefills => {
+                    scheduler.step_tokens_max = SMALL_STEP_TOKENS;
+                    scheduler.chunk_tokens_max = SMALL_CHUNK_TOKENS;
+                }
+                Self::Mixed => {}
+                Self::Split { .. } => {
+                    engine.role = if number < prefills { Role::Prefill } else { Role::Decode };
+                }
+            }
+            engine
+        });
+        (count > 0).then(|| fleet.collect())
+    }
+}
+
+/// What a fleet is to keep.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Promise {
+    /// Times; `ttft_prefills` counts as in [`Outcome::meets`].
+    pub slo: Slo,
+    /// Share of requests whose time to the first token keeps it, and as many whose time between tokens does: 0.9 for P90.
+    pub share: f64,
+}
+
+/// What broke a promise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Binds {
+    /// Requests were refused, or never ended: queues grow.
+    Throughput,
+    /// Time to the first token.
+    Ttft,
+    /// Time between tokens.
+    Itl,
+}
+
+impl fmt::Display for Binds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Throughput => "throughput: its queues grow",
+            Self::Ttft => "time to the first token",
+            Self::Itl => "time between tokens",
+        })
+    }
+}
+
+/// One fleet tried.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Trial {
+    /// Its shape.
+    pub shape: Shape,
+    /// Its engines.
+    pub engines: u32,
+    /// Their GPUs.
+    pub gpus: u32,
+    /// What broke the promise; `None`: it was kept.
+    pub binds: Option<Binds>,
+    /// Time to the first token at the promised share, seconds; beyond `ttft_prefills` times the prompt's own.
+    pub ttft_seconds: f64,
+    /// Mean time between tokens of an answer at that share, seconds.
+    pub itl_seconds: f64,
+    /// Requests within both, a second of arrivals.
+    pub goodput: f64,
+    /// The rest of the figures.
+    pub summary: Summary,
+}
+
+impl Trial {
+    /// Judges what clients saw of a fleet in `window_seconds` of arrivals.
+    pub fn judge(
+        shape: Shape,
+        fleet: &[EngineSpec],
+        outcomes: &[Outcome],
+        summary: Summary,
+        promise: &Promise,
+        window_seconds: f64,
+    ) -> Self {
+        let at_share = |mut values: Vec<f64>| {
+            values.sort_by(f64::total_cmp);
+            percentile(&values, promise.share)
+        };
+        let excess = |outcome: &Outcome| {
+            Some(outcome.seen.ttft()? - promise.slo.ttft_prefills * outcome.alone_seconds)
+        };
+        let ttft_seconds = at_share(outcomes.iter().filter_map(excess).collect());
+        let itl_seconds = at_share(outcomes.iter().filter_map(|outcome| outcome.seen.itl()).collect());
+        let lost = summary.given_up.is_some() || summary.rejected + summary.unfinished > 0;
+        let binds = if lost {
+            Some(Binds::Throughput)
+        } else {
+            let over = [
+                (ttft_seconds / promise.slo.ttft_seconds, Binds::Ttft),
+                (itl_seconds / promise.slo.itl_seconds, Binds::Itl),
+            ];
+            let worst = over.into_iter().max_by(|one, other| one.0.total_cmp(&other.0));
+            worst.filter(|(over, _)| *over > 1.0).map(|(_, binds)| binds)
+        };
+        Self {
+            shape,
+            engines: fleet.len() as u32,
+            gpus: fleet.iter().map(|engine| engine.gpus).sum(),
+            binds,
+            ttft_seconds,
+            itl_seconds,
+            goodput: summary.slo_share * summary.requests as f64 / window_seconds.max(1e-9),
+            summary,
+        }
+    }
+
+    /// Whether the promise was kept.
+    pub fn keeps(&self) -> bool {
+        self.binds.is_none()
+    }
+}
+
+/// The search for one shape's least count of engines: by doubling up to the most that may be, then by halves.
+#[derive(Debug, Clone)]
+pub struct Search {
+    shape: Shape,
+    most: u32,
+    /// Too few.
+    low: u32,
+    /// Enough.
+    high: Option<u32>,
+    next: u32,
+    /// Every fleet tried, in the order of trying.
+    pub trials: Vec<Trial>,
+}
+
+impl Search {
+    /// Of up to `most` engines, from a first guess.
+    pub fn new(shape: Shape, most: u32, guess: u32) -> Self {
+        let least = if matches!(shape, Shape::Split { .. }) { 2 } else { 1 };
+        let next = guess.clamp(least, most.max(least));
+        Self { shape, most, low: least - 1, high: None, next, trials: Vec::new() }
+    }
+
+    /// Of which shape.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// How many engines to try next; `None`: it is over.
+    pub fn next(&self) -> Option<u32> {
+        (self.next > self.low && self.next <= self.most && self.high.is_none_or(|high| self.next < high))
+            .then_some(self.next)
+    }
+
+    /// What came of the trial that [`Search::next`] asked for.
+    pub fn tried(&mut self, trial: Trial) {
+        if trial.keeps() {
+            self.high = Some(trial.engines);
+        } else {
+            self.low = trial.engines;
+        }
+        self.trials.push(trial);
+        self.next = match self.high {
+            Some(high) => self.low + (high - self.low) / 2,
+            None if self.low >= self.most => self.low,
+            None => (self.low * 2).clamp(self.low + 1, self.most),
+        };
+    }
+
+    /// The smallest fleet found that keeps the promise.
+    pub fn found(&self) -> Option<&Trial> {
+        let kept = self.trials.iter().filter(|trial| trial.keeps());
+        kept.min_by_key(|trial| trial.engines)
+    }
+
+    /// Of fleets that do not keep it, the largest below that: what it breaks there is what binds.
+    pub fn one_less(&self) -> Option<&Trial> {
+        let broken = self.trials.iter().filter(|trial| !trial.keeps());
+        broken.max_by_key(|trial| trial.engines)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Time,
+        fleet_file::FleetFile,
+        metrics::{EngineSide, SLO_OF_TESTS, Seen},
+    };
+    use forebay_perf_model::Profile;
+    use proptest::prelude::*;
+    use std::sync::Arc;
+
+    fn engine() -> EngineSpec {
+        let profile = |name: &str| Ok(Arc::new(Profile::built_in(name).unwrap()));
+        FleetFile::of(1).engines(&profile).unwrap().remove(0)
+    }
+
+    fn outcome(ttft: f64, itl: f64) -> Outcome {
+        let mut seen = Seen { arrived: Time::ZERO, ..Seen::default() };
+        (0..5).for_each(|token| seen.token(Time::from_seconds(ttft + itl * f64::from(token))));
+        Outcome {
+            seen,
+            finished: true,
+            prompt_tokens: 1000,
+            cached_tokens: 0,
+            alone_seconds: 0.1,
+            request_seconds: 0.0,
+            ttft_predicted: None,
+            split: false,
+            rejected: false,
+            tenant: 0,
+        }
+    }
+
+    fn trial(engines: u32, outcomes: &[Outcome], given_up: Option<&'static str>) -> Trial {
+        let shape = Shape::Fluid { step_tokens_max: 8192 };
+        let fleet = shape.fleet(&engine(), engines).unwrap();
+        let summary = Summary::of(outcomes, &SLO_OF_TESTS, EngineSide::default(), given_up);
+        let promise = Promise { slo: SLO_OF_TESTS, share: 0.9 };
+        Trial::judge(shape, &fleet, outcomes, summary, &promise, 10.0)
+    }
+
+    #[test]
+    fn what_is_furthest_over_binds() {
+        let binds = |ttft, itl| trial(2, &[outcome(ttft, itl), outcome(ttft, itl)], None).binds;
+        assert_eq!(binds(0.6, 0.02), None, "0.5 s and twice 0.1 are promised");
+        assert_eq!(binds(0.8, 0.02), Some(Binds::Ttft));
+        assert_eq!(binds(0.71, 0.05), Some(Binds::Itl));
+        let unfinished = Outcome { finished: false, ..outcome(0.1, 0.01) };
+        assert_eq!(trial(2, &[unfinished], None).binds, Some(Binds::Throughput));
+        assert_eq!(trial(2, &[outcome(0.1, 0.01)], Some("the queue grows")).binds, Some(Binds::Throughput));
+        // One slow one of eleven is beyond P90.
+        let mut many = vec![outcome(0.1, 0.01); 21];
+        many[3] = outcome(9.0, 0.01);
+        assert!(trial(2, &many, None).keeps());
+    }
+
+    #[test]
+    fn shapes_give_engines_their_parts() {
+        let parts = |shape: Shape, count| {
+            let fleet = shape.fleet(&engine(), count)?;
+            let of = |role| fleet.iter().filter(|engine| engine.role == role).count();
+            let small = fleet.iter().filter(|engine| engine.kind.scheduler.chunk_tokens_max == 768).count();
+            Some((of(Role::Prefill), of(Role::Decode), small))
+        };
+        assert_eq!(parts(Shape::Split { prefill_quarters: 1 }, 8), Some((2, 6, 0)));
+        assert_eq!(parts(Shape::Split { prefill_quarters: 3 }, 2), Some((1, 1, 0)));
+        assert_eq!(parts(Shape::Split { prefill_quarters: 2 }, 1), None);
+        assert_eq!(parts(Shape::Mixed, 5), Some((0, 0, 2)));
+        assert_eq!(parts(Shape::Mixed, 0), None);
+        assert_eq!(Shape::all(&engine()).len(), 7);
+        let mut alone = engine();
+        alone.kind.layout = None;
+        assert_eq!(Shape::all(&alone).len(), 3, "without hand-overs there are no roles");
+    }
+
+    proptest! {
+        #[test]
+        fn the_least_count_is_found_in_few_trials(least in 1u32..200, most in 1u32..130, guess in 0u32..150) {
+            let mut search = Search::new(Shape::Fluid { step_tokens_max: 8192 }, most, guess);
+            while let Some(engines) = search.next() {
+                prop_assert!((1..=most).contains(&engines));
+                let ttft = if engines >= least { 0.1 } else { 9.0 };
+                search.tried(trial(engines, &[outcome(ttft, 0.01)], None));
+                prop_assert!(search.trials.len() < 18);
+            }
+            prop_assert_eq!(search.found().map(|trial| trial.engines), (least <= most).then_some(least));
+            if least <= most && least > 1 {
+                prop_assert_eq!(search.one_less().map(|trial| trial.engines), Some(least - 1));
+            }
+        }
+    }
+}
