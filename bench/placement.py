@@ -53,7 +53,7 @@ def main():
         raise SystemExit("the bench does not build")
 
     try:
-        files = [str(PACKAGE / "recorded" / name) for name in RECORDED]
+        files = [str(PACKAGE.parent.parent / "crates" / "twin" / "recorded" / name) for name in RECORDED]
         document = {"bench": "placement", "check": bench(["check", "--json", *files], options), "tables": []}
         for workload in workloads:
             print(f"\n{workload}", file=sys.stderr)

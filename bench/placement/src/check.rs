@@ -122,8 +122,8 @@ mod tests {
     #[test]
     fn recorded_runs_are_met_within_their_bounds() {
         let runs = [
-            (include_str!("../recorded/agg1-r2-i2000-o200.jsonl"), 0.06),
-            (include_str!("../recorded/agg1-r6-i2000-o200.jsonl"), 0.06),
+            (include_str!("../../../crates/twin/recorded/agg1-r2-i2000-o200.jsonl"), 0.06),
+            (include_str!("../../../crates/twin/recorded/agg1-r6-i2000-o200.jsonl"), 0.06),
         ];
         for (text, bound) in runs {
             let (measured, outcomes) = replay(&options(), text).unwrap();

@@ -4,9 +4,9 @@ use forebay_types::FirstToken;
 use super::*;
 use crate::{
     content::{Kind, Piece, name},
-    metrics::Summary,
+    metrics::{Summary, percentile},
     scenario::{SLO, Source, Workload},
-    workload::Turn,
+    workload::{Measured, Turn, recorded},
 };
 
 /// A run of a workload's own engines, so many of them, for some seconds.
@@ -205,4 +205,38 @@ fn a_patient_run_sees_an_overload_out_and_another_can_be_stopped() {
     });
     assert_eq!(stopped.given_up, Some("stopped"));
     assert!(shares.is_sorted() && shares.last().is_some_and(|&share| share < 0.5));
+}
+
+/// One H100 with vLLM 0.25, open loop, against the profile that was fitted to measurements of single operations. Errors as
+/// measured, rounded up: the model must not get worse unnoticed.
+#[test]
+fn recorded_runs_of_a_real_engine_are_predicted() {
+    type OfMeasured = fn(&Measured) -> f64;
+    type OfOutcome = fn(&Outcome) -> Option<f64>;
+    let figures: [(&str, OfMeasured, OfOutcome); 3] = [
+        ("TTFT", |it| it.ttft, |it| it.seen.ttft()),
+        ("ITL", |it| it.itl_mean, |it| it.seen.itl()),
+        ("E2E", |it| it.e2e, |it| Some(it.seen.last.since(it.seen.arrived).seconds())),
+    ];
+    for text in [
+        include_str!("../../recorded/agg1-r2-i2000-o200.jsonl"),
+        include_str!("../../recorded/agg1-r6-i2000-o200.jsonl"),
+    ] {
+        let (measured, sessions) = recorded(text).unwrap();
+        let settings = settings(Workload::Fresh, "round-robin", 1, measured.last().unwrap().at + 1.0);
+        let outcomes = Run::new(&settings, &sessions).go().outcomes;
+        for (name, of_measured, of_outcome) in figures {
+            let sorted = |values: &mut dyn Iterator<Item = f64>| {
+                let mut values: Vec<f64> = values.collect();
+                values.sort_by(f64::total_cmp);
+                values
+            };
+            let real = sorted(&mut measured.iter().map(of_measured));
+            let ours = sorted(&mut outcomes.iter().filter_map(of_outcome).map(|seconds| 1e3 * seconds));
+            for share in [0.5, 0.9] {
+                let error = percentile(&ours, share) / percentile(&real, share) - 1.0;
+                assert!(error.abs() < 0.06, "{name} P{}: {error:+.3}", 100.0 * share);
+            }
+        }
+    }
 }
