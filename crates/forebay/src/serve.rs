@@ -11,6 +11,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use forebay_gateway::{
+    arrivals::ArrivalRecorder,
     decisions::{DecisionSink, SinkPlan},
     http::{ApiKeys, Gateway, Parts, serve_admin, serve_public},
     metrics::Metrics,
@@ -47,6 +48,7 @@ pub(crate) async fn run(settings: &Settings, environment: &BTreeMap<String, Stri
     let orchestrator = Orchestrator::start(
         OrchestratorSettings {
             decisions: decisions_file(settings)?,
+            arrivals: arrivals_file(settings)?,
             profiles: profiles::load(&settings.engines.profile)?,
             ..orchestrator_settings(settings)
         },
@@ -120,7 +122,19 @@ fn decisions_file(settings: &Settings) -> anyhow::Result<Option<Arc<DecisionSink
         files_max: settings.limits.decisions_files_max.get(),
     };
     let context = format!("cannot write decisions to {} (setting `decisions_file`)", plan.path.display());
-    DecisionSink::open(plan).map(|sink| Some(Arc::new(sink))).context(context)
+    DecisionSink::open(plan, "decisions_file").map(|sink| Some(Arc::new(sink))).context(context)
+}
+
+fn arrivals_file(settings: &Settings) -> anyhow::Result<Option<Arc<ArrivalRecorder>>> {
+    let Some(path) = settings.process.record.clone() else { return Ok(None) };
+    let plan = SinkPlan {
+        path,
+        bytes_max: settings.limits.record_bytes_max.as_usize() as u64,
+        files_max: settings.limits.record_files_max.get(),
+    };
+    let context = format!("cannot write arrivals to {} (setting `record`)", plan.path.display());
+    let block_tokens = settings.engines.block_size_tokens.get();
+    ArrivalRecorder::open(plan, block_tokens).map(|recorder| Some(Arc::new(recorder))).context(context)
 }
 
 fn orchestrator_settings(settings: &Settings) -> OrchestratorSettings {

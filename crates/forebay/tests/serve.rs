@@ -259,3 +259,45 @@ fn a_busy_port_a_missing_model_and_a_wrong_setting_say_what_to_do() {
     let path = corrupt.path().display().to_string();
     check(&[&quiet[..], &["--model", &path]].concat(), &[&path, "fetch-model"]);
 }
+
+/// What a gateway recorded, the twin replays: as many requests, as long, that share as much; and no word of what was said.
+#[test]
+fn a_recording_is_replayed_in_virtual_time() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("arrivals.jsonl");
+    let file = path.display().to_string();
+    let mut serving = Serving::start(&["--engine", "sim:2", "--sim-speed", "0", "--record", &file]);
+    let mut said = "A swallow sings of summer. ".repeat(20);
+    for turn in 0..5 {
+        let body = format!(
+            r#"{{"model": "sim", "max_tokens": 20, "user": "nobody", "messages": [{{"role": "user", "content": "{said}"}}]}}"#
+        );
+        let mut answer = String::new();
+        serving.chat(&body).read_to_string(&mut answer).expect("text");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        said += &format!("And in turn {turn} the swallow goes on singing. ").repeat(3);
+    }
+    serving.terminate();
+    let _ended = serving.child.wait().expect("it ends");
+
+    let text = std::fs::read_to_string(&path).expect("it was written");
+    assert!(!text.contains("swallow") && !text.contains("nobody"), "{text}");
+    let lines: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).expect("an object")).collect();
+    assert_eq!(lines.len(), 5);
+    let tokens = |line: &serde_json::Value| line["prompt_tokens"].as_u64().expect("a number");
+    assert!(lines.is_sorted_by_key(tokens) && tokens(&lines[0]) > 300, "{text}");
+
+    let output = forebay()
+        .args(["simulate", "--trace", &file, "--engines", "2", "--json", "-"])
+        .output()
+        .expect("runs");
+    let document: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let summary = &document["runs"][0]["summary"];
+    assert_eq!(
+        (summary["requests"].as_u64(), summary["unfinished"].as_u64()),
+        (Some(5), Some(0)),
+        "{document}"
+    );
+    assert!(summary["cached_share"].as_f64().is_some_and(|share| share > 0.6), "{document}");
+}

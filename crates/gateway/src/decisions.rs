@@ -1,8 +1,6 @@
 //! The record of why: one bounded entry a request, kept in a ring, shown by `/fleet/v1/decisions` and
 //! `forebay explain`.
 
-mod sink;
-
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
@@ -13,7 +11,10 @@ use forebay_types::{EngineName, RequestId, TenantId};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-pub use sink::{DecisionSink, SinkPlan};
+pub use crate::lines::SinkPlan;
+
+/// Writes decision records to files.
+pub type DecisionSink = crate::lines::LineSink<DecisionRecord>;
 
 /// Everything that was decided for one request and what came of it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -241,4 +242,4 @@ impl DecisionLog {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -230,6 +230,10 @@ settings! {
         decisions_file_bytes_max: ByteCount = byte_count(64 << 20) => advanced;
         /// Files of `decisions_file` at a time; the oldest goes.
         decisions_files_max: NonZeroUsize = at_least_one_usize(4) => advanced;
+        /// Bytes of one file of `record`; a full one is renamed to `NAME.1`, that one to `NAME.2` and so on.
+        record_bytes_max: ByteCount = byte_count(256 << 20) => advanced;
+        /// Files of `record` at a time; the oldest goes.
+        record_files_max: NonZeroUsize = at_least_one_usize(4) => advanced;
         /// Memory of the index of what engines say that they cache, and as much again for what was routed to engines that
         /// say nothing. Some 24 bytes a block; beyond it the blocks that nobody asked for lately are forgotten.
         index_bytes_max: ByteCount = byte_count(IndexLimits::default().bytes_max) => advanced;
@@ -322,6 +326,9 @@ settings! {
         log_format: LogFormat = LogFormat::Text => common;
         /// File to which every decision record goes as a line of JSON, when its request ends.
         decisions_file: Option<PathBuf> = None => advanced;
+        /// File to which every request goes as a line of a trace that `forebay simulate` reads: when it came, how long prompt and
+        /// answer were, and salted ids of the prompt's blocks. Never text.
+        record: Option<PathBuf> = None => advanced;
     }
 }
 

@@ -4,7 +4,7 @@ use forebay_types::{Incarnation, RankId};
 use super::*;
 
 /// A record of a request that found its place at once, and has no leg yet.
-pub(super) fn record(id: &str) -> DecisionRecord {
+pub(crate) fn record(id: &str) -> DecisionRecord {
     DecisionRecord {
         id: id.into(),
         arrived_unix_ms: 0,

@@ -48,6 +48,7 @@ use self::{
     request::RequestRun,
 };
 use crate::{
+    arrivals::ArrivalRecorder,
     decisions::{DecisionLog, DecisionQuery, DecisionRecord, DecisionSink},
     metrics::Metrics,
 };
@@ -61,6 +62,8 @@ pub struct OrchestratorSettings {
     pub decisions_max: usize,
     /// Where all of them are written.
     pub decisions: Option<Arc<DecisionSink>>,
+    /// Where arrivals are written, for replay.
+    pub arrivals: Option<Arc<ArrivalRecorder>>,
     /// Attempts and time of one request.
     pub limits: Limits,
     /// What a second of each cost term counts for.
@@ -108,6 +111,7 @@ impl Default for OrchestratorSettings {
             requests_in_flight_max: 4096,
             decisions_max: 1024,
             decisions: None,
+            arrivals: None,
             limits: Limits::default(),
             weights: Weights::default(),
             profiles: Vec::new(),

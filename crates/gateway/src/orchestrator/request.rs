@@ -28,6 +28,7 @@ use super::{
     api::{GenerateRequest, PromptUnit, ResponseEvent, ResponseSource, RouteError, Usage},
     trail::Trail,
 };
+use crate::arrivals::Ended;
 
 /// From sending a leg until the queue of an engine elsewhere has it: what vLLM takes for some thousand tokens. Load that
 /// an engine reports before is taken not to show the leg.
@@ -65,6 +66,8 @@ struct Live {
     /// Prompt tokens that a leg's engine had cached, where it said so at the leg's end.
     cached_tokens: u32,
     trail: Trail,
+    /// Its number in the record of arrivals.
+    arrival: Option<u64>,
     scratch: Vec<LegEvent>,
     /// It is not placed yet.
     waits: Option<placing::Waits>,
@@ -112,6 +115,7 @@ impl RequestRun {
             usage: None,
             cached_tokens: 0,
             trail: Trail::new(&request, arrived_unix_ms),
+            arrival: shared.settings.arrivals.as_ref().map(|record| record.arrived(arrived_unix_ms)),
             scratch: Vec::new(),
             waits: None,
         };
@@ -314,7 +318,9 @@ impl RequestRun {
     fn finish(&mut self, outcome: &str, error: Option<RouteError>) {
         let age = self.age();
         let Some(live) = self.live.take() else { return };
-        let Live { lifecycle, legs, held, reservations, cut_off, trail, usage, cached_tokens, .. } = live;
+        let Live {
+            lifecycle, legs, held, reservations, cut_off, trail, usage, cached_tokens, arrival, ..
+        } = live;
         drop(legs);
         for (leg, kv) in held {
             if let Some(driver) = self.shared.driver(kv.from.incarnation) {
@@ -340,6 +346,16 @@ impl RequestRun {
                     core.quarantine.answered(fingerprint(&self.request));
                 }
             }
+        }
+        if let Some((record, number)) = self.shared.settings.arrivals.as_ref().zip(arrival) {
+            let by_tokens = self.request.unit == PromptUnit::Tokens;
+            let ended = Ended {
+                tenant: &self.request.tenant,
+                prompt_tokens: usage.prompt_tokens,
+                output_tokens: usage.output_tokens,
+                blocks: if by_tokens { &self.prompt.hashes[..] } else { &[] },
+            };
+            record.ended(number, &ended);
         }
         let output_tokens = u64::from(usage.output_tokens);
         self.shared.log.put(trail.finish(age, usage.cached_tokens, output_tokens, outcome));

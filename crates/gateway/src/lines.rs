@@ -1,4 +1,4 @@
-//! Decision records in files, one line of JSON each, for whoever wants to look further back than the ring.
+//! Records in files, one line of JSON each: decisions, for whoever wants to look further back than the ring, and arrivals.
 //!
 //! A thread of its own writes: a request never waits for a disk. What the disk cannot keep up with is dropped and
 //! counted. A file that is full is renamed (`.1`, `.2`, …, the oldest goes), so that there are never more than so many.
@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::DecisionRecord;
+use serde::Serialize;
 
 /// Records that may wait for the disk: some megabytes.
 const WAITING_MAX: usize = 1024;
@@ -36,19 +36,19 @@ pub struct SinkPlan {
 
 /// Writes records to files.
 #[derive(Debug)]
-pub struct DecisionSink {
+pub struct LineSink<T> {
     /// `None` only while it is dropped.
-    records: Option<SyncSender<Arc<DecisionRecord>>>,
+    records: Option<SyncSender<Arc<T>>>,
     writer: Option<JoinHandle<()>>,
     lost: Arc<AtomicU64>,
 }
 
-impl DecisionSink {
-    /// Opens the file, or goes on with one that is there.
+impl<T: Serialize + Send + Sync + 'static> LineSink<T> {
+    /// Opens the file that a setting names, or goes on with one that is there.
     ///
     /// # Errors
     /// It cannot be opened for writing.
-    pub fn open(plan: SinkPlan) -> io::Result<Self> {
+    pub fn open(plan: SinkPlan, setting: &'static str) -> io::Result<Self> {
         let file = append(&plan.path)?;
         let bytes = file.metadata()?.len();
         let (records, received) = sync_channel(WAITING_MAX);
@@ -56,13 +56,13 @@ impl DecisionSink {
         let files = Files { plan, file, bytes };
         let counted = lost.clone();
         let writer = std::thread::Builder::new()
-            .name("decisions".to_owned())
-            .spawn(move || write_all(files, &received, &counted))?;
+            .name(setting.to_owned())
+            .spawn(move || write_all(files, &received, &counted, setting))?;
         Ok(Self { records: Some(records), writer: Some(writer), lost })
     }
 
     /// Takes a record to be written.
-    pub(super) fn put(&self, record: Arc<DecisionRecord>) {
+    pub(crate) fn put(&self, record: Arc<T>) {
         let taken = self.records.as_ref().map(|records| records.try_send(record));
         if !matches!(taken, Some(Ok(()))) {
             self.lost.fetch_add(1, Relaxed);
@@ -75,7 +75,7 @@ impl DecisionSink {
     }
 }
 
-impl Drop for DecisionSink {
+impl<T> Drop for LineSink<T> {
     /// Waits until what was taken is written.
     fn drop(&mut self) {
         self.records = None;
@@ -86,7 +86,7 @@ impl Drop for DecisionSink {
 }
 
 /// Writes what comes until nothing can come any more.
-fn write_all(mut files: Files, records: &Receiver<Arc<DecisionRecord>>, lost: &AtomicU64) {
+fn write_all<T: Serialize>(mut files: Files, records: &Receiver<Arc<T>>, lost: &AtomicU64, setting: &str) {
     let mut complained: Option<Instant> = None;
     for record in records {
         let line = serde_json::to_vec(&*record).map_err(io::Error::from);
@@ -94,7 +94,7 @@ fn write_all(mut files: Files, records: &Receiver<Arc<DecisionRecord>>, lost: &A
         lost.fetch_add(1, Relaxed);
         if complained.is_none_or(|at| at.elapsed() >= COMPLAINTS_MIN) {
             let path = files.plan.path.display();
-            tracing::warn!(%error, %path, "decisions cannot be written; `decisions_file` says where");
+            tracing::warn!(%error, %path, "a record cannot be written; `{setting}` says where");
             complained = Some(Instant::now());
         }
     }
@@ -150,7 +150,7 @@ fn numbered(path: &Path, number: usize) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decisions::tests::record;
+    use crate::decisions::{DecisionRecord, tests::record};
 
     fn lines(path: &Path) -> Vec<String> {
         let text = fs::read_to_string(path).unwrap_or_default();
@@ -166,7 +166,7 @@ mod tests {
         // Two records a file, and some bytes.
         let plan = SinkPlan { path: path.clone(), bytes_max: 2 * bytes + 5, files_max: 3 };
         for round in 0..2 {
-            let sink = DecisionSink::open(plan.clone()).expect("opens");
+            let sink = LineSink::open(plan.clone(), "decisions_file").expect("opens");
             (0..5).for_each(|n| sink.put(Arc::new(record(&format!("r{round}{n}")))));
             drop(sink);
         }
@@ -182,7 +182,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("d");
         let sink =
-            DecisionSink::open(SinkPlan { path: path.clone(), bytes_max: 1, files_max: 1 }).expect("opens");
+            LineSink::open(SinkPlan { path: path.clone(), bytes_max: 1, files_max: 1 }, "decisions_file")
+                .expect("opens");
         (0..3).for_each(|n| sink.put(Arc::new(record(&format!("r{n}")))));
         drop(sink);
         assert_eq!(lines(&path), ["r2"]);
@@ -193,6 +194,8 @@ mod tests {
     fn a_folder_that_is_not_there_is_an_error_at_once() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("none/decisions.jsonl");
-        assert!(DecisionSink::open(SinkPlan { path, bytes_max: 1, files_max: 1 }).is_err());
+        assert!(
+            LineSink::<DecisionRecord>::open(SinkPlan { path, bytes_max: 1, files_max: 1 }, "d").is_err()
+        );
     }
 }
