@@ -11,6 +11,7 @@ mod sizing;
 
 use std::{
     io::Write as _,
+    os::unix::fs::PermissionsExt as _,
     path::Path,
     sync::{
         Mutex,
@@ -145,7 +146,9 @@ fn run_one(
 fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let write = || -> anyhow::Result<()> {
-        let mut file = tempfile::Builder::new().prefix(".forebay-").tempfile_in(folder)?;
+        // As any file is made: the umask takes away what others may not.
+        let mode = std::fs::Permissions::from_mode(0o666);
+        let mut file = tempfile::Builder::new().prefix(".forebay-").permissions(mode).tempfile_in(folder)?;
         file.write_all(bytes)?;
         file.as_file().sync_all()?;
         file.persist(path)?;

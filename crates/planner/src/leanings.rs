@@ -82,6 +82,32 @@ pub struct Peer {
     pub leaning: Leaning,
 }
 
+/// What else bears on how many lean.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Around {
+    /// Of the engines' sequences, the share that was placed here, 0 to 1.
+    pub own_share: f64,
+    /// Engines that are pinned to prefill: what they compute, nobody has to lean for.
+    pub pinned_prefills: u32,
+}
+
+impl Default for Around {
+    fn default() -> Self {
+        Self { own_share: 1.0, pinned_prefills: 0 }
+    }
+}
+
+impl Around {
+    /// What is around the engines of `model` in a snapshot.
+    pub fn of(snapshot: &Snapshot, model: &str) -> Self {
+        let pinned = snapshot.ranks().iter().filter(|rank| {
+            let serves = rank.model.as_ref() == model && rank.state == RankState::Ready;
+            serves && rank.role == Role::Prefill && rank.id.dp_rank == 0
+        });
+        Self { own_share: 1.0 - snapshot.others_share(), pinned_prefills: pinned.count() as u32 }
+    }
+}
+
 /// What prompts are like, in the mean of the last fifty or so.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct MeanPrompt {
@@ -168,9 +194,9 @@ impl Leanings {
         self.settings.enabled && self.reviewed_at.is_none_or(|at| now >= at + self.settings.review_every)
     }
 
-    /// Looks at the engines at `now`: which are to lean otherwise. `own_share`: of their sequences, what was placed here.
-    pub fn review(&mut self, now: Duration, peers: &[Peer], own_share: f64) -> Vec<(Incarnation, Leaning)> {
-        self.see(now, peers, own_share);
+    /// Looks at the engines at `now`: which are to lean otherwise.
+    pub fn review(&mut self, now: Duration, peers: &[Peer], around: &Around) -> Vec<(Incarnation, Leaning)> {
+        self.see(now, peers, around);
         let wanted = self.wanted(peers);
         let last = self.moved_at.or(self.began_at).unwrap_or(now);
         let is_urgent = wanted < self.prefills && self.is_tight(peers);
@@ -188,13 +214,15 @@ impl Leanings {
         self.prefills
     }
 
-    /// The load in engines of the kind that would be asked first: that with the largest steps.
-    fn see(&mut self, now: Duration, peers: &[Peer], own_share: f64) {
+    /// The load in engines of the kind that would be asked first: that with the largest steps. What pinned ones take is not
+    /// in it.
+    fn see(&mut self, now: Duration, peers: &[Peer], around: &Around) {
         self.reviewed_at = Some(now);
         let first = peers.iter().max_by_key(|peer| peer.step_tokens_max);
         let seconds = first.map_or(0.0, |peer| peer.prefill_seconds / f64::from(peer.ranks.max(1)));
-        let load = self.rate(now) * seconds / own_share.clamp(OWN_SHARE_MIN, 1.0);
-        self.load = if load.is_finite() { load } else { 0.0 };
+        let all = self.rate(now) * seconds / around.own_share.clamp(OWN_SHARE_MIN, 1.0);
+        let load = all - f64::from(around.pinned_prefills);
+        self.load = if load.is_finite() { load.max(0.0) } else { 0.0 };
     }
 
     /// How many should lean to prefill.

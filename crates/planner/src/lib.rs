@@ -2,4 +2,4 @@
 
 mod leanings;
 
-pub use leanings::{LeaningSettings, Leanings, MeanPrompt, Peer};
+pub use leanings::{Around, LeaningSettings, Leanings, MeanPrompt, Peer};

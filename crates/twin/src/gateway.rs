@@ -12,7 +12,7 @@ use forebay_kv_hash::{BlockHasher, ChainLimits, HashKey, SessionChains};
 use forebay_kv_index::{Applied, IndexLimits, KvIndex, Overlaps};
 use forebay_perf_model::{LinkPrior, Profile, StepCoefficients, StepShape};
 use forebay_placement::{Form, Policy, Request, Weights, beginning, place, sharing};
-use forebay_planner::{LeaningSettings, Leanings, Peer};
+use forebay_planner::{Around, LeaningSettings, Leanings, Peer};
 use forebay_types::{
     BlockHash, EngineName, FirstToken, Incarnation, KvEvent, KvEventBatch, Leaning, LegId, RankId, RankLoad,
     ReservationId, Tier, TokenId,
@@ -214,8 +214,8 @@ impl Gateway {
         let mut snapshot = self.fleet.snapshot(now.duration());
         if policy == Policy::Cost && self.leanings.is_due(now.duration()) {
             let peers = Peer::of(&snapshot, MODEL, self.leanings.prompt());
-            let own_share = 1.0 - snapshot.others_share();
-            for (incarnation, leaning) in self.leanings.review(now.duration(), &peers, own_share) {
+            let around = Around::of(&snapshot, MODEL);
+            for (incarnation, leaning) in self.leanings.review(now.duration(), &peers, &around) {
                 self.fleet.apply(now.duration(), Event::Leans(incarnation, leaning));
             }
             snapshot = self.fleet.snapshot(now.duration());

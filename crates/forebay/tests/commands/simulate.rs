@@ -21,7 +21,7 @@ fn trace() -> String {
         let row = format!(
             r#"{{"timestamp": {at}, "input_length": {tokens}, "output_length": 50, "hash_ids": {ids:?}}}"#
         );
-        writeln!(text, "{row}").unwrap();
+        writeln!(text, "{row}").expect("a string takes it");
     }
     text
 }
@@ -30,12 +30,12 @@ struct Folder(TempDir);
 
 impl Folder {
     fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
+        Self(tempfile::tempdir().expect("a folder of its own"))
     }
 
     fn write(&self, name: &str, text: &str) -> String {
         let path = self.path(name);
-        std::fs::write(&path, text).unwrap();
+        std::fs::write(&path, text).expect("a folder of its own");
         path.display().to_string()
     }
 

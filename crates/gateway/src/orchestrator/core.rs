@@ -12,7 +12,7 @@ use forebay_kv_index::{RoutedCache, RoutedLimits};
 use forebay_lifecycle::{Quarantine, QuarantineLimits};
 use forebay_perf_model::OutputLengths;
 use forebay_placement::{Decision, Form, PlaceError, Policy, Request, Weights, beginning, place, sharing};
-use forebay_planner::{LeaningSettings, Leanings, Peer};
+use forebay_planner::{Around, LeaningSettings, Leanings, Peer};
 use forebay_types::{BlockHash, Incarnation, KvEventBatch, RankId, TenantId};
 use tokio::time::Instant;
 
@@ -131,9 +131,9 @@ impl Core {
         }
         let snapshot = self.fleet.snapshot(now);
         let peers = Peer::of(&snapshot, model, leanings.prompt());
-        let own_share = 1.0 - snapshot.others_share();
+        let around = Around::of(&snapshot, model);
         drop(snapshot);
-        for (incarnation, leaning) in leanings.review(now, &peers, own_share) {
+        for (incarnation, leaning) in leanings.review(now, &peers, &around) {
             self.fleet.apply(now, Event::Leans(incarnation, leaning));
         }
     }

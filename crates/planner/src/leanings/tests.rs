@@ -62,7 +62,9 @@ impl Fleet {
                 self.leanings.placed(seconds(self.placed), new_tokens, 0, output_tokens);
             }
             let before = self.leanings.prefills();
-            for (incarnation, leaning) in self.leanings.review(seconds(self.now), &self.peers, 1.0) {
+            for (incarnation, leaning) in
+                self.leanings.review(seconds(self.now), &self.peers, &Around::default())
+            {
                 self.peers.iter_mut().find(|it| it.incarnation == incarnation).unwrap().leaning = leaning;
             }
             if self.leanings.prefills() != before {
@@ -166,11 +168,25 @@ fn who_sees_half_of_the_sequences_takes_the_load_for_twice_its_own() {
         for prompt in 0..400 {
             leanings.placed(seconds(f64::from(prompt) * PROMPT_SECONDS / 2.0), 4000, 0, 200);
         }
-        leanings.review(seconds(20.0), &peers, own_share);
+        leanings.review(seconds(20.0), &peers, &Around { own_share, ..Around::default() });
         leanings.prefills()
     };
     assert_eq!((load_seen_as(1.0), load_seen_as(0.5)), (2, 4));
     assert!(load_seen_as(0.0) < 8, "a share of nothing is no reason to keep no engine for decodes");
+}
+
+#[test]
+fn what_pinned_engines_compute_nobody_leans_for() {
+    let prefills = |pinned_prefills| {
+        let mut leanings = Leanings::new(LeaningSettings::default());
+        let peers: Vec<Peer> = (1..=8).map(peer).collect();
+        for prompt in 0..400 {
+            leanings.placed(seconds(f64::from(prompt) * PROMPT_SECONDS / 2.0), 4000, 0, 200);
+        }
+        leanings.review(seconds(20.0), &peers, &Around { pinned_prefills, ..Around::default() });
+        leanings.prefills()
+    };
+    assert_eq!([0, 1, 2, 9].map(prefills), [2, 1, 0, 0]);
 }
 
 #[test]
@@ -233,6 +249,7 @@ fn peers_are_ready_engines_of_the_model_that_can_exchange_kv() {
     assert_eq!(peers[0].kv_use, 0.5);
     assert!((0.01..1.0).contains(&peers[0].prefill_seconds), "{}", peers[0].prefill_seconds);
     assert_eq!(Peer::of(&snapshot, "nobody's", &prompt), []);
+    assert_eq!(Around::of(&snapshot, "m"), Around { own_share: 1.0, pinned_prefills: 1 });
 }
 
 proptest! {
@@ -262,7 +279,7 @@ proptest! {
                 .collect();
             peers.sort_by_key(|peer| peer.incarnation);
             peers.dedup_by_key(|peer| peer.incarnation);
-            for (incarnation, new) in leanings.review(seconds(now), &peers, 1.0) {
+            for (incarnation, new) in leanings.review(seconds(now), &peers, &Around::default()) {
                 prop_assert_ne!(leaning.insert(incarnation.0, new), Some(new));
             }
             let lean = |to| peers.iter().filter(|peer| leaning.get(&peer.incarnation.0).copied().unwrap_or_default() == to).count();
