@@ -5,6 +5,7 @@
 
 mod caches;
 mod histogram;
+mod predictions;
 
 use std::{
     fmt,
@@ -24,8 +25,8 @@ pub use histogram::{LocalHistogram, SecondsHistogram};
 use forebay_placement::Savings;
 use forebay_types::Leaning;
 
-use self::caches::CacheMetrics;
-use crate::orchestrator::api::EngineStatus;
+use self::{caches::CacheMetrics, predictions::PredictionMetrics};
+use crate::{decisions::Prediction, orchestrator::api::EngineStatus};
 
 /// Content type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -276,6 +277,7 @@ pub struct Metrics {
     rank_indexed_blocks: Family<RankLabels, Gauge>,
     rank_load_age: Family<RankLabels, Gauge<f64, AtomicU64>>,
     caches: CacheMetrics,
+    predictions: PredictionMetrics,
     registry: Registry,
 }
 
@@ -317,6 +319,11 @@ impl Metrics {
         }
     }
 
+    /// Counts by how much a prediction was wrong.
+    pub fn note_prediction(&self, model: &Arc<str>, prediction: &Prediction) {
+        self.predictions.note(model, prediction);
+    }
+
     /// All at zero.
     pub fn new() -> Self {
         let mut metrics = Self {
@@ -355,6 +362,7 @@ impl Metrics {
             rank_indexed_blocks: Family::default(),
             rank_load_age: Family::default(),
             caches: CacheMetrics::default(),
+            predictions: PredictionMetrics::default(),
             registry: Registry::default(),
         };
         metrics.register();
@@ -489,6 +497,7 @@ impl Metrics {
             self.rank_load_age.clone(),
         );
         self.caches.register(registry);
+        self.predictions.register(registry);
     }
 
     /// Notes the figures of an index: `announced` or `routed`.

@@ -24,6 +24,11 @@ fn touched() -> Metrics {
     metrics.transfers.get_or_create(&TransferLabels { outcome: TransferOutcome::Done }).inc();
     metrics.decisions.get_or_create(&DecisionLabels { policy: "cost", kind: DecisionKind::Split }).inc();
     metrics.note_split(&model, Savings { ttft_seconds: 1.0, decode_seconds: -0.5, transfer_seconds: 0.25 });
+    for ttft_seconds in [0.3, 0.1] {
+        let prediction =
+            Prediction { ttft_seconds, ttft_seconds_real: 0.2, cached_tokens: 50, cached_tokens_real: 30 };
+        metrics.note_prediction(&model, &prediction);
+    }
     metrics.set_index("announced", &IndexStats::default());
     metrics
 }
@@ -94,4 +99,18 @@ fn a_merged_histogram_equals_one_observed_directly() {
         "an upper bound belongs to its bucket"
     );
     assert_eq!(merged.count(), 8);
+}
+
+#[test]
+fn predictions_are_held_against_what_came() {
+    let text = touched().render(&[]);
+    for line in [
+        "forebay_ttft_error_seconds_count{model=\"m\",side=\"late\"} 1\n",
+        "forebay_ttft_error_seconds_bucket{le=\"0.05\",model=\"m\",side=\"early\"} 0\n",
+        "forebay_ttft_error_seconds_bucket{le=\"0.25\",model=\"m\",side=\"early\"} 1\n",
+        "forebay_cached_tokens_predicted_total{model=\"m\"} 100\n",
+        "forebay_cached_tokens_missed_total{model=\"m\"} 40\n",
+    ] {
+        assert!(text.contains(line), "{line} in {text}");
+    }
 }

@@ -358,7 +358,11 @@ impl RequestRun {
             record.ended(number, &ended);
         }
         let output_tokens = u64::from(usage.output_tokens);
-        self.shared.log.put(trail.finish(age, usage.cached_tokens, output_tokens, outcome));
+        let record = trail.finish(age, usage.cached_tokens, output_tokens, outcome);
+        if let Some(prediction) = record.prediction().filter(|_| outcome == "finished") {
+            self.shared.metrics.note_prediction(&self.request.model, &prediction);
+        }
+        self.shared.log.put(record);
         if let Some(sink) = &self.shared.settings.decisions {
             self.shared.metrics.decisions_unwritten.set(sink.lost() as i64);
         }
