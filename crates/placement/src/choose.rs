@@ -113,7 +113,7 @@ impl Chooser<'_> {
     /// With `leanings`, ranks that lean to prefill decode nothing and those that lean to decode prefill for no other.
     fn candidates(&self, leanings: bool) -> Vec<Pair> {
         let all = 0..self.priced.len();
-        let leans = |rank: usize, to: Leaning| leanings && self.view(rank).leaning == to;
+        let leans = |rank: usize, to: Leaning| leanings && self.priced[rank].leaning == to;
         let (mut prefills, mut decodes) = (Vec::with_capacity(all.len()), Vec::with_capacity(all.len()));
         prefills.extend(all.clone().filter(|&rank| self.may_prefill(rank) && !leans(rank, Leaning::Decode)));
         decodes.extend(all.filter(|&rank| self.may_decode(rank) && !leans(rank, Leaning::Prefill)));

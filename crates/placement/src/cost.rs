@@ -7,7 +7,7 @@
 //! Invariant: every term is finite and at least 0, whatever the model says.
 
 use forebay_perf_model::LinkModel;
-use forebay_types::{RankId, Role};
+use forebay_types::{Leaning, RankId, Role};
 
 use crate::{
     explain::Terms,
@@ -33,6 +33,7 @@ pub(crate) struct Priced {
     pub(crate) index: usize,
     pub(crate) id: RankId,
     pub(crate) role: Role,
+    pub(crate) leaning: Leaning,
     pub(crate) overlap_blocks: u32,
     /// Prompt tokens it would serve from cache, and compute.
     pub(crate) cached_tokens: u32,
@@ -140,6 +141,7 @@ pub(crate) fn price(
         index: verdict.index,
         id: rank.id,
         role: rank.role,
+        leaning: rank.leaning,
         overlap_blocks: verdict.overlap_blocks,
         cached_tokens,
         new_tokens,
