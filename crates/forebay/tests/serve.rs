@@ -288,9 +288,16 @@ fn a_recording_is_replayed_in_virtual_time() {
     let tokens = |line: &serde_json::Value| line["prompt_tokens"].as_u64().expect("a number");
     assert!(lines.is_sorted_by_key(tokens) && tokens(&lines[0]) > 300, "{text}");
 
-    // They came within milliseconds; at this pace each comes after the answer to the one before.
-    let replay = ["simulate", "--trace", &file, "--speed", "x0.0005", "--engines", "2", "--json", "-"];
-    let output = forebay().args(replay).output().expect("it runs");
+    let blocks = |line: &serde_json::Value| line["blocks"].as_array().expect("ids").clone();
+    for turns in lines.windows(2) {
+        // All but the blocks that hold what came after what was said before.
+        let (before, after) = (blocks(&turns[0]), blocks(&turns[1]));
+        let shared = before.iter().zip(&after).take_while(|(before, after)| before == after).count();
+        assert!(shared * 4 > before.len() * 3, "{shared} of {before:?} in {after:?}");
+    }
+
+    let output = forebay().args(["simulate", "--trace", &file, "--engines", "2", "--json", "-"]).output();
+    let output = output.expect("it runs");
     let document: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let summary = &document["runs"][0]["summary"];
     assert_eq!(
@@ -298,5 +305,4 @@ fn a_recording_is_replayed_in_virtual_time() {
         (Some(5), Some(0)),
         "{document}"
     );
-    assert!(summary["cached_share"].as_f64().is_some_and(|share| share > 0.6), "{document}");
 }
