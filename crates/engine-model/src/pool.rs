@@ -39,12 +39,11 @@ struct Block {
     newer: Option<u32>,
 }
 
-/// What a reusable block holds. Enough to tell it from any other block that happens to have the same hash.
-#[derive(Debug, PartialEq, Eq)]
+/// What a reusable block holds: with its tokens, enough to tell it from any other block that happens to have the same hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Cached {
     hash: BlockHash,
     before: Before,
-    tokens: Box<[TokenId]>,
 }
 
 /// What stands before a block: the identity of its prefix, by induction.
@@ -60,6 +59,8 @@ pub(crate) enum Before {
 #[derive(Debug)]
 pub(crate) struct Pool {
     blocks: Vec<Block>,
+    /// Tokens of each block that is or was cached, one block after another, as far as any was.
+    tokens: Vec<TokenId>,
     free: Vec<u32>,
     by_hash: BlockMap<u32>,
     oldest: Option<u32>,
@@ -74,6 +75,7 @@ impl Pool {
     pub(crate) fn new(blocks: u32) -> Self {
         Self {
             blocks: (0..blocks).map(|_| Block::default()).collect(),
+            tokens: Vec::new(),
             free: (0..blocks).rev().collect(),
             by_hash: BlockMap::default(),
             oldest: None,
@@ -131,7 +133,7 @@ impl Pool {
             let Some(&block) = self.by_hash.get(hash) else { break };
             let entry = &self.blocks[block as usize];
             let Some(cached) = &entry.cached else { break };
-            if cached.before != before || *cached.tokens != *tokens {
+            if cached.before != before || self.tokens_of(block, block_size) != tokens {
                 break;
             }
             before = Before::Block(block, entry.generation);
@@ -181,7 +183,8 @@ impl Pool {
             && other != block
         {
             let cached = self.blocks[other as usize].cached.as_ref();
-            if cached.is_some_and(|cached| cached.before == before && *cached.tokens == *tokens) {
+            let is_equal = cached.is_some_and(|cached| cached.before == before);
+            if is_equal && self.tokens_of(other, tokens.len()) == tokens {
                 self.retain(&[other]);
                 self.release(&[block]);
                 return Some(other);
@@ -190,10 +193,24 @@ impl Pool {
         }
         if self.blocks[block as usize].cached.is_none() {
             self.by_hash.insert(hash, block);
-            self.blocks[block as usize].cached = Some(Cached { hash, before, tokens: tokens.into() });
+            self.blocks[block as usize].cached = Some(Cached { hash, before });
+            self.keep_tokens(block, tokens);
             self.announce_stored(hash, before);
         }
         Some(block)
+    }
+
+    /// The tokens that a cached block holds.
+    fn tokens_of(&self, block: u32, block_size: usize) -> &[TokenId] {
+        &self.tokens[block as usize * block_size..][..block_size]
+    }
+
+    fn keep_tokens(&mut self, block: u32, tokens: &[TokenId]) {
+        let at = block as usize * tokens.len();
+        if self.tokens.len() < at + tokens.len() {
+            self.tokens.resize(at + tokens.len(), 0);
+        }
+        self.tokens[at..at + tokens.len()].copy_from_slice(tokens);
     }
 
     /// Gives up blocks to which a transfer may still write.

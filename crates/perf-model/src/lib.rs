@@ -14,8 +14,9 @@ pub use fit::ModelError;
 pub use link::{LinkModel, LinkPrior};
 pub use output::OutputLengths;
 pub use profile::{
-    EntryProblem, KvLayout, PROFILE_BYTES_MAX, PROFILE_POINTS_MAX, PrefillShape, Profile, ProfileError,
-    QueueShape, StepShape,
+    BudgetFile, EntryProblem, GroupFile, HandoverFile, KvLayout, PROFILE_BYTES_MAX, PROFILE_POINTS_MAX,
+    PrefillShape, Profile, ProfileError, ProfileFile, QueueShape, RankFile, RequestFile, StepShape,
+    StepsFile,
 };
 pub use rank::{RankModel, RankPrices};
 pub use step::{StepCoefficients, StepModel};

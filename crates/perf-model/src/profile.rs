@@ -14,7 +14,10 @@ mod file;
 mod shape;
 
 pub(crate) use cost::{AS_MEASURED, Factors, TERMS};
-pub use file::{EntryProblem, ProfileError};
+pub use file::{
+    BudgetFile, EntryProblem, GroupFile, HandoverFile, ProfileError, ProfileFile, RankFile, RequestFile,
+    StepsFile,
+};
 pub use shape::{PrefillShape, QueueShape, StepShape};
 
 use cost::StepCost;
@@ -103,6 +106,14 @@ impl Profile {
     /// missing, unknown, negative, not a number, out of order or one too many.
     pub fn parse(text: &str) -> Result<Self, ProfileError> {
         file::parse(text)
+    }
+
+    /// The profile that a form says, such as one that was just measured.
+    ///
+    /// # Errors
+    /// As [`Profile::parse`], for what can be read and cannot be.
+    pub fn from_file(file: ProfileFile) -> Result<Self, ProfileError> {
+        file::checked(file)
     }
 
     /// What it is called.

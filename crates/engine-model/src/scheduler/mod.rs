@@ -5,6 +5,7 @@
 //! full blocks. A sequence gets all blocks of its tokens when it begins, so only decodes grow, and only growth preempts:
 //! the youngest sequence gives its blocks back and computes its tokens again later.
 
+mod quiet;
 mod sequence;
 mod step;
 

@@ -602,6 +602,88 @@ proptest! {
     }
 }
 
+/// One step of a scheduler whose tokens are drawn from leg and position alone.
+fn plain_step(scheduler: &mut Scheduler, outputs: &mut Vec<Output>) {
+    let mut plan = StepPlan::of_shapes();
+    scheduler.plan(&mut plan);
+    let drawn: Vec<_> = plan
+        .chunks
+        .iter()
+        .flat_map(|chunk| {
+            let position = chunk.start + chunk.count;
+            plan.samples(chunk)
+                .iter()
+                .map(move |&choice| (chunk.leg, choice, plain_token(chunk.leg, position)))
+        })
+        .collect();
+    scheduler.complete(&drawn, outputs);
+}
+
+fn plain_token(leg: LegId, position: u32) -> TokenId {
+    // Few tokens, so that legs come to have equal blocks.
+    (position / 7 + leg.0 as u32 % 2) % 5
+}
+
+fn told(scheduler: &mut Scheduler) -> impl PartialEq + std::fmt::Debug + use<> {
+    let mut events = Vec::new();
+    scheduler.drain_events(&mut events);
+    let sequences = scheduler.running.iter().map(|it| (it.leg, it.len(), it.blocks.len() as u32));
+    let sequences: Vec<(LegId, u32, u32)> = sequences.collect();
+    (events, scheduler.load(), scheduler.accounting(), sequences)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn quiet_steps_at_once_leave_what_they_leave_one_by_one(
+        jobs in prop::collection::vec((1_u32..40, 1_u32..60, 0_u64..4), 1..8),
+        blocks in 30_u32..120,
+        takes in prop::collection::vec(1_u32..30, 1..12),
+    ) {
+        let (mut single, mut bulk) = {
+            let new = || Scheduler::new(config(blocks), hasher());
+            (new(), new())
+        };
+        for (number, &(prompt_tokens, output_tokens_max, common)) in jobs.iter().enumerate() {
+            let prompt: Vec<TokenId> = (0..prompt_tokens).map(|at| at + 100 * common as u32).collect();
+            let job = Job {
+                leg: LegId(number as u64),
+                hashes: hasher().chain(BlockHash(0), &prompt).into(),
+                prompt: prompt.into(),
+                root: BlockHash(0),
+                choices: vec![0],
+                output_tokens_max,
+                stop_tokens: [].into(),
+                work: Work::Aggregated,
+            };
+            let taken = single.submit(job.clone());
+            prop_assert_eq!(taken, bulk.submit(job));
+        }
+        let mut takes = takes.iter().cycle();
+        let mut quiet = 0;
+        for _ in 0..400 {
+            let steps = bulk.quiet_steps().min(*takes.next().expect("it has no end"));
+            let mut outputs = [Vec::new(), Vec::new()];
+            if steps == 0 {
+                plain_step(&mut single, &mut outputs[0]);
+                plain_step(&mut bulk, &mut outputs[1]);
+                prop_assert_eq!(&outputs[0], &outputs[1]);
+            } else {
+                let legs = bulk.decoding_legs().count();
+                (0..steps).for_each(|_| plain_step(&mut single, &mut outputs[0]));
+                bulk.advance(steps, plain_token);
+                prop_assert_eq!(outputs[0].len(), legs * steps as usize, "one token each, nothing ends");
+                quiet += steps;
+            }
+            prop_assert_eq!(told(&mut single), told(&mut bulk));
+        }
+        prop_assert!(single.is_idle() && bulk.is_idle());
+        let decoded = jobs.iter().any(|&(_, output, _)| output > 3);
+        prop_assert!(quiet > 0 || !decoded || jobs.len() > 1);
+    }
+}
+
 fn pick<T>(mut from: impl ExactSizeIterator<Item = T>, nth: usize) -> Option<T> {
     (from.len() > 0).then(|| from.nth(nth % from.len())).flatten()
 }

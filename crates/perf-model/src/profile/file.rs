@@ -2,14 +2,13 @@
 //!
 //! In: text. Out: a [`Profile`], or which entry is wrong and what to do. Start at [`parse`].
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::cost::{GroupCost, RankCost, StepCost};
 use super::curve::Curve;
 use super::{Handover, KvLayout, PROFILE_BYTES_MAX, PROFILE_POINTS_MAX, Profile, Request};
 
-/// The only version so far. A reader refuses others, and entries that it does not know.
-const VERSION: u32 = 1;
+const VERSION: u32 = ProfileFile::VERSION;
 /// A quarter of an hour for anything in a profile: only a mistaken unit says more.
 const MS_MAX: f64 = 1e6;
 /// Characters of `name` and of `measured`.
@@ -110,70 +109,106 @@ struct Versioned {
     version: u32,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+/// The JSON form of a profile, as it is written and read; `profiles/README.md` says what each entry means. Times are in ms.
+/// What it says may be impossible: [`Profile::from_file`] checks it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct ProfileFile {
-    #[expect(
-        dead_code,
-        reason = "read as `Versioned`, before the rest; named here so that it is a known field"
-    )]
-    pub(super) version: u32,
-    pub(super) name: String,
-    pub(super) measured: String,
-    pub(super) request: RequestFile,
-    pub(super) steps: StepsFile,
-    pub(super) handover: Vec<HandoverFile>,
+pub struct ProfileFile {
+    /// Of the form: [`ProfileFile::VERSION`].
+    pub version: u32,
+    /// What it is called.
+    pub name: String,
+    /// Engine, model and machine.
+    pub measured: String,
+    /// Of a request outside of all steps.
+    pub request: RequestFile,
+    /// Of steps.
+    pub steps: StepsFile,
+    /// One entry a layout.
+    pub handover: Vec<HandoverFile>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct RequestFile {
-    pub(super) fixed_ms: f64,
-    pub(super) token_ms: f64,
+impl ProfileFile {
+    /// The only version so far. A reader refuses others, and entries that it does not know.
+    pub const VERSION: u32 = 1;
 }
 
-#[derive(Debug, Clone, Deserialize)]
+/// ms of a request outside of all steps.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RequestFile {
+    /// Of any.
+    pub fixed_ms: f64,
+    /// Of each of its prompt tokens, cached or not.
+    pub token_ms: f64,
+}
+
+/// Whose steps they are.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum StepsFile {
+pub enum StepsFile {
+    /// Of a rank that steps alone.
     Rank(RankFile),
+    /// Of the ranks of one expert-parallel group.
     Group(GroupFile),
 }
 
-#[derive(Debug, Clone, Deserialize)]
+/// ms of what a rank does that steps alone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct RankFile {
-    pub(super) launch_ms: Vec<(u32, f64)>,
-    pub(super) attention_ms: f64,
-    pub(super) context_token_ms: f64,
-    pub(super) mixed_context_token_ms: f64,
-    pub(super) budgets: Vec<BudgetFile>,
+pub struct RankFile {
+    /// Points (tokens, ms) of a step by its tokens, prompt and decode alike.
+    pub launch_ms: Vec<(u32, f64)>,
+    /// Of a unit of attention work.
+    pub attention_ms: f64,
+    /// Of a token of context that a decode reads.
+    pub context_token_ms: f64,
+    /// Of the same token, in addition, in a step with prefill.
+    pub mixed_context_token_ms: f64,
+    /// Least times under narrow budgets.
+    pub budgets: Vec<BudgetFile>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+/// The least time of a token in a step with prefill, under a budget.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct BudgetFile {
-    pub(super) tokens: u32,
-    pub(super) token_min_ms: f64,
+pub struct BudgetFile {
+    /// The budget, at most.
+    pub tokens: u32,
+    /// ms of each token, at least.
+    pub token_min_ms: f64,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+/// ms of what a group does, whose ranks step together.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct GroupFile {
-    pub(super) sequences_ms: Vec<(u32, f64)>,
-    pub(super) fullest_decode_ms: f64,
-    pub(super) fullest_context_token_ms: f64,
-    pub(super) prefill_step_ms: f64,
-    pub(super) fullest_prefill_token_ms: f64,
+pub struct GroupFile {
+    /// Points (sequences, ms) of a step by the sequences that decode in the whole group.
+    pub sequences_ms: Vec<(u32, f64)>,
+    /// Of a sequence on the rank with most.
+    pub fullest_decode_ms: f64,
+    /// Of a token of context on the rank with most.
+    pub fullest_context_token_ms: f64,
+    /// Of a step with prefill on any rank, in the place of `sequences_ms`.
+    pub prefill_step_ms: f64,
+    /// Of a prompt token on the rank with most.
+    pub fullest_prefill_token_ms: f64,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+/// ms of a hand-over of KV in one layout.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct HandoverFile {
-    pub(super) layout: KvLayout,
-    pub(super) fixed_ms: f64,
-    pub(super) token_ms: f64,
-    pub(super) start_fixed_ms: f64,
-    pub(super) start_token_ms: f64,
+pub struct HandoverFile {
+    /// Which.
+    pub layout: KvLayout,
+    /// From the decode leg's arrival to the KV being there.
+    pub fixed_ms: f64,
+    /// Of each token of it.
+    pub token_ms: f64,
+    /// By how much starting it lengthens the decode engine's step of the moment.
+    pub start_fixed_ms: f64,
+    /// The same, of each token.
+    pub start_token_ms: f64,
 }
 
 /// Reads and checks a profile.
@@ -201,7 +236,10 @@ fn read<'de, T: Deserialize<'de>>(text: &'de str) -> Result<T, ProfileError> {
 
 /// The profile that `file` describes, in seconds.
 pub(super) fn checked(file: ProfileFile) -> Result<Profile, ProfileError> {
-    let ProfileFile { version: _, name, measured, request, steps, handover } = file;
+    let ProfileFile { version, name, measured, request, steps, handover } = file;
+    if version != VERSION {
+        return Err(ProfileError::Version { found: version });
+    }
     check_text("name", &name)?;
     check_text("measured", &measured)?;
     let RequestFile { fixed_ms, token_ms } = request;
