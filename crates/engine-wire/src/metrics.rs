@@ -7,6 +7,7 @@
 //! Invariants: nothing panics; a line that cannot be read is passed over; memory is bounded by [`RANKS_MAX`] and
 //! [`MODELS_MAX`], whatever the labels say. The bytes of the text are bounded by whoever fetched it.
 
+mod histograms;
 mod loads;
 mod steps;
 mod text;
@@ -15,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use forebay_types::RankLoad;
 
+pub use histograms::{BOUNDS_MAX, Histogram, Histograms, read_histograms};
 pub use loads::read_loads;
 pub use steps::{Pace, steps_between};
 

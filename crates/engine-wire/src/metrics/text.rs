@@ -19,15 +19,15 @@ pub(super) fn read(text: &[u8]) -> Scrape {
 }
 
 /// One line.
-struct Sample<'a> {
-    name: &'a str,
+pub(super) struct Sample<'a> {
+    pub(super) name: &'a str,
     /// Between the braces, not yet taken apart: most families are not wanted.
     labels: &'a str,
-    value: f64,
+    pub(super) value: f64,
 }
 
 impl<'a> Sample<'a> {
-    fn read(line: &'a str) -> Option<Self> {
+    pub(super) fn read(line: &'a str) -> Option<Self> {
         let line = line.trim();
         if line.is_empty() || line.starts_with('#') {
             return None;
@@ -50,7 +50,7 @@ impl<'a> Sample<'a> {
         Labels { rest: self.labels }.take(LABELS_MAX)
     }
 
-    fn label(&self, name: &str) -> Option<Cow<'a, str>> {
+    pub(super) fn label(&self, name: &str) -> Option<Cow<'a, str>> {
         self.labels().find(|(label, _)| *label == name).map(|(_, value)| value)
     }
 }

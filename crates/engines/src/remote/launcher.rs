@@ -15,7 +15,7 @@ use tokio::{runtime::Handle, sync::Notify};
 
 use super::{
     Dialect, HeldKv, RemoteEngine, RemoteLimits, RemoteParts,
-    attach::{AttachSettings, AttachSpec, Examination, Overrides, TokenizerProbe, examine},
+    attach::{AttachSettings, AttachSpec, Examination, Overrides, TokenizerProbe, examine, look},
     client::{Endpoint, HttpClient, Secret, UrlError},
     findings::Severity,
     observe::{ObserveSettings, observe},
@@ -122,6 +122,16 @@ impl RemoteLauncher {
     /// Finds out what the engine is, and what is missing or off; for `forebay doctor`.
     pub async fn examine(&self) -> Examination {
         examine(&self.endpoint, &self.attach_spec(Incarnation(0))).await
+    }
+
+    /// What the engine says of itself; it is asked to compute nothing.
+    pub async fn look(&self) -> Examination {
+        look(&self.endpoint, &self.attach_spec(Incarnation(0))).await
+    }
+
+    /// Its address.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
     }
 
     fn attach_spec(&self, incarnation: Incarnation) -> AttachSpec {

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 pub use attach::{
     AttachError, AttachSettings, AttachSpec, Attached, ComparedByGateways, Examination, Overrides,
-    TokenizerProbe, attach, examine, tokenizers_agree,
+    TokenizerProbe, attach, examine, look, tokenizers_agree,
 };
 pub use engine::{RemoteEngine, RemoteLimits, RemoteParts};
 pub use findings::{Finding, Findings, Severity};
@@ -27,8 +27,8 @@ pub use forebay_engine_wire::discovery::{AddressError, Dialled, KvSource, ZmqAdd
 pub use held::HeldKv;
 pub use launcher::{RemoteContext, RemoteLauncher, RemoteSpec};
 pub use observe::{
-    EventFigures, EventFollower, EventPlan, EventsFollowed, FollowedRank, ObservePlan, ObserveSettings,
-    Observer, follow_events, observe,
+    EventFigures, EventFollower, EventPlan, EventsFollowed, FollowedRank, Heard, HeardBatch, Listener,
+    ObservePlan, ObserveSettings, Observer, follow_events, listen, observe,
 };
 pub use zmq::{MESSAGE_BYTES_MAX, ZmqError};
 

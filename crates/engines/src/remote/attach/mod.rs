@@ -346,6 +346,32 @@ pub async fn examine(endpoint: &Endpoint, spec: &AttachSpec) -> Examination {
     Examination { attached, findings }
 }
 
+/// Reads what the engine at `endpoint` says of itself, and asks it to compute nothing: for those who only look on. What is
+/// found by asking (token routes, hand-over) counts as missing, and is not among the findings.
+pub async fn look(endpoint: &Endpoint, spec: &AttachSpec) -> Examination {
+    let mut findings = Findings::default();
+    let attached = read(endpoint, spec, &mut findings).await;
+    if let Err(error) = &attached {
+        findings.add(Severity::Error, error.to_string(), error.mend());
+    }
+    Examination { attached, findings }
+}
+
+async fn read(
+    endpoint: &Endpoint,
+    spec: &AttachSpec,
+    findings: &mut Findings,
+) -> Result<Attached, AttachError> {
+    let probe = Probe::new(endpoint, &spec.settings);
+    let first = probe.first().await?;
+    let found = match probe.server(&first, spec.dialect, findings).await? {
+        Server::Vllm => vllm::read(&probe, spec, &first, findings).await?.0,
+        Server::Sglang => sglang::read(&probe, spec, &first, findings).await?.0,
+        server => Found::plain(server, choose_model(first.models.as_ref(), spec, findings)?),
+    };
+    Ok(found.finish(spec, findings))
+}
+
 /// Finds out what the engine at `endpoint` is. What was noticed is in its facts' notes.
 ///
 /// # Errors

@@ -20,6 +20,18 @@ pub(super) async fn find_out(
     first: First,
     findings: &mut Findings,
 ) -> Result<Found, AttachError> {
+    let (mut found, info) = read(probe, spec, &first, findings).await?;
+    speak(&mut found, probe, spec, &info, findings).await?;
+    Ok(found)
+}
+
+/// What its documents say; nothing is computed for it.
+pub(super) async fn read(
+    probe: &Probe<'_>,
+    spec: &AttachSpec,
+    first: &First,
+    findings: &mut Findings,
+) -> Result<(Found, FoundSglang), AttachError> {
     findings.info("support for SGLang is written from its sources and was never run against a real server");
     let info = server_info(probe).await?;
     let model = choose_model(first.models.as_ref(), spec, findings)?;
@@ -39,8 +51,7 @@ pub(super) async fn find_out(
         Some(sources) => events::sight(&sources, Server::Sglang, probe.endpoint.host(), findings).await,
         None => events::off(found.dp_ranks, findings),
     };
-    speak(&mut found, probe, spec, &info, findings).await?;
-    Ok(found)
+    Ok((found, info))
 }
 
 async fn server_info(probe: &Probe<'_>) -> Result<FoundSglang, AttachError> {

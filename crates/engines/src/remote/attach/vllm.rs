@@ -25,14 +25,7 @@ pub(super) async fn find_out(
     first: First,
     findings: &mut Findings,
 ) -> Result<Found, AttachError> {
-    let model = choose_model(first.models.as_ref(), spec, findings)?;
-    let mut found = Found::plain(Server::Vllm, model);
-    found.version = first.version;
-    // Only in development mode.
-    let info = probe.slow_document("/server_info?config_format=json").await;
-    let info = info.ok().and_then(|body| vllm::server_info(&body).ok()).unwrap_or_default();
-    configuration(&mut found, &info, first.metrics.as_ref(), spec, findings);
-    sight(&mut found, &info, probe, spec, findings).await;
+    let (mut found, info) = read(probe, spec, &first, findings).await?;
     let routes = probe.document("/openapi.json").await.ok().and_then(|body| routes(&body).ok());
     let completes = speak(&mut found, routes.as_ref(), probe, spec, findings).await?;
     hand_over(&mut found, &info, first.metrics.as_ref(), probe, spec, findings).await;
@@ -40,6 +33,24 @@ pub(super) async fn find_out(
         legs_route(&mut found, completes, probe, spec).await;
     }
     Ok(found)
+}
+
+/// What its documents say; nothing is computed for it.
+pub(super) async fn read(
+    probe: &Probe<'_>,
+    spec: &AttachSpec,
+    first: &First,
+    findings: &mut Findings,
+) -> Result<(Found, FoundVllm), AttachError> {
+    let model = choose_model(first.models.as_ref(), spec, findings)?;
+    let mut found = Found::plain(Server::Vllm, model);
+    found.version.clone_from(&first.version);
+    // Only in development mode.
+    let info = probe.slow_document("/server_info?config_format=json").await;
+    let info = info.ok().and_then(|body| vllm::server_info(&body).ok()).unwrap_or_default();
+    configuration(&mut found, &info, first.metrics.as_ref(), spec, findings);
+    sight(&mut found, &info, probe, spec, findings).await;
+    Ok((found, info))
 }
 
 /// What `/metrics` and, in development mode, `/server_info` say.

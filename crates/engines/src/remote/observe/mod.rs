@@ -2,7 +2,8 @@
 //!
 //! In: what [`attach`](super::attach) found ([`ObservePlan`]) and the engine's [`Endpoint`]. Out: everything through
 //! [`Reports`], so that a gateway uses it for engines given by URL and an agent for the engine beside it. Start at
-//! [`observe`]; where only its KV events are of interest, at [`follow_events`]. One task looks at the engine about once a second (`watch`; what it makes of what it sees is in `pulse`);
+//! [`observe`]; where only its KV events are of interest, at [`follow_events`]; where they are wanted
+//! as the engine said them, at [`listen`]. One task looks at the engine about once a second (`watch`; what it makes of what it sees is in `pulse`);
 //! one task a rank follows its KV events (`follow`; what it makes of them is in `feed`).
 //!
 //! Invariants: the tasks end with the [`Observer`] or with the engine's death, which is reported exactly once; every wait
@@ -11,6 +12,7 @@
 mod events;
 mod feed;
 mod follow;
+mod listen;
 mod pulse;
 mod watch;
 
@@ -41,6 +43,7 @@ use crate::{
 pub use events::{EventFollower, EventPlan, FollowedRank, follow_events};
 use feed::Feed;
 use follow::Follower;
+pub use listen::{Heard, HeardBatch, Listener, listen};
 use watch::Watch;
 
 /// Bounds of watching one engine.
