@@ -17,6 +17,7 @@ demo: model ## Build, fetch the model, serve it with four engines and show what 
 
 test: model ## Everything that continuous integration runs.
 	@scripts/fetch-pyzmq.sh
+	@scripts/fetch-tokenizers.sh >/dev/null
 	scripts/test.sh
 
 test-vllm: model ## Real vLLM, end to end: installs it (6.5 GB) the first time, then some ten minutes.

@@ -11,5 +11,6 @@ pub use template::{
     ChatTemplate, Content, Conversation, Message, Part, TEMPLATE_FUEL, TemplateError, Text, UnixTime,
 };
 pub use tokenizer::{
-    Backend, EncodeError, Fingerprint, GgufVocabulary, LoadError, Preference, Source, Tokenizer,
+    Backend, EncodeError, Fingerprint, GgufVocabulary, LoadError, Preference, PrefixCache, PrefixCacheLimits,
+    PrefixCacheStats, Source, Tokenizer,
 };

@@ -58,7 +58,7 @@ fn train(merges: usize) -> (Vec<String>, Vec<String>) {
     (tokens, learned)
 }
 
-fn tiny() -> GgufVocabulary {
+pub(super) fn tiny() -> GgufVocabulary {
     let (mut tokens, merges) = train(120);
     let mut token_types = vec![1; tokens.len()];
     let specials =
@@ -124,7 +124,7 @@ fn plain_text_cannot_name_special_tokens() {
 #[test]
 fn a_gguf_vocabulary_is_tokenised_by_the_exact_fast_back_end() {
     let tokenizer = Tokenizer::from_gguf_parts(tiny()).unwrap();
-    assert_eq!(tokenizer.backend(), Backend::Fastokens);
+    assert_eq!(tokenizer.backend(), Backend::Bpe);
     let text = "<|im_start|>hello there 123<think>é<|im_end|>";
     let tokens = encode(&tokenizer, text);
     assert_eq!(bytes_of(&tokenizer, &tokens), text.as_bytes());
@@ -145,7 +145,7 @@ fn a_gguf_vocabulary_is_tokenised_by_the_exact_fast_back_end() {
 fn bos_is_added_to_bare_prompts_only_where_the_model_says_so() {
     let with_bos = Tokenizer::from_gguf_parts(GgufVocabulary { add_bos: true, ..tiny() }).unwrap();
     let without = Tokenizer::from_gguf_parts(tiny()).unwrap();
-    assert_eq!(with_bos.backend(), Backend::Fastokens);
+    assert_eq!(with_bos.backend(), Backend::Bpe);
     for text in ["the 12 words", ""] {
         let completion = |tokenizer: &Tokenizer| {
             let mut tokens = Vec::new();
@@ -179,7 +179,7 @@ fn definition(change: impl FnOnce(&mut Value)) -> (Value, String, Vocabulary) {
 #[test]
 fn a_difference_between_the_back_ends_selects_the_reference() {
     let (value, text, vocabulary) = definition(|_| ());
-    assert!(matches!(verify::choose(value, &text, &vocabulary).unwrap(), Encoder::Fast(_)));
+    assert!(matches!(verify::choose(&value, &text, &vocabulary).unwrap(), Encoder::Fast(_)));
 
     // A fast encoder with other merges, another split, or one special token less is not exact.
     let merges = |value: &mut Value| value["model"]["merges"].as_array_mut().unwrap().reverse();
@@ -188,12 +188,12 @@ fn a_difference_between_the_back_ends_selects_the_reference() {
     for (name, other) in
         [("merges", definition(merges)), ("split", definition(split)), ("special", definition(special))]
     {
-        let chosen = verify::choose(other.0, &text, &vocabulary).unwrap();
+        let chosen = verify::choose(&other.0, &text, &vocabulary).unwrap();
         assert!(matches!(chosen, Encoder::Reference(_)), "{name}");
     }
 
     // One that cannot be loaded is not needed either.
-    let chosen = verify::choose(json!({"model": 1}), &text, &vocabulary).unwrap();
+    let chosen = verify::choose(&json!({"model": 1}), &text, &vocabulary).unwrap();
     assert!(matches!(chosen, Encoder::Reference(_)));
 }
 
@@ -201,11 +201,11 @@ fn a_difference_between_the_back_ends_selects_the_reference() {
 fn a_difference_names_the_text() {
     let (_, text, _) = definition(|value| value["model"]["merges"].as_array_mut().unwrap().clear());
     let (exact, ..) = definition(|_| ());
-    let fast = Fast::load(exact).unwrap();
+    let fast = Fast::load(&exact).unwrap();
     let reference = Reference::load(&text).unwrap();
     let samples = ["~".to_owned(), "the".to_owned()];
     let difference = verify::first_difference(&fast, &reference, &samples).unwrap().to_string();
-    assert!(difference.starts_with("\"the\" (Chat) is Ok(["), "{difference}");
+    assert!(difference.starts_with("\"the\" (Chat) is ["), "{difference}");
 }
 
 #[test]
@@ -217,10 +217,12 @@ fn lengths_from_training_do_not_cut_prompts() {
             "pad_id": 0, "pad_type_id": 0, "pad_token": "!"});
     });
     let reference = Reference::load(&text).unwrap();
-    let Encoder::Fast(fast) = verify::choose(value, &text, &vocabulary).unwrap() else { panic!("not exact") };
+    let Encoder::Fast(fast) = verify::choose(&value, &text, &vocabulary).unwrap() else {
+        panic!("not exact")
+    };
     let sample = "~ ~ ~ ~ ~ ~".to_owned();
     let mut tokens = Vec::new();
-    fast.encode(Mode::Chat, &sample, &mut tokens).unwrap();
+    fast.encode(Mode::Chat, &sample, &mut tokens);
     assert_eq!(tokens.len(), 11);
     assert!(verify::first_difference(&fast, &reference, &[sample]).is_none());
 }
@@ -286,7 +288,7 @@ fn a_folder_is_loaded_with_its_neighbours() {
     let tokenizer = Tokenizer::from_json_file(folder.path()).unwrap();
     assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(im_start), &[im_end, end_of_text][..]));
     assert_eq!(tokenizer.chat_template(), Some("from config"));
-    assert_eq!((tokenizer.special_id("<|r1|>"), tokenizer.backend()), (Some(r1), Backend::Fastokens));
+    assert_eq!((tokenizer.special_id("<|r1|>"), tokenizer.backend()), (Some(r1), Backend::Bpe));
     assert_eq!(encode(&tokenizer, "<|r1|>"), [r1]);
 
     write("chat_template.jinja", "from its own file");
@@ -402,7 +404,7 @@ fn bytes_without_a_token_are_left_out_by_both_back_ends() {
     }
     let reference = Tokenizer::load(Source::Gguf(vocabulary.clone()), Preference::Reference).unwrap();
     let fast = Tokenizer::from_gguf_parts(vocabulary).unwrap();
-    assert_eq!(fast.backend(), Backend::Fastokens);
+    assert_eq!(fast.backend(), Backend::Bpe);
     for text in ["a~b", "the~the 17~7<|r1|>\u{4}", "\u{80000}", "~", "t\u{4}he"] {
         assert_eq!(encode(&fast, text), encode(&reference, text), "{text:?}");
     }
@@ -414,7 +416,7 @@ proptest! {
     #[test]
     fn both_back_ends_give_the_same_ids(text in mixed_text()) {
         PAIR.with(|(fast, reference)| {
-            assert_eq!((fast.backend(), reference.backend()), (Backend::Fastokens, Backend::Tokenizers));
+            assert_eq!((fast.backend(), reference.backend()), (Backend::Bpe, Backend::Tokenizers));
             for mode in [Mode::Chat, Mode::Completion, Mode::Plain] {
                 let (mut ids, mut exact) = (Vec::new(), Vec::new());
                 fast.encode_as(mode, &text, &mut ids).unwrap();

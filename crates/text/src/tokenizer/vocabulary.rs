@@ -203,7 +203,7 @@ fn fallback_byte(token: &str) -> Option<u8> {
 
 /// The byte that a letter of GPT-2's alphabet stands for: printable Latin-1 characters stand for themselves, and the
 /// 68 other bytes, in order, are the characters from U+0100 on.
-pub(super) fn byte_of_letter(letter: char) -> Option<u8> {
+fn byte_of_letter(letter: char) -> Option<u8> {
     const OTHERS: [u8; 68] = other_bytes();
     let code = u32::from(letter);
     match code.checked_sub(0x100) {

@@ -1,6 +1,11 @@
 //! Reads the vocabulary out of a GGUF file: just enough of the format for tests and examples of this crate, which
 //! must not depend on the engine that owns the real reader.
 
+#[allow(dead_code, reason = "not every test uses it")]
+pub(crate) mod families;
+#[allow(dead_code, reason = "not every test uses it")]
+pub(crate) mod texts;
+
 use std::{
     fs::File,
     io::{self, BufReader, Read},
@@ -10,23 +15,23 @@ use std::{
 use forebay_text::GgufVocabulary;
 
 /// Where the real model lies, or `None` (with a message) if it was not fetched. In CI its absence is a failure.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a test has no settings: the user's cache folder and CI's own mark"
-)]
+#[expect(clippy::disallowed_methods, reason = "a test has no settings: the user's cache folder")]
 pub(crate) fn real_model() -> Option<PathBuf> {
     let home = std::env::var_os("HOME")?;
     let path = Path::new(&home).join(".cache/forebay/models/SmolLM2-135M-Instruct.Q4_1.gguf");
     if path.exists() {
         return Some(path);
     }
-    assert!(
-        std::env::var_os("CI").is_none_or(|ci| ci != "true"),
-        "fetch the model first: no {}",
-        path.display()
-    );
-    eprintln!("skipped: there is no {}", path.display());
+    missing(&path, "scripts/fetch-model.sh");
     None
+}
+
+/// Says which script fetches a file. In CI its absence is a failure.
+#[expect(clippy::disallowed_methods, reason = "a test has no settings: CI's own mark")]
+fn missing(path: &Path, script: &str) {
+    let path = path.display();
+    assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "no {path}: run {script} first");
+    eprintln!("skipped: there is no {path}; {script} fetches it");
 }
 
 /// Reads the tokenizer's part of the metadata.
