@@ -263,16 +263,14 @@ impl Options {
     pub fn run_settings(&self, rule: Rule, seed: u64) -> RunSettings {
         let defaults = self.defaults();
         let warm_up = self.warm_up.unwrap_or(defaults.warm_up_seconds);
+        let end = Time::from_seconds(warm_up + self.seconds.unwrap_or(defaults.seconds));
         RunSettings {
-            engines: self.fleet(rule),
             gateway: self.gateway_settings(rule, seed),
             gateways: self.gateways,
             delivery: self.delivery,
             report_delay_seconds: self.report_delay_ms / 1e3,
-            gives_up: true,
-            record: None,
             warm_up: Time::from_seconds(warm_up),
-            end: Time::from_seconds(warm_up + self.seconds.unwrap_or(defaults.seconds)),
+            ..RunSettings::new(self.fleet(rule), rule, seed, end)
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use std::time::Instant;
 
-use forebay_types::{BlockHash, LegId, RankLoad, Role};
+use forebay_types::{BlockHash, LegId, RankLoad, Role, TenantId};
 use serde_json::json;
 
 use forebay_twin::{Ask, EngineSpec, Gateway, Time, Workload, mix};
@@ -80,6 +80,7 @@ fn rounds(gateway: &mut Gateway, ranks: usize) -> Vec<f64> {
         gateway.sample(now(0), id, load(rank, 0));
     }
     let placements = 20_000 / ranks.max(20);
+    let tenant = TenantId::from("bench");
     let mut turn = 0;
     let mut round = || {
         let began = Instant::now();
@@ -90,11 +91,17 @@ fn rounds(gateway: &mut Gateway, ranks: usize) -> Vec<f64> {
             gateway.sample(at, ids[rank], load(rank, turn));
             let hashes = &prompts[mix(turn as u64 ^ 77) as usize % prompts.len()];
             let legs = [LegId(2 * turn as u64), LegId(2 * turn as u64 + 1)];
-            let ask = Ask { session_key: 0, prompt_tokens: 1000 + BLOCKS as u32 / 2, hashes, legs };
+            let ask = Ask {
+                session_key: 0,
+                prompt_tokens: 1000 + BLOCKS as u32 / 2,
+                hashes,
+                legs,
+                excluded: &[],
+                tenant: &tenant,
+            };
             let placed = gateway.place(at, &ask).expect("there is room");
-            gateway.ended(at, legs[0], placed.prefill);
-            if placed.is_split() {
-                gateway.ended(at, legs[1], placed.decode);
+            for leg in legs.into_iter().take(placed.reservations as usize) {
+                gateway.release(at, leg);
             }
         }
         began.elapsed().as_secs_f64() * 1e6 / placements as f64

@@ -66,6 +66,7 @@ fn mean_side(sides: &[EngineSide]) -> EngineSide {
         busy: mean(|side| side.busy),
         preemptions: sides.iter().map(|side| side.preemptions).sum(),
         transfers: sides.iter().map(|side| side.transfers).sum(),
+        transfers_failed: sides.iter().map(|side| side.transfers_failed).sum(),
         transfer_bytes: sides.iter().map(|side| side.transfer_bytes).sum(),
         gpu_seconds: sides.iter().map(|side| side.gpu_seconds).sum(),
         gpu_seconds_busy: sides.iter().map(|side| side.gpu_seconds_busy).sum(),

@@ -7,12 +7,17 @@
 //! A hand-over begins with the step that admits the decode leg, which it lengthens; the scheduler hears of its end at the
 //! second boundary between steps after it, or at once if the engine is idle.
 
+mod quiet;
+
 use std::sync::Arc;
 
-use forebay_engine_model::{Job, Output, Scheduler, SchedulerConfig, StepPlan, SubmitError};
+use forebay_engine_model::{Accounting, Job, Output, Scheduler, SchedulerConfig, StepPlan, SubmitError};
 use forebay_kv_hash::BlockHasher;
 use forebay_perf_model::{KvLayout, Profile, StepShape};
-use forebay_types::{KvEventBatch, LegId, RankId, RankLoad, Role, StepObservation, TokenId};
+use forebay_types::{KvEvent, KvEventBatch, LegId, RankId, RankLoad, Role, StepObservation, TokenId};
+
+use crate::clock::Time;
+pub(crate) use quiet::Quiet;
 
 /// Boundaries between steps from the end of a hand-over to the first step that knows of it. What vLLM's connector took on
 /// a loaded engine beyond the bytes.
@@ -65,7 +70,7 @@ impl EngineKind {
 
 /// What a rank says of itself, all at once.
 #[derive(Debug, Clone)]
-pub struct Report {
+pub(crate) struct Report {
     pub rank: RankId,
     pub load: RankLoad,
     pub step: Option<StepObservation>,
@@ -76,6 +81,8 @@ pub struct Report {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Pull {
     pub leg: LegId,
+    /// Takes it in.
+    pub rank: RankId,
     pub blocks: u32,
     pub seconds: f64,
 }
@@ -86,19 +93,22 @@ pub(crate) struct Happened {
     /// Legs whose work began, and what they found cached.
     pub started: Vec<(LegId, u32)>,
     pub pulls: Vec<Pull>,
-    /// Decode legs that have their KV.
-    pub imported: Vec<LegId>,
+    /// Decode legs whose hand-over is over, and whether they have their KV.
+    pub imported: Vec<(LegId, bool)>,
     pub reports: Vec<Report>,
+    /// Of quiet steps: whose, when they ended, and what they took.
+    pub steps: Vec<(RankId, Time, StepObservation)>,
     pub outputs: Vec<Output>,
 }
 
 impl Happened {
     pub(crate) fn clear(&mut self) {
-        let Self { started, pulls, imported, reports, outputs } = self;
+        let Self { started, pulls, imported, reports, steps, outputs } = self;
         started.clear();
         pulls.clear();
         imported.clear();
         reports.clear();
+        steps.clear();
         outputs.clear();
     }
 }
@@ -119,6 +129,9 @@ pub(crate) struct Group {
     ranks: Vec<Rank>,
     running: Option<Begun>,
     busy_seconds: f64,
+    /// Of the lives before: tokens computed by each rank, and preemptions.
+    tokens_before: Vec<u64>,
+    preemptions_before: u64,
 }
 
 struct Rank {
@@ -127,8 +140,8 @@ struct Rank {
     plan: StepPlan,
     /// Something came since the last report that whoever places requests should see before the step is over.
     notable: bool,
-    /// Legs whose KV is there, and the boundaries left until the scheduler hears of it.
-    arrived: Vec<(LegId, u32)>,
+    /// Legs whose KV is there, or will not come, and the boundaries left until the scheduler hears of it.
+    arrived: Vec<(LegId, bool, u32)>,
     batches: u64,
     computed_tokens: u64,
     drawn: Vec<(LegId, u32, TokenId)>,
@@ -147,7 +160,19 @@ impl Group {
             computed_tokens: 0,
             drawn: Vec::new(),
         };
-        Self { ranks: ids.map(rank).collect(), running: None, busy_seconds: 0.0, kind }
+        let ranks: Vec<Rank> = ids.map(rank).collect();
+        let tokens_before = vec![0; ranks.len()];
+        Self { ranks, running: None, busy_seconds: 0.0, tokens_before, preemptions_before: 0, kind }
+    }
+
+    /// The next life of an engine: what the one before did is not forgotten.
+    pub(crate) fn after(mut self, before: &Self) -> Self {
+        self.busy_seconds = before.busy_seconds;
+        self.preemptions_before = before.preemptions();
+        for (tokens, before) in self.tokens_before.iter_mut().zip(before.computed_tokens()) {
+            *tokens = before;
+        }
+        self
     }
 
     /// Whether a step is being computed.
@@ -162,12 +187,13 @@ impl Group {
 
     /// Tokens that each rank computed so far, prompts and decodes alike.
     pub(crate) fn computed_tokens(&self) -> impl Iterator<Item = u64> + '_ {
-        self.ranks.iter().map(|rank| rank.computed_tokens)
+        self.ranks.iter().zip(&self.tokens_before).map(|(rank, before)| before + rank.computed_tokens)
     }
 
     /// Preemptions of all ranks so far.
     pub(crate) fn preemptions(&self) -> u64 {
-        self.ranks.iter().map(|rank| rank.scheduler.load().preemptions).sum()
+        let now: u64 = self.ranks.iter().map(|rank| rank.scheduler.load().preemptions).sum();
+        self.preemptions_before + now
     }
 
     /// What each rank's metrics say to one who asks for them: how many sequences run and wait, and how full the pool is.
@@ -210,9 +236,33 @@ impl Group {
         rank.scheduler.submit(job)
     }
 
-    /// The KV that a decode leg waits for is there.
-    pub(crate) fn arrived(&mut self, dp_rank: u16, leg: LegId) {
-        self.ranks[usize::from(dp_rank)].arrived.push((leg, NOTICED_AFTER_STEPS));
+    /// The KV that a decode leg waits for is there, or will not come.
+    pub(crate) fn arrived(&mut self, dp_rank: u16, leg: LegId, ok: bool) {
+        self.ranks[usize::from(dp_rank)].arrived.push((leg, ok, NOTICED_AFTER_STEPS));
+    }
+
+    /// Forgets a leg, held or not.
+    pub(crate) fn cancel(&mut self, dp_rank: u16, leg: LegId) {
+        let rank = &mut self.ranks[usize::from(dp_rank)];
+        rank.notable = true;
+        rank.scheduler.cancel(leg);
+    }
+
+    /// What a rank says of itself when it is asked.
+    pub(crate) fn report(&mut self, dp_rank: u16) -> Report {
+        self.ranks[usize::from(dp_rank)].report(None)
+    }
+
+    /// All that a rank caches, and the number of the first batch of events that is not in it. To be asked right after
+    /// [`Group::report`].
+    pub(crate) fn cached(&self, dp_rank: u16) -> (u64, Vec<KvEvent>) {
+        let rank = &self.ranks[usize::from(dp_rank)];
+        (rank.batches, rank.scheduler.cached())
+    }
+
+    /// Each rank's id, blocks by state, and whether it has nothing to do.
+    pub(crate) fn accounts(&self) -> impl Iterator<Item = (RankId, Accounting, bool)> + '_ {
+        self.ranks.iter().map(|rank| (rank.id, rank.scheduler.accounting(), rank.scheduler.is_idle()))
     }
 
     /// Frees what a prefill leg holds.
@@ -223,7 +273,8 @@ impl Group {
     }
 
     /// Begins the next step, if there is anything to compute. To be called only between steps.
-    pub(crate) fn turn(&mut self, happened: &mut Happened) -> Option<Begun> {
+    /// Its steps take `slow` times as long as they should.
+    pub(crate) fn turn(&mut self, slow: f64, happened: &mut Happened) -> Option<Begun> {
         debug_assert!(self.running.is_none());
         loop {
             let first_pull = happened.pulls.len();
@@ -231,7 +282,8 @@ impl Group {
                 rank.plan(&self.kind, happened);
             }
             if self.ranks.iter().any(|rank| !rank.plan.chunks.is_empty()) {
-                let begun = self.begin(&happened.pulls[first_pull..]);
+                let mut begun = self.begin(&happened.pulls[first_pull..]);
+                begun.seconds *= slow;
                 self.running = Some(begun);
                 self.busy_seconds += begun.seconds;
                 return Some(begun);
@@ -286,7 +338,7 @@ impl Rank {
             let blocks = import.blocks.len() as u32;
             let tokens = blocks * kind.scheduler.block_size_tokens;
             let (seconds, _) = kind.handover_seconds(tokens);
-            happened.pulls.push(Pull { leg: import.leg, blocks, seconds });
+            happened.pulls.push(Pull { leg: import.leg, rank: self.id, blocks, seconds });
         }
         if std::mem::take(&mut self.notable) || !self.plan.started.is_empty() {
             happened.reports.push(self.report(None));
@@ -321,11 +373,11 @@ impl Rank {
     fn notice(&mut self, boundaries: u32, happened: &mut Happened) -> bool {
         let before = happened.imported.len();
         let scheduler = &mut self.scheduler;
-        self.arrived.retain_mut(|(leg, left)| {
+        self.arrived.retain_mut(|(leg, ok, left)| {
             *left = left.saturating_sub(boundaries);
             if *left == 0 {
-                scheduler.import_finished(*leg, true);
-                happened.imported.push(*leg);
+                scheduler.import_finished(*leg, *ok);
+                happened.imported.push((*leg, *ok));
             }
             *left > 0
         });

@@ -11,7 +11,10 @@ use forebay_perf_model::{KvLayout, Profile};
 use forebay_types::{FirstToken, Role};
 use serde::Deserialize;
 
-use crate::engine::{EngineKind, EngineSpec};
+use crate::{
+    engine::{EngineKind, EngineSpec},
+    faults::{Bounds, Fault, FaultEntry},
+};
 
 const GIB: f64 = (1_u64 << 30) as f64;
 
@@ -27,6 +30,9 @@ pub struct FleetFile {
     /// What stands before them.
     #[serde(default)]
     pub gateway: GatewayEntry,
+    /// What goes wrong.
+    #[serde(default)]
+    pub fault: Vec<FaultEntry>,
 }
 
 /// Engines of one kind.
@@ -155,7 +161,7 @@ impl Default for GatewayEntry {
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("{entry}: {problem}")]
 pub struct FleetProblem {
-    /// `engine 1`, counted from 1, or `gateway`.
+    /// `engine 1` or `fault 1`, counted from 1, or `gateway`.
     pub entry: String,
     /// What is wrong and what to do.
     pub problem: String,
@@ -167,7 +173,21 @@ impl FleetFile {
         Self {
             engine: vec![EngineEntry { count, ..EngineEntry::default() }],
             gateway: GatewayEntry::default(),
+            fault: Vec::new(),
         }
+    }
+
+    /// What goes wrong, in a fleet of so many engines.
+    ///
+    /// # Errors
+    /// The first entry that names no engine or gateway of the fleet, or a number out of bounds.
+    pub fn faults(&self, engines: usize) -> Result<Vec<Fault>, FleetProblem> {
+        let bounds = Bounds { engines: engines as u32, gateways: self.gateway.count };
+        let of = |(number, entry): (usize, &FaultEntry)| {
+            let at = |problem| FleetProblem { entry: format!("fault {}", number + 1), problem };
+            entry.fault(bounds).map_err(at)
+        };
+        self.fault.iter().enumerate().map(of).collect()
     }
 
     /// The engines; `profile` finds the profile of a name.

@@ -1,21 +1,23 @@
-//! The deciding half of the gateway: fleet, index, chains, placement, wired as the orchestrator of `forebay-gateway`
-//! wires them, without its sockets and locks.
+//! The deciding half of the gateway: router, index and chains, as the orchestrator of `forebay-gateway` has them, without its
+//! sockets and locks.
 //!
-//! In: requests to place, progress of legs, reports of ranks. Out: a place for each request. Nothing here models
-//! anything; whatever decides is the crate that decides in production.
+//! In: requests to place, progress of legs, reports of ranks. Out: a place for each request. Nothing here models anything;
+//! whatever decides is the crate that decides in production.
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use forebay_admission::{Admit, GatherSettings, Gatherer};
-use forebay_fleet::{EngineFacts, Event, Fleet, FleetSettings, LoadSight, Progress};
+use forebay_admission::{Admit, GatherSettings};
+use forebay_fleet::{EngineFacts, Event, FleetSettings, LoadSight, Progress};
 use forebay_kv_hash::{BlockHasher, ChainLimits, HashKey, SessionChains};
 use forebay_kv_index::{Applied, IndexLimits, KvIndex, Overlaps};
+use forebay_lifecycle::Health;
 use forebay_perf_model::{LinkPrior, Profile, StepCoefficients, StepShape};
-use forebay_placement::{Form, Policy, Request, Weights, beginning, place, sharing};
-use forebay_planner::{Around, LeaningSettings, Leanings, Peer};
+use forebay_placement::{Form, PlaceError, Plan, Policy, RankView, Weights};
+use forebay_planner::LeaningSettings;
+use forebay_routing::{Known, PromptUnit, Question, Router, RouterSettings};
 use forebay_types::{
     BlockHash, EngineName, FirstToken, Incarnation, KvEvent, KvEventBatch, Leaning, LegId, RankId, RankLoad,
-    ReservationId, Tier, TokenId,
+    ReservationId, StepObservation, TenantId, Tier, TokenId,
 };
 
 use crate::{
@@ -27,9 +29,6 @@ use crate::{
 
 /// The model's name; every engine serves it.
 pub(crate) const MODEL: &str = "model";
-/// Output expected of an answer before any has ended, and the weight of the newest in the running mean: the gateway's.
-const OUTPUT_TOKENS_PRIOR: f64 = 64.0;
-const OUTPUT_NEWEST_WEIGHT: f64 = 0.02;
 /// What clients allow an answer: more than it will have, so that its length is learned, not told.
 const OUTPUT_TOKENS_MAX: u32 = 8192;
 
@@ -75,80 +74,88 @@ impl GatewaySettings {
 pub struct Ask<'a> {
     /// What a sticky router would hash.
     pub session_key: u64,
+    /// Whose it is.
+    pub tenant: &'a TenantId,
     /// Length of the prompt.
     pub prompt_tokens: u32,
     /// Of its full blocks.
     pub hashes: &'a [BlockHash],
     /// Ids of the leg that computes the prompt and of a decode leg; their reservations have the same.
     pub legs: [LegId; 2],
+    /// Ranks that failed it.
+    pub excluded: &'a [RankId],
 }
 
 /// Where a request runs.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Placed {
-    /// Computes the prompt.
-    pub prefill: RankId,
-    /// The same rank: both phases there.
-    pub decode: RankId,
+    /// The ranks.
+    pub plan: Plan,
     /// Seconds to the first token, as the placement expects them; a sticky router expects nothing.
     pub ttft_predicted: Option<f64>,
+    /// Legs whose reservations are held: 1, or 2 of a split; a sticky router promises nothing.
+    pub reservations: u32,
 }
 
-impl Placed {
-    /// Whether another rank continues it.
-    pub fn is_split(&self) -> bool {
-        self.prefill != self.decode
-    }
+/// What becomes of an engine that lives on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Turn {
+    Silent,
+    Ready,
+    Draining,
 }
 
 /// The deciding half of one gateway.
 pub struct Gateway {
     settings: GatewaySettings,
-    fleet: Fleet,
-    gatherer: Gatherer,
-    leanings: Leanings,
+    model: Arc<str>,
+    /// What decides.
+    pub(crate) router: Router,
     index: KvIndex,
     chains: SessionChains,
     root: BlockHash,
-    block_size_tokens: u32,
     /// Every rank, in order of ids.
     pub ranks: Vec<RankId>,
-    overlaps: Overlaps,
+    known: Known,
     turn: u64,
-    output_tokens: f64,
     /// Numbers of the next batches of events, of ranks whose caches were told by hand.
     batches: BTreeMap<RankId, u64>,
-    /// Batches of events that the index could not take.
-    pub batches_refused: u64,
 }
 
 impl Gateway {
     /// A gateway whose fleet are these engines, ready. They have one block size.
     pub fn new(settings: GatewaySettings, engines: &[EngineSpec]) -> Self {
+        let mut gateway = Self::empty(settings, engines);
+        for (number, engine) in engines.iter().enumerate() {
+            gateway.join(Time::ZERO, engine, number, Incarnation(number as u64 + 1));
+        }
+        gateway
+    }
+
+    /// A gateway for these engines that knows of none yet.
+    pub(crate) fn empty(settings: GatewaySettings, engines: &[EngineSpec]) -> Self {
         let block_size_tokens = engines.first().map_or(1, |engine| engine.kind.scheduler.block_size_tokens);
         let hasher = Self::hasher(block_size_tokens);
         let fleet_settings = FleetSettings { link_prior: LinkPrior::NVLINK, ..FleetSettings::default() };
-        let mut gateway = Self {
-            fleet: Fleet::new(fleet_settings),
-            gatherer: Gatherer::new(settings.gather),
-            leanings: Leanings::new(settings.leanings),
+        let router = RouterSettings {
+            fleet: fleet_settings,
+            gather: settings.gather,
+            leaning: settings.leanings,
+            block_size_tokens,
+            journal_max: 0,
+        };
+        Self {
+            router: Router::new(router),
             index: KvIndex::new(IndexLimits::default()),
             chains: SessionChains::new(hasher, ChainLimits::default()),
             root: hasher.root(MODEL, ""),
-            block_size_tokens,
             ranks: Vec::new(),
-            overlaps: Overlaps::default(),
+            known: Known::default(),
             turn: settings.seed,
-            output_tokens: OUTPUT_TOKENS_PRIOR,
             batches: BTreeMap::new(),
-            batches_refused: 0,
+            model: MODEL.into(),
             settings,
-        };
-        let model: Arc<str> = MODEL.into();
-        for (number, engine) in engines.iter().enumerate() {
-            gateway.join(facts(engine, &model, number, &gateway.settings));
         }
-        gateway
     }
 
     /// The fleet's block hashes.
@@ -161,11 +168,41 @@ impl Gateway {
         self.root
     }
 
-    fn join(&mut self, facts: EngineFacts) {
-        let (incarnation, dp_ranks) = (facts.incarnation, facts.dp_ranks);
-        self.fleet.apply(Time::ZERO.duration(), Event::Joined(facts));
-        self.fleet.apply(Time::ZERO.duration(), Event::Ready(incarnation));
-        self.ranks.extend((0..dp_ranks).map(|dp_rank| RankId { incarnation, dp_rank }));
+    /// Engine `number` is there and serves; an earlier life of it has ended.
+    pub(crate) fn join(&mut self, now: Time, engine: &EngineSpec, number: usize, incarnation: Incarnation) {
+        let facts = facts(engine, &self.model, number, incarnation, &self.settings);
+        self.note(now, Event::Joined(facts));
+        self.note(now, Event::Ready(incarnation));
+        let ranks = (0..engine.dp_ranks).map(|dp_rank| RankId { incarnation, dp_rank });
+        self.ranks.extend(ranks);
+        self.ranks.sort_unstable();
+    }
+
+    /// A life of an engine has ended; `is_dead`: it is known to have died, and is not only unheard of.
+    pub(crate) fn lost(&mut self, now: Time, incarnation: Incarnation, is_dead: bool) {
+        self.note(now, Event::Lost(incarnation));
+        self.index.remove_incarnation(incarnation);
+        self.ranks.retain(|rank| rank.incarnation != incarnation);
+        if is_dead {
+            self.router.quarantine.died(now.duration(), incarnation);
+        }
+    }
+
+    /// Whether this life of an engine is one of the fleet.
+    pub(crate) fn knows(&self, incarnation: Incarnation) -> bool {
+        self.ranks.iter().any(|rank| rank.incarnation == incarnation)
+    }
+
+    /// An engine missed a deadline, is heard of again, or is to finish what it has.
+    pub(crate) fn turned(&mut self, now: Time, turn: Turn, incarnation: Incarnation) {
+        self.note(
+            now,
+            match turn {
+                Turn::Silent => Event::Silent(incarnation),
+                Turn::Ready => Event::Ready(incarnation),
+                Turn::Draining => Event::Draining(incarnation),
+            },
+        );
     }
 
     /// Hashes of a prompt's full blocks.
@@ -181,62 +218,45 @@ impl Gateway {
         if self.settings.rule.policy() != Some(Policy::Cost) {
             return Admit::Now;
         }
-        let snapshot = self.fleet.snapshot(now.duration());
-        let request = self.request(ask);
-        let sharing = sharing(&snapshot, &request);
-        self.gatherer.arrive(now.duration(), ask.prompt_tokens, sharing.as_ref())
+        let gathered = self.router.admit(now.duration(), &question(&self.model, ask));
+        gathered.map_or(Admit::Now, |gathered| gathered.admit)
     }
 
-    fn request<'a>(&'a self, ask: &Ask<'a>) -> Request<'a> {
-        Request {
-            model: MODEL,
-            prompt_tokens: ask.prompt_tokens,
-            overlaps: self.overlaps.as_slice(),
-            overlap_block_tokens: self.block_size_tokens,
-            form: Form::Tokens,
-            output_tokens_expected: self.output_tokens.ceil() as u32,
-            output_tokens_max: OUTPUT_TOKENS_MAX,
-            choices: 1,
-            excluded: &[],
-            beginning: beginning(ask.hashes, self.block_size_tokens),
-        }
-    }
-
-    /// Places a request and promises its load to the ranks; `None` if no rank takes it.
-    pub fn place(&mut self, now: Time, ask: &Ask<'_>) -> Option<Placed> {
-        let Some(policy) = self.settings.rule.policy() else {
-            let rank = self.ranks[(mix(ask.session_key) % self.ranks.len() as u64) as usize];
-            return Some(Placed { prefill: rank, decode: rank, ttft_predicted: None });
-        };
-        self.index.overlaps(ask.hashes, &mut self.overlaps);
+    /// Places a request and promises its load to the ranks.
+    ///
+    /// # Errors
+    /// If no rank takes it: as placement says it.
+    pub fn place(&mut self, now: Time, ask: &Ask<'_>) -> Result<Placed, PlaceError> {
+        let Some(policy) = self.settings.rule.policy() else { return self.stick(ask) };
+        self.index.overlaps(ask.hashes, &mut self.known.announced);
         let turn = self.turn;
         self.turn += 1;
-        let mut snapshot = self.fleet.snapshot(now.duration());
-        if policy == Policy::Cost && self.leanings.is_due(now.duration()) {
-            let peers = Peer::of(&snapshot, MODEL, self.leanings.prompt());
-            let around = Around::of(&snapshot, MODEL);
-            for (incarnation, leaning) in self.leanings.review(now.duration(), &peers, &around) {
-                self.fleet.apply(now.duration(), Event::Leans(incarnation, leaning));
-            }
-            snapshot = self.fleet.snapshot(now.duration());
-        }
-        let request = self.request(ask);
-        let decision = place(&snapshot, &request, policy, &self.settings.weights, turn).ok()?;
-        drop(snapshot);
-        let new_tokens = ask.prompt_tokens.saturating_sub(decision.cached_tokens);
-        self.leanings.placed(
-            now.duration(),
-            new_tokens,
-            decision.cached_tokens,
-            self.output_tokens.ceil() as u32,
-        );
-        let reservations = decision.reservations;
-        let promised = std::iter::once(reservations.prefill).chain(reservations.decode);
+        let (question, weights) = (question(&self.model, ask), &self.settings.weights);
+        let decision =
+            self.router.place(now.duration(), &question, &mut self.known, policy, weights, turn)?;
+        self.router.placed(now.duration(), &question, decision.cached_tokens);
+        let promised = std::iter::once(decision.reservations.prefill).chain(decision.reservations.decode);
+        let mut reservations = 0;
         for (leg, (rank, amount)) in ask.legs.into_iter().zip(promised) {
             self.note(now, Event::Reserved { id: ReservationId(leg.0), rank, amount });
+            reservations += 1;
         }
-        let (prefill, decode) = (decision.plan.prefill_rank(), decision.plan.decode_rank());
-        Some(Placed { prefill, decode, ttft_predicted: Some(decision.predicted_ttft_seconds) })
+        let ttft_predicted = Some(decision.predicted_ttft_seconds);
+        Ok(Placed { plan: decision.plan, ttft_predicted, reservations })
+    }
+
+    /// The rank that the session names, by a hash of its key or as it is, among those that have not failed the request.
+    fn stick(&self, ask: &Ask<'_>) -> Result<Placed, PlaceError> {
+        let left = || self.ranks.iter().filter(|rank| !ask.excluded.contains(rank));
+        let key = match self.settings.rule {
+            Rule::Pinned => ask.session_key,
+            _ => mix(ask.session_key),
+        };
+        let Some(nth) = key.checked_rem(left().count() as u64) else {
+            return Err(PlaceError::NoModel { model: MODEL.to_owned(), known: Vec::new() });
+        };
+        let rank = *left().nth(nth as usize).expect("it is below their number");
+        Ok(Placed { plan: Plan::Aggregated { rank }, ttft_predicted: None, reservations: 0 })
     }
 
     /// A leg got further.
@@ -244,10 +264,20 @@ impl Gateway {
         self.note(now, Event::Progress { id: ReservationId(leg.0), progress });
     }
 
-    /// A leg ended as it should.
-    pub fn ended(&mut self, now: Time, leg: LegId, rank: RankId) {
+    /// What was promised for a leg is not needed any more.
+    pub fn release(&mut self, now: Time, leg: LegId) {
         self.note(now, Event::Released(ReservationId(leg.0)));
-        self.note(now, Event::LegOk(rank));
+    }
+
+    /// How a leg ended, for the breaker of its rank.
+    pub(crate) fn ended(&mut self, now: Time, rank: RankId, health: Health) {
+        self.note(
+            now,
+            match health {
+                Health::Ok => Event::LegOk(rank),
+                Health::Failed => Event::LegFailed(rank),
+            },
+        );
     }
 
     /// KV moved.
@@ -255,25 +285,60 @@ impl Gateway {
         self.note(now, Event::Transferred { from, to, bytes, seconds });
     }
 
+    /// A hand-over failed by the fault of its pair.
+    pub(crate) fn transfer_failed(&mut self, now: Time, from: RankId, to: RankId) {
+        self.note(now, Event::TransferFailed { from, to });
+    }
+
     /// A rank's metrics were read.
     pub fn sample(&mut self, now: Time, rank: RankId, load: RankLoad) {
         self.note(now, Event::Load { rank, load, as_of: now.duration() });
     }
 
-    /// A rank said how it was at `as_of`. Of one whose load is sampled, only its steps and its cache are news.
-    pub fn report(&mut self, now: Time, as_of: Time, report: Report) {
-        let Report { rank, load, step, kv } = report;
-        if let Some(batch) = kv
-            && self.index.apply(&batch) != Applied::Ok
-        {
-            self.batches_refused += 1;
-        }
+    /// A rank said how it was at `as_of`. Of one whose load is sampled, only its steps are news.
+    pub(crate) fn report(&mut self, now: Time, as_of: Time, report: &Report) {
+        let &Report { rank, load, step, kv: _ } = report;
         if self.settings.sight == LoadSight::EveryStep {
             self.note(now, Event::Load { rank, load, as_of: as_of.duration() });
         }
         if let Some(step) = step {
-            self.note(now, Event::Step { rank, step });
+            self.observed(now, rank, step);
         }
+    }
+
+    /// A rank's step took so long.
+    pub(crate) fn observed(&mut self, now: Time, rank: RankId, step: StepObservation) {
+        self.note(now, Event::Step { rank, step });
+    }
+
+    /// A rank's cache changed.
+    pub(crate) fn cache_changed(&self, batch: &KvEventBatch) -> Applied {
+        self.index.apply(batch)
+    }
+
+    /// All that a rank caches, before its batch `sequence_next`.
+    pub(crate) fn cache_told(&self, rank: RankId, sequence_next: u64, contents: Vec<KvEvent>) -> Applied {
+        self.index.reset(rank, sequence_next, contents)
+    }
+
+    /// All that the index knows of a rank, as events that would make it.
+    pub(crate) fn cache_of(&self, rank: RankId) -> Option<Vec<KvEvent>> {
+        self.index.contents(rank)
+    }
+
+    /// The number of the next batch of a rank that the index expects; `None` if it waits to be told everything.
+    pub(crate) fn cache_sequence(&self, rank: RankId) -> Option<u64> {
+        self.index.rank(rank).filter(|stats| !stats.stale).map(|stats| stats.sequence_next)
+    }
+
+    /// What the index answered for the request that was placed last.
+    pub(crate) fn overlaps(&self) -> &Overlaps {
+        &self.known.announced
+    }
+
+    /// The rank as placement sees it.
+    pub(crate) fn view(&mut self, now: Time, rank: RankId) -> Option<RankView> {
+        self.router.snapshot(now.duration()).rank(rank).cloned()
     }
 
     /// A rank holds this prompt's blocks: the next batch of its events.
@@ -285,35 +350,54 @@ impl Gateway {
         *sequence += 1;
     }
 
-    /// Learns how long answers are.
-    pub fn learn_output(&mut self, tokens: u32) {
-        self.output_tokens += OUTPUT_NEWEST_WEIGHT * (f64::from(tokens) - self.output_tokens);
+    /// Learns how long a tenant's answers are.
+    pub fn learn_output(&mut self, tenant: &TenantId, tokens: u32) {
+        self.router.learn_output(&self.model, tenant, f64::from(tokens), false);
     }
 
     /// What the engine of `rank` is kept for, as of the last placement.
     pub fn leaning(&mut self, now: Time, rank: RankId) -> Leaning {
-        self.fleet.snapshot(now.duration()).rank(rank).map_or(Leaning::Neither, |rank| rank.leaning)
+        self.router.snapshot(now.duration()).rank(rank).map_or(Leaning::Neither, |rank| rank.leaning)
     }
 
     /// Reservations that are held; 0 when nothing runs.
-    #[cfg(test)]
-    pub fn reservations(&self) -> usize {
-        self.fleet.reservations()
+    pub(crate) fn reservations(&self) -> usize {
+        self.router.reservations()
     }
 
     fn note(&mut self, now: Time, event: Event) {
-        self.fleet.apply(now.duration(), event);
+        self.router.note(now.duration(), event);
     }
 }
 
-fn facts(engine: &EngineSpec, model: &Arc<str>, number: usize, settings: &GatewaySettings) -> EngineFacts {
+fn question<'a>(model: &'a Arc<str>, ask: &Ask<'a>) -> Question<'a> {
+    Question {
+        model,
+        tenant: ask.tenant,
+        prompt_tokens: ask.prompt_tokens,
+        unit: PromptUnit::Tokens,
+        form: Form::Tokens,
+        output_tokens_max: OUTPUT_TOKENS_MAX,
+        choices: 1,
+        excluded: ask.excluded,
+        chain: ask.hashes,
+    }
+}
+
+fn facts(
+    engine: &EngineSpec,
+    model: &Arc<str>,
+    number: usize,
+    incarnation: Incarnation,
+    settings: &GatewaySettings,
+) -> EngineFacts {
     let EngineSpec { kind, dp_ranks, role, gpus: _ } = engine;
     let (dp_ranks, role) = (*dp_ranks, *role);
     let config = kind.scheduler;
     let hands_over = kind.hands_over();
     EngineFacts {
         engine: EngineName::from(format!("engine-{number}").as_str()),
-        incarnation: Incarnation(number as u64 + 1),
+        incarnation,
         model: model.clone(),
         role,
         dp_ranks,

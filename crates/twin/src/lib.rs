@@ -1,9 +1,12 @@
 #![doc = include_str!("../README.md")]
 
+mod chaos;
 mod clock;
 mod content;
 mod draw;
 mod engine;
+mod faults;
+mod fidelity;
 mod fleet_file;
 mod gateway;
 mod metrics;
@@ -14,19 +17,22 @@ mod sim;
 mod sizing;
 mod workload;
 
+pub use chaos::Chaos;
 pub use clock::Time;
 pub use content::Piece;
 pub use draw::{Draw, mix};
 pub use engine::{Delivery, EngineKind, EngineSpec};
+pub use faults::{Bounds, Fault, FaultEntry, FaultKind, Trouble};
+pub use fidelity::{Compared, Fidelity};
 pub use fleet_file::{EngineEntry, FleetFile, FleetProblem, GatewayEntry, HandOver, SendsFirst, Sight};
 pub use gateway::{Ask, Gateway, GatewaySettings, Placed};
-pub use metrics::{EngineSide, Outcome, Seen, Slo, Summary, mean, percentile};
+pub use metrics::{Ending, EngineSide, Outcome, Seen, Slo, Summary, mean, percentile};
 pub use record::{Record, RecordSettings, Sample, StepRecord};
 pub use rule::Rule;
 pub use scenario::{BUDGET_TOKENS, Defaults, SLO, Source, Workload};
-pub use sim::{Ran, Run, RunSettings};
+pub use sim::{Ran, Run, RunSettings, Violation};
 pub use sizing::{Binds, Promise, Search, Shape, Trial};
 pub use workload::{
-    Chat, Fresh, Lengths, Measured, Session, StandIn, Trace, TraceError, TraceForm, TraceRequest, Turn,
-    recorded,
+    Chat, Fresh, Lengths, Measured, Observed, Session, StandIn, Trace, TraceError, TraceForm, TraceRequest,
+    Turn, recorded,
 };

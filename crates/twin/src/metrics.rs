@@ -58,13 +58,30 @@ impl Seen {
     }
 }
 
+/// What became of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ending {
+    /// Nothing yet.
+    #[default]
+    Open,
+    /// Its answer is complete.
+    Finished,
+    /// Nobody took it.
+    Rejected,
+    /// It was lost, or took too long.
+    Failed,
+    /// Its client went away.
+    Left,
+}
+
 /// One request that counts.
 #[derive(Debug, Clone, Copy)]
 pub struct Outcome {
     /// When its tokens came.
     pub seen: Seen,
-    /// Whether its answer is complete.
-    pub finished: bool,
+    /// What became of it.
+    pub ending: Ending,
     /// Length of the prompt.
     pub prompt_tokens: u32,
     /// Prompt tokens that the prefilling engine had.
@@ -77,23 +94,33 @@ pub struct Outcome {
     pub ttft_predicted: Option<f64>,
     /// Whether two engines served it.
     pub split: bool,
-    /// Whether nobody took it.
-    pub rejected: bool,
+    /// Placements beyond the first, before its first token.
+    pub retries: u32,
+    /// Placements after its first token: its answer went on elsewhere.
+    pub migrations: u32,
     /// Whose it was.
     pub tenant: u32,
 }
 
 impl Outcome {
+    /// Whether its answer is complete.
+    pub fn is_finished(&self) -> bool {
+        self.ending == Ending::Finished
+    }
+
     /// Whether the promise was kept.
     pub fn meets(&self, slo: &Slo) -> bool {
         let ttft_max = slo.ttft_seconds + slo.ttft_prefills * self.alone_seconds;
-        self.finished
+        self.is_finished()
             && self.seen.ttft().is_some_and(|ttft| ttft <= ttft_max)
             && self.seen.itl().is_none_or(|itl| itl <= slo.itl_seconds)
     }
 
     /// By how much the prediction was short, seconds. It knows nothing of the way to the engine and back.
     fn prediction_error(&self) -> Option<f64> {
+        if self.retries > 0 {
+            return None; // the prediction is of its last place alone
+        }
         Some(self.seen.ttft()? - self.request_seconds - self.ttft_predicted?)
     }
 }
@@ -111,6 +138,8 @@ pub struct EngineSide {
     pub preemptions: u64,
     /// Hand-overs that were done.
     pub transfers: u64,
+    /// Hand-overs that broke off.
+    pub transfers_failed: u64,
     /// Bytes that they moved.
     pub transfer_bytes: u64,
     /// GPUs times seconds, from the beginning to the end of the run.
@@ -128,6 +157,14 @@ pub struct Summary {
     pub unfinished: usize,
     /// Of those, nobody took them.
     pub rejected: usize,
+    /// Of those without a complete answer, lost or too slow.
+    pub failed: usize,
+    /// Requests whose clients went away; they are not among `requests`.
+    pub left: usize,
+    /// Placements beyond the first, before the first token.
+    pub retries: u64,
+    /// Answers that went on elsewhere.
+    pub migrations: u64,
     /// Why it was given up, if it was.
     pub given_up: Option<&'static str>,
     /// Time to the first token.
@@ -177,7 +214,9 @@ pub struct Summary {
 impl Summary {
     /// Sums up what clients saw.
     pub fn of(outcomes: &[Outcome], slo: &Slo, engines: EngineSide, given_up: Option<&'static str>) -> Self {
-        let finished = || outcomes.iter().filter(|outcome| outcome.finished);
+        let with = |ending| outcomes.iter().filter(move |outcome| outcome.ending == ending);
+        let finished = || with(Ending::Finished);
+        let requests = outcomes.len() - with(Ending::Left).count();
         let sorted = |values: &mut dyn Iterator<Item = f64>| {
             let mut values: Vec<f64> = values.collect();
             values.sort_by(f64::total_cmp);
@@ -190,14 +229,18 @@ impl Summary {
             sorted(&mut finished().map(|outcome| outcome.seen.last.since(outcome.seen.arrived).seconds()));
         let beyond = sorted(&mut finished().filter_map(Outcome::prediction_error));
         let errors = sorted(&mut beyond.iter().map(|error| error.abs()));
-        let share = |of: usize| of as f64 / outcomes.len().max(1) as f64;
+        let share = |of: usize| of as f64 / requests.max(1) as f64;
         let tokens =
             |of: fn(&Outcome) -> u32| outcomes.iter().map(|outcome| u64::from(of(outcome))).sum::<u64>();
         let cached = tokens(|outcome| outcome.cached_tokens) as f64;
         Self {
-            requests: outcomes.len(),
-            unfinished: outcomes.len() - finished().count(),
-            rejected: outcomes.iter().filter(|outcome| outcome.rejected).count(),
+            requests,
+            unfinished: requests - finished().count(),
+            rejected: with(Ending::Rejected).count(),
+            failed: with(Ending::Failed).count(),
+            left: with(Ending::Left).count(),
+            retries: outcomes.iter().map(|outcome| u64::from(outcome.retries)).sum(),
+            migrations: outcomes.iter().map(|outcome| u64::from(outcome.migrations)).sum(),
             given_up,
             ttft_mean_ms: 1e3 * mean(&ttft),
             ttft_p50_ms: 1e3 * percentile(&ttft, 0.5),
@@ -226,7 +269,7 @@ impl Summary {
 /// Of each tenant that asked anything, the share of requests within the SLO.
 fn tenant_shares(outcomes: &[Outcome], slo: &Slo) -> Vec<f64> {
     let mut tenants: BTreeMap<u32, (f64, f64)> = BTreeMap::new();
-    for outcome in outcomes {
+    for outcome in outcomes.iter().filter(|outcome| outcome.ending != Ending::Left) {
         let (met, asked) = tenants.entry(outcome.tenant).or_default();
         *met += f64::from(u8::from(outcome.meets(slo)));
         *asked += 1.0;
@@ -273,14 +316,15 @@ mod tests {
         (0..5).for_each(|token| seen.token(Time::from_seconds(1.0 + ttft + itl * f64::from(token))));
         Outcome {
             seen,
-            finished: true,
+            ending: Ending::Finished,
             prompt_tokens: 1000,
             cached_tokens: 250,
             alone_seconds: 0.1,
             request_seconds: 0.01,
             ttft_predicted: Some(ttft - 0.02),
             split: false,
-            rejected: false,
+            retries: 0,
+            migrations: 0,
             tenant: 0,
         }
     }
@@ -290,7 +334,7 @@ mod tests {
         assert!(outcome(0.69, 0.024).meets(&SLO));
         assert!(!outcome(0.71, 0.024).meets(&SLO));
         assert!(!outcome(0.69, 0.026).meets(&SLO));
-        assert!(!Outcome { finished: false, ..outcome(0.1, 0.01) }.meets(&SLO));
+        assert!(!Outcome { ending: Ending::Failed, ..outcome(0.1, 0.01) }.meets(&SLO));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Who chooses: a policy of `forebay-placement`, one over engines with fixed roles, or a sticky router.
+//! Who chooses: a policy of `forebay-placement`, one over engines with fixed roles, a sticky router, or what was seen.
 
 use std::{fmt, str::FromStr};
 
@@ -22,6 +22,9 @@ pub enum Rule {
     },
     /// The engine that a hash of the session names, whatever it carries. What routers with session affinity do.
     Sticky,
+    /// The engine whose number is the session's key: a replay of where requests went. No name on the command line means it,
+    /// for only who makes the sessions can know their keys.
+    Pinned,
 }
 
 impl Rule {
@@ -39,18 +42,18 @@ impl Rule {
         policies.chain([Self::Sticky]).chain(splits).collect()
     }
 
-    /// The policy to ask; `None` for the sticky router, which asks nobody.
+    /// The policy to ask; `None` for the sticky router and for pinned requests, which ask nobody.
     pub fn policy(self) -> Option<Policy> {
         match self {
             Self::Policy(policy) | Self::Static { policy, .. } => Some(policy),
-            Self::Sticky => None,
+            Self::Sticky | Self::Pinned => None,
         }
     }
 
     /// What engine `number` does.
     pub fn role(self, number: usize) -> Role {
         match self {
-            Self::Policy(_) | Self::Sticky => Role::Both,
+            Self::Policy(_) | Self::Sticky | Self::Pinned => Role::Both,
             Self::Static { prefill, .. } if number < prefill => Role::Prefill,
             Self::Static { .. } => Role::Decode,
         }
@@ -60,7 +63,7 @@ impl Rule {
     pub fn engines(self) -> Option<usize> {
         match self {
             Self::Static { prefill, decode, .. } => Some(prefill + decode),
-            Self::Policy(_) | Self::Sticky => None,
+            Self::Policy(_) | Self::Sticky | Self::Pinned => None,
         }
     }
 }
@@ -74,6 +77,7 @@ impl fmt::Display for Rule {
             }
             Self::Static { prefill, decode, policy } => write!(f, "static-{prefill}p{decode}d-{policy}"),
             Self::Sticky => f.write_str("sticky"),
+            Self::Pinned => f.write_str("pinned"),
         }
     }
 }

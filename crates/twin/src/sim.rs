@@ -7,28 +7,37 @@
 //! or held is given back by the end of a run that drains.
 
 mod agenda;
+mod checks;
 mod client;
 mod delivery;
+mod placing;
+mod quiet;
+mod request;
+mod seats;
+mod trouble;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
-use forebay_admission::Admit;
-use forebay_engine_model::{Job, Work};
-use forebay_fleet::{LoadSight, Progress};
+use forebay_fleet::LoadSight;
+use forebay_lifecycle::{Event as Happening, Limits};
 use forebay_types::{LegId, RankId};
 
 use crate::{
     clock::Time,
-    draw::mix,
-    engine::{Begun, Delivery, EngineKind, EngineSpec, Group, Happened, Report},
+    draw::{Draw, mix},
+    engine::{Delivery, EngineKind, EngineSpec, Group, Happened},
+    faults::Fault,
     gateway::{Gateway, GatewaySettings},
     metrics::{EngineSide, Outcome},
     record::{Record, RecordSettings, Sample},
     rule::Rule,
     workload::Session,
 };
-use agenda::{Agenda, Event, Word};
-use client::{Clients, Request};
+use agenda::{Agenda, Event, Notice, Word};
+use checks::Checks;
+pub use checks::Violation;
+use client::Clients;
+use seats::{LOOK_SECONDS, Seat, incarnation};
 
 /// The way back of a token, from the engine to the client's eyes. The profile's time of a request has it in it; what is
 /// left of that is the way there.
@@ -42,11 +51,6 @@ const DRAIN_SECONDS_MAX: f64 = 120.0;
 
 /// Events between two words about how far a run is.
 const EVENTS_PER_PROGRESS: u32 = 1 << 10;
-
-/// Seconds between two looks at an engine whose load is sampled: the gateway's.
-const LOOK_SECONDS: f64 = 1.0;
-/// From sending a leg until the gateway takes a sampled load to have it: the gateway's.
-const WAY_TAKEN_SECONDS: f64 = 0.01;
 
 /// Settings of a run.
 #[derive(Debug, Clone)]
@@ -65,6 +69,16 @@ pub struct RunSettings {
     pub gives_up: bool,
     /// What is kept for pictures.
     pub record: Option<RecordSettings>,
+    /// Attempts and time of one request.
+    pub limits: Limits,
+    /// What goes wrong.
+    pub faults: Vec<Fault>,
+    /// Whether what must hold is looked at after every event; a run in which it does not stops there.
+    pub is_checked: bool,
+    /// Whether every step of an engine is an event of its own, also where nothing is decided: slower, and the same.
+    pub steps_one_by_one: bool,
+    /// Whether a log is kept of what gateways do and what goes wrong.
+    pub is_logged: bool,
     /// Requests that arrive from here on count ...
     pub warm_up: Time,
     /// ... until here.
@@ -82,6 +96,11 @@ impl RunSettings {
             report_delay_seconds: 0.0,
             gives_up: true,
             record: None,
+            limits: Limits::default(),
+            faults: Vec::new(),
+            is_checked: false,
+            steps_one_by_one: false,
+            is_logged: false,
             warm_up: Time::ZERO,
             end,
         }
@@ -100,6 +119,10 @@ pub struct Ran {
     pub record: Option<Record>,
     /// When it was over.
     pub end: Time,
+    /// What must hold and did not, of a run that was checked.
+    pub violations: Vec<Violation>,
+    /// A line for each thing that happened, of a run that was logged.
+    pub log: Vec<String>,
 }
 
 /// A fleet, its gateways and its clients.
@@ -107,17 +130,48 @@ pub struct Run<'a> {
     settings: &'a RunSettings,
     now: Time,
     agenda: Agenda,
-    groups: Vec<Group>,
-    gateways: Vec<Gateway>,
+    seats: Vec<Seat>,
+    /// `None`: it is gone.
+    gateways: Vec<Option<Gateway>>,
     clients: Clients<'a>,
+    /// What lifecycles are still to be told.
+    happenings: VecDeque<(u32, Happening)>,
     /// Requests in order of arrival, of which the first has no first token.
     unanswered: VecDeque<u32>,
     /// Requests that wait to be placed, and in which batch.
     waiting: Vec<(u64, u32)>,
+    /// Hand-overs that have begun.
+    pulls: HashMap<LegId, Pulling>,
     happened: Happened,
+    /// Buffers for quiet steps.
+    quiet_happened: Happened,
+    quiet_words: Vec<(Time, LegId, Word)>,
+    quiet_legs: Vec<(LegId, u32)>,
     transfers: u64,
+    transfers_failed: u64,
     transfer_bytes: u64,
     record: Option<Record>,
+    checks: Option<Checks>,
+    log: Option<Vec<String>>,
+    /// What faults are drawn from, as far as the plan leaves them to chance.
+    trouble: Draw,
+    /// Whether engines or gateways may come and go.
+    troubled: bool,
+    /// Pairs of engines between which hand-overs break.
+    broken_pairs: Vec<(u32, u32)>,
+    registry_away: bool,
+    /// Engines that came while the registry was away.
+    untold: Vec<Notice>,
+    leaving_share: f64,
+}
+
+/// A hand-over that goes on.
+#[derive(Debug, Clone, Copy)]
+struct Pulling {
+    from: RankId,
+    to: RankId,
+    blocks: u32,
+    seconds: f64,
 }
 
 impl<'a> Run<'a> {
@@ -128,27 +182,38 @@ impl<'a> Run<'a> {
             // Each begins its turns elsewhere.
             let seed = mix(gateway.seed ^ number as u64);
             let seed = if number == 0 { gateway.seed } else { seed };
-            Gateway::new(GatewaySettings { seed, ..gateway.clone() }, engines)
+            Some(Gateway::new(GatewaySettings { seed, ..gateway.clone() }, engines))
         });
         let hasher = Gateway::hasher(engines[0].kind.scheduler.block_size_tokens);
-        let groups = engines.iter().zip(1..).map(|(engine, number)| {
-            let incarnation = forebay_types::Incarnation(number);
-            let ranks = (0..engine.dp_ranks).map(|dp_rank| RankId { incarnation, dp_rank });
-            Group::new(engine.kind.clone(), ranks, hasher)
-        });
+        let seats = engines.iter().enumerate();
+        let seats = seats.map(|(number, engine)| Seat::new(engine, number, engines.len(), hasher));
         Self {
             settings,
             now: Time::ZERO,
             agenda: Agenda::default(),
-            groups: groups.collect(),
+            seats: seats.collect(),
             gateways: gateways.collect(),
             clients: Clients::new(sessions),
+            happenings: VecDeque::new(),
             unanswered: VecDeque::new(),
             waiting: Vec::new(),
+            pulls: HashMap::new(),
             happened: Happened::default(),
+            quiet_happened: Happened::default(),
+            quiet_words: Vec::new(),
+            quiet_legs: Vec::new(),
             transfers: 0,
+            transfers_failed: 0,
             transfer_bytes: 0,
             record: settings.record.as_ref().map(|record| Record::new(record, engines.len())),
+            checks: settings.is_checked.then(|| Checks::new(settings.limits, engines)),
+            log: settings.is_logged.then(Vec::new),
+            trouble: Draw::new(gateway.seed, "trouble"),
+            troubled: !settings.faults.is_empty(),
+            broken_pairs: Vec::new(),
+            registry_away: false,
+            untold: Vec::new(),
+            leaving_share: 0.0,
         }
     }
 
@@ -161,25 +226,31 @@ impl<'a> Run<'a> {
     pub fn go_with(mut self, progress: &mut dyn FnMut(f64) -> bool) -> Ran {
         self.begin();
         let given_up = self.run(progress);
+        self.interrupt_all();
+        if given_up.is_none() {
+            self.check_end();
+        }
         Ran {
             engines: self.engine_side(),
             outcomes: self.clients.outcomes(self.first_kind()),
             given_up,
             record: self.record.take(),
             end: self.now,
+            violations: self.checks.take().map_or(Vec::new(), |checks| checks.violations),
+            log: self.log.take().unwrap_or_default(),
         }
     }
 
     fn begin(&mut self) {
-        for group in &mut self.groups {
-            group.introduce(&mut self.happened);
+        for engine in 0..self.seats.len() {
+            self.seats[engine].group.introduce(&mut self.happened);
+            self.pass_reports(engine as u32);
         }
-        self.pass_reports();
         for (number, session) in self.clients.sessions.iter().enumerate() {
             self.agenda.add(session.at, Event::Arrive(number as u32));
         }
         if self.settings.gateway.sight == LoadSight::Sampled {
-            let looks = self.groups.len() * self.gateways.len();
+            let looks = self.seats.len() * self.gateways.len();
             for look in 0..looks {
                 let first = LOOK_SECONDS * look as f64 / looks as f64;
                 self.later(first, Event::Look(look as u32));
@@ -188,14 +259,14 @@ impl<'a> Run<'a> {
         if self.record.is_some() {
             self.agenda.add(Time::ZERO, Event::Sample);
         }
+        self.plan_faults();
     }
 
     /// Until nothing is left to happen that counts; why it was given up, if it was.
     fn run(&mut self, progress: &mut dyn FnMut(f64) -> bool) -> Option<&'static str> {
         let mut events = 0_u32;
         while let Some((at, event)) = self.agenda.next() {
-            self.now = at;
-            if at > self.settings.end {
+            if at > self.settings.end && !self.settings.is_checked {
                 if self.clients.open == 0 {
                     return None;
                 }
@@ -203,6 +274,7 @@ impl<'a> Run<'a> {
                     return Some("requests left at the end");
                 }
             }
+            self.now = at;
             events = events.wrapping_add(1);
             if events.is_multiple_of(EVENTS_PER_PROGRESS) {
                 let share = at.seconds() / self.settings.end.seconds().max(1e-9);
@@ -211,6 +283,10 @@ impl<'a> Run<'a> {
                 }
             }
             self.take(event);
+            self.check();
+            if self.checks.as_ref().is_some_and(|checks| !checks.violations.is_empty()) {
+                return Some("something did not hold");
+            }
             if self.settings.gives_up && self.is_hopeless() {
                 return Some("the queue grows");
             }
@@ -221,302 +297,78 @@ impl<'a> Run<'a> {
     fn take(&mut self, event: Event) {
         match event {
             Event::Arrive(session) => self.arrive(session),
-            Event::Queue(leg) => self.queue(leg),
-            Event::StepEnd(group) => self.end_step(group),
-            Event::Wake(group) => self.wake(group),
-            Event::Pulled(leg) => self.pulled(leg),
+            Event::Queue(sent) => self.queue(sent),
+            Event::StepEnd(engine, ticket) => self.end_step(engine, ticket),
+            Event::Wake(engine) => self.wake(engine),
+            Event::Pulled(leg, rank) => self.pulled(leg, rank),
             Event::Heard(leg, word) => self.hear(leg, word),
-            Event::Reported(report, as_of) => self.report(as_of, *report),
+            Event::Reported(report, as_of) => self.report(as_of, &report),
             Event::Look(look) => self.look(look),
             Event::Sample => self.sample(),
             Event::Leave(request) => self.leave(request),
+            Event::Tick(request) => self.tick(request),
+            Event::Cancel(leg, rank) => self.cancel(leg, rank),
+            Event::Gone(request) => {
+                self.catch_up_all();
+                self.tell(request, Happening::ClientGone);
+                self.settle();
+            }
+            Event::Fault(number, begins) => self.fault(number, begins),
+            Event::Batch(gateway, batch) => self.cache_changed(gateway, &batch),
+            Event::Resync(gateway, rank) => self.resync(gateway, rank),
+            Event::Notice(notice) => self.notice(*notice),
         }
     }
 
     fn sample(&mut self) {
+        self.catch_up_all();
         let Some(record) = &mut self.record else { return };
-        for (number, group) in self.groups.iter().enumerate() {
+        for (number, seat) in self.seats.iter().enumerate() {
             let (mut waiting, mut running, mut held, mut blocks) = (0, 0, 0, 0);
-            for load in group.loads() {
+            for load in seat.group.loads() {
                 waiting += load.waiting;
                 running += load.running;
                 held += u64::from(load.blocks_total - load.blocks_free);
                 blocks += u64::from(load.blocks_total);
             }
-            let rank = RankId { incarnation: forebay_types::Incarnation(number as u64 + 1), dp_rank: 0 };
+            let rank =
+                RankId { incarnation: incarnation(number as u32, seat.life, self.seats.len()), dp_rank: 0 };
+            let leaning = self.gateways[0].as_mut().map(|gateway| gateway.leaning(self.now, rank));
             let sample = Sample {
                 at_seconds: self.now.seconds(),
                 waiting,
                 running,
                 kv_use: held as f64 / blocks.max(1) as f64,
-                leaning: self.gateways[0].leaning(self.now, rank),
+                leaning: leaning.unwrap_or_default(),
             };
             record.sample(number, sample);
         }
         let every = self.settings.record.map_or(1.0, |record| record.sample_seconds.max(1e-6));
-        if self.clients.open > 0 || self.now < self.settings.end {
+        if self.goes_on() {
             self.later(every, Event::Sample);
         }
+    }
+
+    /// Whether anything that counts is still to happen.
+    fn goes_on(&self) -> bool {
+        self.clients.open > 0 || self.now < self.settings.end
     }
 
     fn later(&mut self, seconds: f64, event: Event) {
         self.agenda.add(self.now.after(seconds), event);
     }
 
-    // The gateway's side.
-
-    fn arrive(&mut self, session: u32) {
-        let counts = self.now >= self.settings.warm_up && self.now < self.settings.end;
-        let request = self.clients.send(session, self.now, counts, &self.gateways[0]);
-        self.unanswered.push_back(request);
-        let gateway = self.gateway_of(request);
-        let of_gateway = |batch: u64| (batch << 16) | gateway as u64;
-        match self.gateways[gateway].admit(self.now, &self.clients.ask(request)) {
-            Admit::Now => self.place(request),
-            Admit::Wait { batch, at } => self.wait(request, of_gateway(batch), Time::of(at)),
-            Admit::Release { batch, at } => {
-                let (batch, at) = (of_gateway(batch), Time::of(at));
-                let others: Vec<u32> =
-                    self.waiting.iter().filter(|(waits, _)| *waits == batch).map(|it| it.1).collect();
-                for request in others {
-                    self.wait(request, batch, at);
-                }
-                self.wait(request, batch, at);
-            }
+    /// A line of the log.
+    fn say(&mut self, what: impl FnOnce() -> String) {
+        if let Some(log) = &mut self.log {
+            log.push(format!("{:12.6} {}", self.now.seconds(), what()));
         }
-    }
-
-    /// A request leaves so that it reaches its engine at `at`.
-    fn wait(&mut self, request: u32, batch: u64, at: Time) {
-        if !self.waiting.contains(&(batch, request)) {
-            self.waiting.push((batch, request));
-        }
-        let way = self.way_there(self.clients.requests[request as usize].prompt_tokens);
-        let leaves = at.since(Time::from_seconds(way)).max(self.now);
-        self.agenda.add(leaves, Event::Leave(request));
-    }
-
-    /// It leaves, unless it has left before.
-    fn leave(&mut self, request: u32) {
-        let waited = self.waiting.len();
-        self.waiting.retain(|(_, waits)| *waits != request);
-        if self.waiting.len() < waited {
-            self.place(request);
-        }
-    }
-
-    fn place(&mut self, request: u32) {
-        let gateway = self.gateway_of(request);
-        let placed = self.gateways[gateway].place(self.now, &self.clients.ask(request));
-        let Some(placed) = placed else { return self.clients.refused(request) };
-        self.clients.requests[request as usize].placed = Some(placed);
-        let leg = Request::legs(request)[0];
-        let prompt_tokens = self.clients.requests[request as usize].prompt_tokens;
-        self.send(leg, self.way_there(prompt_tokens));
-    }
-
-    fn send(&mut self, leg: LegId, way_seconds: f64) {
-        let now = self.now;
-        let queued = now.after(way_seconds);
-        let taken = match self.settings.gateway.sight {
-            LoadSight::EveryStep => queued,
-            LoadSight::Sampled => self.now.after(WAY_TAKEN_SECONDS),
-        };
-        self.heard_by(leg).progress(now, leg, Progress::Accepted { at: taken.duration() });
-        self.agenda.add(queued, Event::Queue(leg));
-    }
-
-    /// A gateway asks an engine for its metrics.
-    fn look(&mut self, look: u32) {
-        let (gateway, group) = (look as usize / self.groups.len(), look as usize % self.groups.len());
-        for (rank, load) in self.groups[group].samples() {
-            self.gateways[gateway].sample(self.now, rank, load);
-        }
-        if self.clients.open > 0 || self.now < self.settings.end {
-            self.later(LOOK_SECONDS, Event::Look(look));
-        }
-    }
-
-    fn report(&mut self, as_of: Time, report: Report) {
-        let now = self.now;
-        let (first, others) = self.gateways.split_first_mut().expect("there is one");
-        others.iter_mut().for_each(|gateway| gateway.report(now, as_of, report.clone()));
-        first.report(now, as_of, report);
-    }
-
-    /// Which gateway a request was sent to.
-    fn gateway_of(&self, request: u32) -> usize {
-        (mix(u64::from(request)) % self.gateways.len() as u64) as usize
-    }
-
-    /// The gateway that hears of a leg.
-    fn heard_by(&mut self, leg: LegId) -> &mut Gateway {
-        let gateway = self.gateway_of(Request::of(leg));
-        &mut self.gateways[gateway]
     }
 
     /// Seconds from the client's sending a request until an engine's scheduler has it.
     fn way_there(&self, prompt_tokens: u32) -> f64 {
         (self.first_kind().profile.request_seconds(prompt_tokens) - WAY_BACK_SECONDS).max(0.0)
     }
-
-    fn hear(&mut self, leg: LegId, word: Word) {
-        let (now, rank) = (self.now, self.clients.rank_of(leg));
-        match word {
-            Word::FirstToken => self.heard_by(leg).progress(now, leg, Progress::Decoding),
-            Word::Generated(tokens) => {
-                self.heard_by(leg).progress(now, leg, Progress::Generated { tokens: tokens.into() })
-            }
-            Word::Prefilled => {
-                self.heard_by(leg).ended(now, leg, rank);
-                let decode = Request::legs(Request::of(leg))[1];
-                if self.clients.requests[Request::of(leg) as usize].answer.tokens < 2 {
-                    return self.end_at_prefill(leg, decode);
-                }
-                // The time of a hand-over has the prompt's part of the way in it.
-                self.send(decode, self.way_there(0));
-            }
-            Word::Ended => {
-                self.heard_by(leg).ended(now, leg, rank);
-                let tokens = self.clients.requests[Request::of(leg) as usize].answer.tokens;
-                self.heard_by(leg).learn_output(tokens);
-            }
-        }
-    }
-
-    /// An answer of one token: there is nothing to continue.
-    fn end_at_prefill(&mut self, prefill: LegId, decode: LegId) {
-        let (from, to) = (self.clients.rank_of(prefill), self.clients.rank_of(decode));
-        let now = self.now;
-        self.heard_by(decode).ended(now, decode, to);
-        self.groups[Self::group_of(from) as usize].release_held(from.dp_rank, prefill);
-        self.agenda.add(self.now, Event::Wake(Self::group_of(from)));
-        if let Some((session, think)) = self.clients.finished(prefill) {
-            self.agenda.add(self.now + think, Event::Arrive(session));
-        }
-    }
-
-    // The engines' side.
-
-    fn group_of(rank: RankId) -> u32 {
-        (rank.incarnation.0 - 1) as u32
-    }
-
-    fn queue(&mut self, leg: LegId) {
-        let rank = self.clients.rank_of(leg);
-        let request = &self.clients.requests[Request::of(leg) as usize];
-        let is_decode = leg == Request::legs(Request::of(leg))[1];
-        let work = match (request.is_split(), is_decode) {
-            (false, _) => Work::Aggregated,
-            (true, false) => Work::Prefill,
-            (true, true) => Work::Decode { first: vec![(0, request.token(request.prompt_tokens))] },
-        };
-        let job = Job {
-            leg,
-            prompt: request.prompt.clone(),
-            hashes: request.hashes.clone(),
-            root: self.gateways[0].root(),
-            choices: vec![0],
-            output_tokens_max: request.answer.tokens,
-            stop_tokens: [].into(),
-            work,
-        };
-        let group = Self::group_of(rank);
-        // Placement keeps to the ranks' limits; a queue that fills on the way is a run that has failed anyway.
-        if self.groups[group as usize].submit(rank.dp_rank, job).is_err() {
-            let now = self.now;
-            self.heard_by(leg).ended(now, leg, rank);
-            return self.clients.refused(Request::of(leg));
-        }
-        self.wake(group);
-    }
-
-    fn wake(&mut self, group: u32) {
-        if !self.groups[group as usize].is_stepping() {
-            self.happened.clear();
-            self.turn(group);
-        }
-    }
-
-    fn end_step(&mut self, group: u32) {
-        self.happened.clear();
-        let clients = &self.clients;
-        let token_of = |leg, position| clients.requests[Request::of(leg) as usize].token(position);
-        self.groups[group as usize].finish(token_of, &mut self.happened);
-        let outputs = std::mem::take(&mut self.happened.outputs);
-        let began = self.turn(group);
-        let delay = self.settings.delivery.seconds(began);
-        for output in &outputs {
-            self.deliver(output, delay);
-        }
-        self.happened.outputs = outputs;
-    }
-
-    /// Begins the next step, and tells everyone what has happened since the buffer was cleared.
-    fn turn(&mut self, group: u32) -> Option<Begun> {
-        let began = self.groups[group as usize].turn(&mut self.happened);
-        if let Some(begun) = began {
-            if let Some(record) = &mut self.record {
-                record.step(group, self.now, begun.seconds, begun.prefill_tokens, begun.decodes);
-            }
-            self.later(begun.seconds, Event::StepEnd(group));
-        }
-        for (leg, cached_tokens) in std::mem::take(&mut self.happened.started) {
-            self.clients.started(leg, cached_tokens);
-            if self.settings.gateway.sight == LoadSight::EveryStep {
-                let now = self.now;
-                self.heard_by(leg).progress(now, leg, Progress::Started);
-            }
-        }
-        for pull in std::mem::take(&mut self.happened.pulls) {
-            self.clients.requests[Request::of(pull.leg) as usize].pulled = Some(pull);
-            self.later(pull.seconds, Event::Pulled(pull.leg));
-        }
-        for leg in std::mem::take(&mut self.happened.imported) {
-            self.imported(leg);
-        }
-        self.pass_reports();
-        began
-    }
-
-    fn pass_reports(&mut self) {
-        let mut reports = std::mem::take(&mut self.happened.reports);
-        for report in reports.drain(..) {
-            match self.settings.report_delay_seconds {
-                0.0 => self.report(self.now, report),
-                delay => self.later(delay, Event::Reported(Box::new(report), self.now)),
-            }
-        }
-        self.happened.reports = reports;
-    }
-
-    fn pulled(&mut self, leg: LegId) {
-        let rank = self.clients.rank_of(leg);
-        let group = Self::group_of(rank);
-        self.groups[group as usize].arrived(rank.dp_rank, leg);
-        self.wake(group);
-    }
-
-    /// A decode leg has its KV: the engine that held it may forget it.
-    fn imported(&mut self, leg: LegId) {
-        let [prefill, _] = Request::legs(Request::of(leg));
-        let (from, to) = (self.clients.rank_of(prefill), self.clients.rank_of(leg));
-        let request = &self.clients.requests[Request::of(leg) as usize];
-        let pull = request.pulled.expect("it was pulled before it arrived");
-        let source = &self.settings.engines[Self::group_of(from) as usize].kind;
-        let (bytes, seconds) = (u64::from(pull.blocks) * source.block_bytes(), pull.seconds);
-        self.transfers += 1;
-        self.transfer_bytes += bytes;
-        let now = self.now;
-        let gateway = self.heard_by(leg);
-        gateway.transferred(now, from, to, bytes, seconds);
-        gateway.progress(now, leg, Progress::Decoding);
-        let group = Self::group_of(from);
-        self.groups[group as usize].release_held(from.dp_rank, prefill);
-        self.agenda.add(self.now, Event::Wake(group));
-    }
-
-    // The run's side.
 
     /// What stands for all engines where a request is seen apart from them: an idle engine's time for it.
     fn first_kind(&self) -> &EngineKind {
@@ -530,24 +382,26 @@ impl<'a> Run<'a> {
         age.seconds() > UNANSWERED_SECONDS_MAX || self.unanswered.len() > UNANSWERED_MAX * ranks
     }
 
+    fn groups(&self) -> impl Iterator<Item = &Group> {
+        self.seats.iter().map(|seat| &seat.group)
+    }
+
     fn engine_side(&self) -> EngineSide {
         let most_over_mean = |values: &[f64]| {
             let mean = crate::metrics::mean(values);
             if mean > 0.0 { values.iter().fold(0.0, |most: f64, &value| most.max(value)) / mean } else { 0.0 }
         };
-        let busy: Vec<f64> = self.groups.iter().map(Group::busy_seconds).collect();
-        let tokens: Vec<f64> = self
-            .groups
-            .iter()
-            .flat_map(|group| group.computed_tokens().map(|tokens| tokens as f64))
-            .collect();
+        let busy: Vec<f64> = self.groups().map(Group::busy_seconds).collect();
+        let tokens: Vec<f64> =
+            self.groups().flat_map(|group| group.computed_tokens().map(|tokens| tokens as f64)).collect();
         let gpus = || self.settings.engines.iter().map(|engine| f64::from(engine.gpus));
         EngineSide {
             busiest_over_mean: most_over_mean(&busy),
             most_tokens_over_mean: most_over_mean(&tokens),
             busy: crate::metrics::mean(&busy) / self.now.seconds().max(1e-9),
-            preemptions: self.groups.iter().map(Group::preemptions).sum(),
+            preemptions: self.groups().map(Group::preemptions).sum(),
             transfers: self.transfers,
+            transfers_failed: self.transfers_failed,
             transfer_bytes: self.transfer_bytes,
             gpu_seconds: gpus().sum::<f64>() * self.now.seconds(),
             gpu_seconds_busy: gpus().zip(&busy).map(|(gpus, busy)| gpus * busy).sum(),

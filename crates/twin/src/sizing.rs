@@ -169,7 +169,7 @@ impl Trial {
         };
         let ttft_seconds = at_share(outcomes.iter().filter_map(excess).collect());
         let itl_seconds = at_share(outcomes.iter().filter_map(|outcome| outcome.seen.itl()).collect());
-        let lost = summary.given_up.is_some() || summary.rejected + summary.unfinished > 0;
+        let lost = summary.given_up.is_some() || summary.unfinished > 0;
         let binds = if lost {
             Some(Binds::Throughput)
         } else {
@@ -262,6 +262,7 @@ impl Search {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::Ending;
     use crate::{
         Time,
         fleet_file::FleetFile,
@@ -281,14 +282,15 @@ mod tests {
         (0..5).for_each(|token| seen.token(Time::from_seconds(ttft + itl * f64::from(token))));
         Outcome {
             seen,
-            finished: true,
+            ending: Ending::Finished,
             prompt_tokens: 1000,
             cached_tokens: 0,
             alone_seconds: 0.1,
             request_seconds: 0.0,
             ttft_predicted: None,
             split: false,
-            rejected: false,
+            retries: 0,
+            migrations: 0,
             tenant: 0,
         }
     }
@@ -307,7 +309,7 @@ mod tests {
         assert_eq!(binds(0.6, 0.02), None, "0.5 s and twice 0.1 are promised");
         assert_eq!(binds(0.8, 0.02), Some(Binds::Ttft));
         assert_eq!(binds(0.71, 0.05), Some(Binds::Itl));
-        let unfinished = Outcome { finished: false, ..outcome(0.1, 0.01) };
+        let unfinished = Outcome { ending: Ending::Open, ..outcome(0.1, 0.01) };
         assert_eq!(trial(2, &[unfinished], None).binds, Some(Binds::Throughput));
         assert_eq!(trial(2, &[outcome(0.1, 0.01)], Some("the queue grows")).binds, Some(Binds::Throughput));
         // One slow one of eleven is beyond P90.

@@ -16,7 +16,7 @@ pub use chat::Chat;
 pub use fresh::{Fresh, Lengths};
 pub use recorded::{Measured, recorded};
 pub use stand_in::StandIn;
-pub use trace::{Trace, TraceError, TraceForm, TraceRequest};
+pub use trace::{Observed, Trace, TraceError, TraceForm, TraceRequest};
 
 /// A conversation; often of one turn.
 #[derive(Debug, Clone, PartialEq)]

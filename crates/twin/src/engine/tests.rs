@@ -28,7 +28,7 @@ fn job(leg: u64, prompt_tokens: u32, output_tokens: u32, work: Work) -> Job {
 /// One step, from its beginning to its end: how long it took, and the legs that drew a token.
 fn step(group: &mut Group, happened: &mut Happened) -> Option<(Begun, Vec<u64>)> {
     happened.clear();
-    let begun = group.turn(happened)?;
+    let begun = group.turn(1.0, happened)?;
     group.finish(|_, position| position, happened);
     let drew = happened.outputs.iter().filter_map(|output| match output {
         Output::Token { leg, .. } => Some(leg.0),
@@ -78,13 +78,18 @@ fn kv_that_arrives_at_a_busy_engine_is_noticed_at_the_second_boundary() {
     let kind = Workload::Fresh.engine_kind(8192, None);
     let started = kind.handover_seconds(1600).1;
     assert!((begun.seconds - alone - started).abs() < 1e-6, "starting it lengthens the step");
-    let pulled = [Pull { leg: LegId(2), blocks: 100, seconds: kind.handover_seconds(1600).0 }];
+    let pulled = [Pull {
+        leg: LegId(2),
+        rank: RankId { incarnation: Incarnation(1), dp_rank: 0 },
+        blocks: 100,
+        seconds: kind.handover_seconds(1600).0,
+    }];
     assert_eq!(happened.pulls, pulled);
 
-    group.arrived(0, LegId(2));
+    group.arrived(0, LegId(2), true);
     assert_eq!(step(&mut group, happened).unwrap().1, [1]);
     assert_eq!(step(&mut group, happened).unwrap().1, [1]);
-    assert_eq!(happened.imported, [LegId(2)], "known once this step is over");
+    assert_eq!(happened.imported, [(LegId(2), true)], "known once this step is over");
     assert_eq!(step(&mut group, happened).unwrap().1, [1, 2]);
 }
 
@@ -95,7 +100,7 @@ fn kv_that_arrives_at_an_idle_engine_is_noticed_at_once() {
     group.submit(0, job(2, 1600, 50, Work::Decode { first: vec![(0, 9)] })).unwrap();
     assert_eq!(step(&mut group, happened), None);
     assert_eq!(happened.pulls.len(), 1);
-    group.arrived(0, LegId(2));
+    group.arrived(0, LegId(2), true);
     assert_eq!(step(&mut group, happened).unwrap().1, [2]);
 }
 
@@ -112,7 +117,7 @@ fn a_held_prefix_is_announced_and_found_again() {
     let again = Job { leg: LegId(8), ..job(7, 320, 2, Work::Aggregated) };
     group.submit(0, again).unwrap();
     happened.clear();
-    group.turn(happened);
+    group.turn(1.0, happened);
     assert_eq!(happened.started, [(LegId(8), 304)], "all but the last block, of which a token is computed");
 }
 

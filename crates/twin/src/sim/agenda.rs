@@ -2,7 +2,8 @@
 
 use std::{cmp::Reverse, collections::BinaryHeap};
 
-use forebay_types::LegId;
+use forebay_engine_model::Job;
+use forebay_types::{FinishReason, KvEventBatch, LegId, RankId};
 
 use crate::{clock::Time, engine::Report};
 
@@ -10,13 +11,14 @@ use crate::{clock::Time, engine::Report};
 pub(super) enum Event {
     /// A session's next turn is sent.
     Arrive(u32),
-    /// A leg gets into its rank's queue.
-    Queue(LegId),
-    StepEnd(u32),
+    /// A leg reaches its engine.
+    Queue(Box<Sent>),
+    /// A step of an engine is over, if it has this ticket.
+    StepEnd(u32, u32),
     /// An engine may have something to compute.
     Wake(u32),
-    /// A hand-over is done.
-    Pulled(LegId),
+    /// A hand-over to this rank is done, or has failed.
+    Pulled(LegId, RankId),
     /// The gateway hears of a leg.
     Heard(LegId, Word),
     /// A rank's report arrives, and when it was made.
@@ -27,15 +29,66 @@ pub(super) enum Event {
     Sample,
     /// A request has waited long enough.
     Leave(u32),
+    /// A request's lifecycle asked for it.
+    Tick(u32),
+    /// An engine hears that nobody waits for a leg.
+    Cancel(LegId, RankId),
+    /// A client is gone.
+    Gone(u32),
+    /// A fault of the plan begins, or ends.
+    Fault(u32, bool),
+    /// Disturbed KV events reach a gateway.
+    Batch(u32, Box<KvEventBatch>),
+    /// A gateway's wish for all that a rank caches reaches it.
+    Resync(u32, RankId),
+    /// A gateway hears of an engine.
+    Notice(Box<Notice>),
 }
 
-/// What the gateway hears.
+/// A leg on its way to an engine.
+pub(super) struct Sent {
+    pub(super) rank: RankId,
+    pub(super) job: Job,
+}
+
+/// What the gateway hears of a leg.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Word {
     FirstToken,
     Generated(u32),
     Prefilled,
-    Ended,
+    /// And why its choice did, if the engine said so.
+    Ended(Option<FinishReason>),
+    /// The engine did not take it: nobody is there.
+    Gone,
+    /// The engine's queue is full.
+    Full,
+    /// Its connection broke.
+    Broken,
+}
+
+/// What a gateway hears of an engine.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Notice {
+    pub(super) gateway: u32,
+    pub(super) engine: u32,
+    /// Which life of it.
+    pub(super) life: u32,
+    pub(super) what: News,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum News {
+    /// It serves.
+    Joined,
+    /// Its process is gone.
+    Died,
+    /// It has not answered since then.
+    Silent { since: Time },
+    /// It has not answered for so long that it counts as lost.
+    Lapsed { since: Time },
+    /// It answers again.
+    Heard,
 }
 
 /// Events by time; those of equal times in the order in which they were added.

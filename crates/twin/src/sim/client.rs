@@ -1,47 +1,48 @@
 //! The clients of a run: their sessions, and every request that they sent.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 
-use forebay_types::{BlockHash, LegId, RankId, TokenId};
+use forebay_types::{LegId, TenantId, TokenId};
 
+use super::request::Live;
 use crate::{
     clock::Time,
     content::{self, Piece},
-    engine::{EngineKind, Pull},
-    gateway::{Ask, Gateway, Placed},
-    metrics::{Outcome, Seen},
+    engine::EngineKind,
+    metrics::{Ending, Outcome, Seen},
     workload::Session,
 };
 
-/// One request. Its prompt is dropped when it ends.
+/// Legs that one request can have; its bounds on placements and migrations allow far fewer.
+const LEGS_MAX: u64 = 1 << 8;
+
+/// One request. What it needs while it lives is dropped when it ends.
 pub(super) struct Request {
-    session: u32,
+    pub(super) session: u32,
     turn: u32,
     counts: bool,
-    finished: bool,
-    /// Nobody took it.
-    refused: bool,
-    pub(super) prompt: Arc<[TokenId]>,
-    pub(super) hashes: Arc<[BlockHash]>,
+    pub(super) ending: Ending,
     pub(super) prompt_tokens: u32,
     pub(super) answer: Piece,
-    pub(super) placed: Option<Placed>,
-    pub(super) pulled: Option<Pull>,
     pub(super) seen: Seen,
-    /// Tokens of the leg that sends now.
-    pub(super) of_leg: u32,
-    cached_tokens: u32,
+    pub(super) cached_tokens: u32,
+    pub(super) ttft_predicted: Option<f64>,
+    pub(super) split: bool,
+    /// Placements beyond the first: before its first token, and after.
+    pub(super) retries: u32,
+    pub(super) migrations: u32,
+    pub(super) live: Option<Box<Live>>,
 }
 
 impl Request {
-    /// The ids of a request's legs: the one that computes the prompt, and the decode leg of a split.
-    pub(super) fn legs(request: u32) -> [LegId; 2] {
-        [LegId(2 * u64::from(request)), LegId(2 * u64::from(request) + 1)]
+    /// The id of a request's leg.
+    pub(super) fn leg(request: u32, nth: u32) -> LegId {
+        LegId(u64::from(request) * LEGS_MAX + u64::from(nth) % LEGS_MAX)
     }
 
     /// Whose leg it is.
     pub(super) fn of(leg: LegId) -> u32 {
-        (leg.0 / 2) as u32
+        (leg.0 / LEGS_MAX) as u32
     }
 
     /// The token at a position of prompt and answer, behind the prompt.
@@ -49,13 +50,9 @@ impl Request {
         content::token(self.answer.name, position - self.prompt_tokens)
     }
 
-    pub(super) fn is_split(&self) -> bool {
-        self.placed.is_some_and(|placed| placed.is_split())
-    }
-
     /// Whether nobody waits for its first token any more.
     pub(super) fn is_answered(&self) -> bool {
-        self.seen.first.is_some() || self.refused
+        self.seen.first.is_some() || self.live.is_none()
     }
 }
 
@@ -64,76 +61,71 @@ pub(super) struct Clients<'a> {
     /// Turns that each session has sent.
     sent: Vec<u32>,
     pub(super) requests: Vec<Request>,
+    /// By what sessions call them.
+    tenants: BTreeMap<u32, TenantId>,
     /// Requests that count and have not ended.
     pub(super) open: usize,
+    /// Requests that have not ended.
+    pub(super) live: usize,
 }
 
 impl<'a> Clients<'a> {
     pub(super) fn new(sessions: &'a [Session]) -> Self {
-        Self { sessions, sent: vec![0; sessions.len()], requests: Vec::new(), open: 0 }
+        let named = |session: &Session| (session.tenant, TenantId::from(session.tenant.to_string().as_str()));
+        let tenants = sessions.iter().map(named).collect();
+        Self { sessions, sent: vec![0; sessions.len()], requests: Vec::new(), tenants, open: 0, live: 0 }
     }
 
-    /// Sends the next turn of a session: its number.
-    pub(super) fn send(&mut self, session: u32, now: Time, counts: bool, gateway: &Gateway) -> u32 {
+    /// The next turn of a session: its number. Its life is the caller's to begin.
+    pub(super) fn send(&mut self, session: u32, now: Time, counts: bool) -> u32 {
         let (of, turn) = (&self.sessions[session as usize], self.sent[session as usize]);
         self.sent[session as usize] += 1;
-        let prompt = content::write(of.prompt(turn as usize));
         self.requests.push(Request {
             session,
             turn,
             counts,
-            finished: false,
-            refused: false,
-            hashes: gateway.hashes(&prompt),
-            prompt_tokens: prompt.len() as u32,
-            prompt,
+            ending: Ending::Open,
+            prompt_tokens: of.prompt(turn as usize).map(|piece| piece.tokens).sum(),
             answer: of.turns[turn as usize].answer,
-            placed: None,
-            pulled: None,
             seen: Seen { arrived: now, ..Seen::default() },
-            of_leg: 0,
             cached_tokens: 0,
+            ttft_predicted: None,
+            split: false,
+            retries: 0,
+            migrations: 0,
+            live: None,
         });
         self.open += usize::from(counts);
+        self.live += 1;
         (self.requests.len() - 1) as u32
     }
 
-    /// What placement is told of a request.
-    pub(super) fn ask(&self, request: u32) -> Ask<'_> {
-        let legs = Request::legs(request);
+    /// The tokens of a request's prompt.
+    pub(super) fn prompt(&self, request: u32) -> std::sync::Arc<[TokenId]> {
         let request = &self.requests[request as usize];
-        let session_key = self.sessions[request.session as usize].key;
-        Ask { session_key, prompt_tokens: request.prompt_tokens, hashes: &request.hashes, legs }
+        content::write(self.sessions[request.session as usize].prompt(request.turn as usize))
     }
 
-    pub(super) fn rank_of(&self, leg: LegId) -> RankId {
-        let placed = self.requests[Request::of(leg) as usize].placed.expect("legs are of placed requests");
-        if leg.0.is_multiple_of(2) { placed.prefill } else { placed.decode }
+    /// What a sticky router would hash of a request.
+    pub(super) fn session_key(&self, request: u32) -> u64 {
+        self.sessions[self.requests[request as usize].session as usize].key
     }
 
-    /// A leg began; what it found cached counts if it computes the prompt.
-    pub(super) fn started(&mut self, leg: LegId, cached_tokens: u32) {
-        if leg.0.is_multiple_of(2) {
-            self.requests[Request::of(leg) as usize].cached_tokens = cached_tokens;
-        }
+    /// Whose a request is.
+    pub(super) fn tenant(&self, request: u32) -> TenantId {
+        let session = &self.sessions[self.requests[request as usize].session as usize];
+        self.tenants[&session.tenant].clone()
     }
 
-    /// Nobody takes a request; its session ends there.
-    pub(super) fn refused(&mut self, request: u32) {
+    /// A request ended. How long until the session's next turn, if there is one: a session ends where a request fails.
+    pub(super) fn ended(&mut self, request: u32, ending: Ending) -> Option<Time> {
         let request = &mut self.requests[request as usize];
-        request.refused = true;
+        assert_eq!(request.ending, Ending::Open, "a request ends once");
+        request.ending = ending;
         self.open -= usize::from(request.counts);
-    }
-
-    /// The last leg of a request ended. The session's next turn and how long until then, if there is one.
-    pub(super) fn finished(&mut self, leg: LegId) -> Option<(u32, Time)> {
-        let request = &mut self.requests[Request::of(leg) as usize];
-        request.finished = true;
-        request.prompt = [].into();
-        request.hashes = [].into();
-        self.open -= usize::from(request.counts);
+        self.live -= 1;
         let next = self.sessions[request.session as usize].turns.get(request.turn as usize + 1)?;
-        Some((request.session, next.think))
+        (ending == Ending::Finished).then_some(next.think)
     }
 
     /// What became of the requests that count.
@@ -142,15 +134,19 @@ impl<'a> Clients<'a> {
         let counted = self.requests.iter().filter(|request| request.counts);
         let outcomes = counted.map(|request| Outcome {
             seen: request.seen,
-            finished: request.finished,
+            ending: request.ending,
             prompt_tokens: request.prompt_tokens,
-            cached_tokens: request.cached_tokens,
+            cached_tokens: match &request.live {
+                Some(live) => live.lifecycle.cached_tokens(),
+                None => request.cached_tokens,
+            },
             alone_seconds: profile.prefill_seconds(request.prompt_tokens, 0, kind.scheduler.step_tokens_max)
                 + profile.request_seconds(request.prompt_tokens),
             request_seconds: profile.request_seconds(request.prompt_tokens),
-            ttft_predicted: request.placed.and_then(|placed| placed.ttft_predicted),
-            split: request.is_split(),
-            rejected: request.refused,
+            ttft_predicted: request.ttft_predicted,
+            split: request.split,
+            retries: request.retries,
+            migrations: request.migrations,
             tenant: self.sessions[request.session as usize].tenant,
         });
         outcomes.collect()

@@ -4,7 +4,8 @@ use forebay_types::FirstToken;
 use super::*;
 use crate::{
     content::{Kind, Piece, name},
-    metrics::{Summary, percentile},
+    faults::Trouble,
+    metrics::{Ending, Summary, percentile},
     scenario::{SLO, Source, Workload},
     workload::{Measured, Turn, recorded},
 };
@@ -54,7 +55,7 @@ fn an_aggregated_request_takes_what_its_steps_take() {
     near(seen.ttft().unwrap(), profile.request_seconds(4000) + prefill);
     let decode = |context| profile.decode_step_seconds(1, context);
     near(seen.last.since(seen.first.unwrap()).seconds(), decode(4001) + decode(4002));
-    assert_eq!((seen.tokens, ran.outcomes[0].finished), (3, true));
+    assert_eq!((seen.tokens, ran.outcomes[0].is_finished()), (3, true));
 }
 
 #[test]
@@ -95,11 +96,8 @@ fn nothing_is_promised_or_held_when_all_have_ended() {
             run.now = at;
             run.take(event);
         }
-        assert_eq!(
-            (run.clients.open, run.gateways[0].reservations(), run.gateways[0].batches_refused),
-            (0, 0, 0),
-            "{policy}"
-        );
+        let gateway = run.gateways[0].as_ref().unwrap();
+        assert_eq!((run.clients.open, gateway.reservations()), (0, 0), "{policy}");
         let outcomes = run.clients.outcomes(kind(&settings));
         for (outcome, session) in outcomes.iter().zip(&sessions) {
             assert_eq!(outcome.seen.tokens, session.turns[0].answer.tokens, "{policy}");
@@ -142,6 +140,21 @@ fn a_sticky_session_finds_all_that_it_said_before() {
     // 81.5 % would be all; blocks that are not full and each engine's first sight of a system prompt are missing.
     assert!((0.80..0.815).contains(&summary.cached_share), "{}", summary.cached_share);
     assert_eq!(summary.unfinished, 0);
+}
+
+#[test]
+fn pinned_requests_run_where_their_keys_say() {
+    let settings = RunSettings {
+        gateway: GatewaySettings::new(Rule::Pinned, 1),
+        ..settings(Workload::Fresh, "cost", 4, 9.0)
+    };
+    let busiest = |key: fn(u64) -> u64| {
+        let sessions =
+            (0..8).map(|number| Session { key: key(number), ..session(number, number as f64, 2000, 3) });
+        let sessions: Vec<Session> = sessions.collect();
+        Run::new(&settings, &sessions).go().engines.most_tokens_over_mean
+    };
+    assert_eq!((busiest(|_| 2), busiest(|number| number)), (4.0, 1.0));
 }
 
 #[test]
@@ -195,7 +208,7 @@ fn a_run_keeps_samples_and_its_first_steps() {
 fn a_patient_run_sees_an_overload_out_and_another_can_be_stopped() {
     let settings = RunSettings { gives_up: false, ..settings(Workload::Fresh, "round-robin", 2, 20.0) };
     let Ran { outcomes, given_up, end, .. } = ran(&settings, Workload::Fresh, 40.0);
-    assert!(given_up.is_none() && outcomes.iter().all(|outcome| outcome.finished || outcome.rejected));
+    assert!(given_up.is_none() && outcomes.iter().all(|outcome| outcome.ending != Ending::Open));
     assert!(end.seconds() > 40.0);
     let sessions = Source::new(Workload::Fresh, None).unwrap().sessions(40.0, settings.end, 1);
     let mut shares = Vec::new();
@@ -238,5 +251,172 @@ fn recorded_runs_of_a_real_engine_are_predicted() {
                 assert!(error.abs() < 0.06, "{name} P{}: {error:+.3}", 100.0 * share);
             }
         }
+    }
+}
+
+/// Engines as they are without a workload's settings, under faults, checked after every event.
+fn troubled(engines: usize, faults: &[(f64, f64, Trouble)]) -> RunSettings {
+    let faults = faults.iter().map(|&(at, seconds, trouble)| Fault {
+        at: Time::from_seconds(at),
+        lasts: Some(Time::from_seconds(seconds)),
+        trouble,
+    });
+    RunSettings {
+        faults: faults.collect(),
+        is_checked: true,
+        gives_up: false,
+        ..settings(Workload::Fresh, "cost", engines, 30.0)
+    }
+}
+
+fn summed(settings: &RunSettings, sessions: &[Session]) -> (Summary, Ran) {
+    let ran = Run::new(settings, sessions).go();
+    assert_eq!((&ran.violations[..], ran.given_up), (&[][..], None));
+    (Summary::of(&ran.outcomes, &SLO, ran.engines, ran.given_up), ran)
+}
+
+/// Requests of 1,000 and 200 tokens, twenty a second.
+fn steady(count: u64) -> Vec<Session> {
+    (0..count).map(|n| session(n, 0.05 * n as f64, 1000, 200)).collect()
+}
+
+#[test]
+fn answers_of_an_engine_that_dies_go_on_elsewhere() {
+    for sight in [LoadSight::EveryStep, LoadSight::Sampled] {
+        let mut settings = troubled(3, &[(2.0, 3.0, Trouble::Crash { engine: 1 })]);
+        settings.gateway.sight = sight;
+        let (summary, ran) = summed(&settings, &steady(100));
+        assert_eq!((summary.requests, summary.unfinished), (100, 0), "{sight:?}");
+        assert!(summary.migrations > 5, "{sight:?}: {}", summary.migrations);
+        assert!(ran.outcomes.iter().all(|outcome| outcome.seen.tokens == 200), "{sight:?}");
+        let calm = RunSettings { faults: Vec::new(), ..settings };
+        let (calm, _) = summed(&calm, &steady(100));
+        assert_eq!((calm.migrations, calm.retries), (0, 0), "{sight:?}");
+        assert!(calm.worst_gap_p99_ms < summary.worst_gap_p99_ms, "{sight:?}");
+    }
+}
+
+#[test]
+fn an_engine_that_falls_silent_is_left_after_a_stall() {
+    for (seconds, lapses) in [(5.0, false), (14.0, true)] {
+        for trouble in [Trouble::Hang { engine: 0 }, Trouble::Vanish { engine: 0 }] {
+            let mut settings = troubled(3, &[(2.0, seconds, trouble)]);
+            settings.gateway.sight = LoadSight::Sampled;
+            settings.is_logged = true;
+            let (summary, ran) = summed(&settings, &steady(100));
+            assert_eq!(summary.unfinished, 0, "{trouble:?}");
+            assert!(summary.migrations > 5, "{trouble:?}");
+            let heard = |what: &str| ran.log.iter().any(|line| line.contains(what));
+            assert!(heard("hears of engine 0, life 0: Silent"), "{trouble:?} {seconds}");
+            assert_eq!(heard("hears of engine 0, life 0: Lapsed"), lapses, "{trouble:?} {seconds}");
+            let lives_on = !lapses && matches!(trouble, Trouble::Hang { .. });
+            assert_eq!(heard("life 0: Heard"), lives_on, "{trouble:?} {seconds}");
+            assert_eq!(heard("follows engine 0 as 4"), !lives_on, "{trouble:?} {seconds}");
+        }
+    }
+}
+
+#[test]
+fn an_engine_in_the_same_process_is_waited_for() {
+    let settings = troubled(2, &[(2.0, 5.0, Trouble::Hang { engine: 0 })]);
+    let (summary, _) = summed(&settings, &steady(100));
+    assert_eq!((summary.unfinished, summary.migrations), (0, 0));
+    assert!(summary.worst_gap_p99_ms > 4900.0);
+}
+
+#[test]
+fn a_gateway_that_dies_takes_its_requests_with_it_and_no_more() {
+    let mut settings = troubled(2, &[(2.0, 2.0, Trouble::GatewayLoss { gateway: 0 })]);
+    settings.gateways = 2;
+    let (summary, _) = summed(&settings, &steady(100));
+    assert!((5..40).contains(&summary.failed), "{}", summary.failed);
+    assert_eq!(summary.unfinished, summary.failed);
+    settings.gateways = 1;
+    let (alone, _) = summed(&settings, &steady(100));
+    assert!(alone.failed > 40, "whoever comes meanwhile finds nobody: {}", alone.failed);
+}
+
+#[test]
+fn hand_overs_that_break_are_computed_again_and_their_pair_rests() {
+    let base = troubled(3, &[(0.0, 60.0, Trouble::Transfers { from: 0, to: 1 })]);
+    let split = settings(Workload::Fresh, "static-1p2d", 3, 30.0);
+    let settings = RunSettings { engines: split.engines, gateway: split.gateway, ..base };
+    let (summary, _) = summed(&settings, &steady(40));
+    assert_eq!(summary.unfinished, 0);
+    let failed = summary.engines.transfers_failed;
+    assert!((1..5).contains(&failed), "{failed}: it is tried again now and then");
+    assert_eq!(summary.engines.transfers + failed, 40);
+    let (whole, _) = summed(&RunSettings { faults: Vec::new(), ..settings }, &steady(40));
+    assert_eq!((whole.engines.transfers, whole.engines.transfers_failed), (40, 0));
+}
+
+#[test]
+fn lost_events_are_asked_for_and_a_drained_engine_empties() {
+    let events = Trouble::Events { engine: 0, lost: 0.5, doubled: 0.5, late: 0.5 };
+    let drain = Trouble::Drain { engine: 1 };
+    let mut settings = troubled(2, &[(0.0, 20.0, events), (1.0, 2.0, drain)]);
+    settings.is_logged = true;
+    let (summary, ran) = summed(&settings, &steady(100));
+    assert_eq!(summary.unfinished, 0);
+    let lines = |what: &str| ran.log.iter().filter(|line| line.contains(what)).count();
+    assert!(lines("lacks events of 1/0") > 0 && lines("tells gateway 0 all") > 0);
+    let drained = ran.log.iter().skip_while(|line| !line.contains("begins: Drain"));
+    let drained = drained.take_while(|line| !line.contains("ends: Drain"));
+    assert!(drained.filter(|line| line.contains("is placed")).all(|line| line.contains("Incarnation(1)")));
+}
+
+/// What a run gives, in words.
+fn words(settings: &RunSettings, sessions: &[Session]) -> String {
+    let Ran { outcomes, engines, given_up, end, violations, log, .. } = Run::new(settings, sessions).go();
+    // Steps that are taken at once tell of the cache at once: there are fewer batches of it.
+    let numbered = ["tells gateway", "misses batch", "lacks events"];
+    let log: Vec<String> =
+        log.into_iter().filter(|line| !numbered.iter().any(|what| line.contains(what))).collect();
+    format!("{outcomes:#?} {engines:#?} {given_up:?} {end:?} {violations:?} {}", log.join("\n"))
+}
+
+fn same(one: &str, other: &str, what: &str) {
+    let (one, other): (Vec<_>, Vec<_>) = (one.lines().collect(), other.lines().collect());
+    let differs = one.iter().zip(&other).position(|(one, other)| one != other);
+    let around = |lines: &[&str]| lines[differs.map_or(0..0, |at| at.saturating_sub(30)..at + 1)].join("\n");
+    assert!(one == other, "{what}:\n{}\n\n{}", around(&one), around(&other));
+}
+
+#[test]
+fn quiet_steps_change_nothing() {
+    type Change = fn(&mut RunSettings);
+    let cases: [(Workload, &str, usize, f64, Change); 7] = [
+        (Workload::FiveTurn, "cost", 4, 12.0, |_| {}),
+        (Workload::FiveTurn, "cost", 4, 12.0, |settings| {
+            (settings.gateway.sight, settings.gateways) = (LoadSight::Sampled, 3);
+        }),
+        (Workload::Fresh, "static-2p2d", 4, 3.0, |settings| {
+            settings.gateway.first_token = FirstToken::OfDecode;
+        }),
+        (Workload::Fresh, "cost", 4, 8.0, |settings| settings.gateway.profiled = false),
+        (Workload::Moe, "cost", 2, 5.0, |_| {}),
+        (Workload::StandIn, "lmetric", 8, 3.0, |_| {}),
+        (Workload::StandIn, "sticky", 8, 3.0, |settings| settings.delivery = Delivery::WithStep),
+    ];
+    for (workload, rule, engines, rate, change) in cases {
+        let mut settings = settings(workload, rule, engines, 10.0);
+        change(&mut settings);
+        let sessions = Source::new(workload, None).unwrap().sessions(rate, settings.end, 1);
+        let one_by_one = RunSettings { steps_one_by_one: true, ..settings.clone() };
+        same(&words(&settings, &sessions), &words(&one_by_one, &sessions), &format!("{workload} {rule}"));
+    }
+}
+
+#[test]
+fn quiet_steps_change_nothing_under_faults() {
+    for seed in 0..60 {
+        let chaos = crate::chaos::Chaos::draw(seed);
+        let settings = RunSettings { is_logged: true, ..chaos.settings };
+        let one_by_one = RunSettings { steps_one_by_one: true, ..settings.clone() };
+        same(
+            &words(&settings, &chaos.sessions),
+            &words(&one_by_one, &chaos.sessions),
+            &format!("seed {seed}"),
+        );
     }
 }

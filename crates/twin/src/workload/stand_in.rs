@@ -91,6 +91,7 @@ impl StandIn {
                 blocks: ids,
                 block_tokens: BLOCK_TOKENS,
                 tenant: 0,
+                observed: None,
                 session: None,
             });
             tokens += answer + draw.lognormal_tokens(self.more.0, self.more.1, 16, PROMPT_TOKENS_MAX);

@@ -6,11 +6,12 @@
 //!   tokens of the prompt. Equal ids stand for equal blocks after equal prefixes.
 //! - `azure`: CSV with the header `TIMESTAMP,ContextTokens,GeneratedTokens`. Prompts share nothing.
 //! - `forebay`: JSON lines with `at` (s), `prompt_tokens`, `output_tokens` and, if known, `block_tokens` with `blocks` (ids like
-//!   Mooncake's, of blocks of that size), `tenant` and `session` (strings).
+//!   Mooncake's, of blocks of that size), `tenant` and `session` (strings);
+//!   of a recording also `ttft` and `e2e` (s) and `cached_tokens`.
 
-use std::{collections::HashMap, fmt, str::FromStr};
+mod read;
 
-use serde::Deserialize;
+use std::{fmt, str::FromStr};
 
 use super::{Session, Turn};
 use crate::{
@@ -18,12 +19,10 @@ use crate::{
     content::{Kind, Piece, name},
     draw::mix,
 };
+use read::Reader;
 
 /// Tokens that one of Mooncake's `hash_ids` stands for.
 pub(super) const MOONCAKE_BLOCK_TOKENS: u32 = 512;
-
-/// Tokens of the longest prompt or answer that a trace may have: far beyond any model's, and far below what overflows.
-const TOKENS_MAX: u32 = 100_000_000;
 
 /// Tokens behind the beginning that a sticky router hashes where the trace names no sessions: the first ones are a system
 /// prompt that many share.
@@ -46,6 +45,19 @@ pub struct TraceRequest {
     pub tenant: u32,
     /// Equal for requests of one conversation, where that is known.
     pub session: Option<u64>,
+    /// What it was really like, where that is known.
+    pub observed: Option<Observed>,
+}
+
+/// What a request of a recording was really like.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Observed {
+    /// Seconds to its first token.
+    pub ttft_seconds: f64,
+    /// Seconds to its end.
+    pub e2e_seconds: f64,
+    /// Prompt tokens that an engine had cached.
+    pub cached_tokens: u32,
 }
 
 /// Requests in order of time.
@@ -132,31 +144,26 @@ pub enum TraceError {
     Empty,
 }
 
-/// A column, and what is wrong there.
-type Problem = (usize, String);
-
-#[derive(Deserialize)]
-struct MooncakeLine {
-    timestamp: f64,
-    input_length: u32,
-    output_length: u32,
-    hash_ids: Vec<u64>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ForebayLine {
-    at: f64,
-    prompt_tokens: u32,
-    output_tokens: u32,
-    #[serde(default)]
-    block_tokens: Option<u32>,
-    #[serde(default)]
-    blocks: Vec<u64>,
-    #[serde(default)]
-    tenant: String,
-    #[serde(default)]
-    session: Option<String>,
+impl TraceRequest {
+    /// Its line in form `forebay`, without tenant and session.
+    pub fn line(&self) -> String {
+        let Self {
+            at_seconds,
+            prompt_tokens,
+            output_tokens,
+            blocks,
+            block_tokens,
+            tenant: _,
+            session: _,
+            observed: _,
+        } = self;
+        let mut line = serde_json::json!({ "at": at_seconds, "prompt_tokens": prompt_tokens, "output_tokens": output_tokens });
+        if !blocks.is_empty() {
+            line["block_tokens"] = (*block_tokens).into();
+            line["blocks"] = blocks.as_slice().into();
+        }
+        line.to_string()
+    }
 }
 
 impl Trace {
@@ -166,7 +173,7 @@ impl Trace {
     /// The first line that is wrong: not of this form, without tokens, ids that do not cover the prompt, a time before that of
     /// the line before. [`TraceError::Empty`] if nothing is left.
     pub fn parse(text: &str, form: TraceForm, skip_bad: bool) -> Result<Self, TraceError> {
-        let mut reader = Reader { form, trace: Self::default(), tenants: HashMap::new(), header: false };
+        let mut reader = Reader::new(form);
         for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             match reader.line(line) {
                 Ok(()) => {}
@@ -207,166 +214,6 @@ impl Trace {
     pub fn speed_of(&self, rate: f64) -> f64 {
         rate * self.seconds().max(1e-3) / self.requests.len() as f64
     }
-}
-
-struct Reader {
-    form: TraceForm,
-    trace: Trace,
-    tenants: HashMap<String, u32>,
-    /// Whether the header was read.
-    header: bool,
-}
-
-impl Reader {
-    fn line(&mut self, line: &str) -> Result<(), Problem> {
-        let request = match self.form {
-            TraceForm::Mooncake => {
-                let line: MooncakeLine = json(line)?;
-                TraceRequest {
-                    at_seconds: line.timestamp / 1e3,
-                    prompt_tokens: line.input_length,
-                    output_tokens: line.output_length.max(1),
-                    blocks: line.hash_ids,
-                    block_tokens: MOONCAKE_BLOCK_TOKENS,
-                    tenant: 0,
-                    session: None,
-                }
-            }
-            TraceForm::Forebay => {
-                let line: ForebayLine = json(line)?;
-                if !line.blocks.is_empty() && line.block_tokens.is_none_or(|tokens| tokens == 0) {
-                    return Err((
-                        1,
-                        "`blocks` needs `block_tokens`, the tokens of each, at least 1".to_owned(),
-                    ));
-                }
-                TraceRequest {
-                    at_seconds: line.at,
-                    prompt_tokens: line.prompt_tokens,
-                    output_tokens: line.output_tokens.max(1),
-                    blocks: line.blocks,
-                    block_tokens: line.block_tokens.unwrap_or(1),
-                    tenant: self.tenant(line.tenant),
-                    session: line.session.map(|session| number_of(&session)),
-                }
-            }
-            TraceForm::Azure => match self.azure(line)? {
-                Some(request) => request,
-                None => return Ok(()),
-            },
-        };
-        check(&request, self.trace.requests.last())?;
-        self.trace.requests.push(request);
-        Ok(())
-    }
-
-    fn tenant(&mut self, tenant: String) -> u32 {
-        let tenants = &mut self.trace.tenants;
-        *self.tenants.entry(tenant).or_insert_with_key(|tenant| {
-            tenants.push(tenant.clone());
-            tenants.len() as u32 - 1
-        })
-    }
-
-    fn azure(&mut self, line: &str) -> Result<Option<TraceRequest>, Problem> {
-        let fields: Vec<&str> = line.split(',').map(str::trim).collect();
-        if !std::mem::replace(&mut self.header, true) {
-            return match fields[..] {
-                ["TIMESTAMP", "ContextTokens", "GeneratedTokens"] => Ok(None),
-                _ => Err((1, "expected the header TIMESTAMP,ContextTokens,GeneratedTokens".to_owned())),
-            };
-        }
-        let [at, prompt, output] = fields[..] else {
-            return Err((1, format!("expected 3 fields, found {}", fields.len())));
-        };
-        let column = |field: &str| field.as_ptr() as usize - line.as_ptr() as usize + 1;
-        let tokens = |field: &str| {
-            let expected = || (column(field), format!("expected a number of tokens, found `{field}`"));
-            field.parse::<u32>().map_err(|_| expected())
-        };
-        let at_seconds = moment(at).ok_or_else(|| {
-            (column(at), format!("expected a time such as 2023-11-16 18:17:03.97, found `{at}`"))
-        })?;
-        Ok(Some(TraceRequest {
-            at_seconds,
-            prompt_tokens: tokens(prompt)?,
-            output_tokens: tokens(output)?.max(1),
-            blocks: Vec::new(),
-            block_tokens: 1,
-            tenant: 0,
-            session: None,
-        }))
-    }
-}
-
-fn json<'a, T: Deserialize<'a>>(line: &'a str) -> Result<T, Problem> {
-    serde_json::from_str(line).map_err(|error| {
-        let text = error.to_string();
-        // Its own position is of this one line.
-        let said = text.rsplit_once(" at line ").map_or(text.as_str(), |(said, _)| said);
-        (error.column(), said.to_owned())
-    })
-}
-
-fn check(request: &TraceRequest, before: Option<&TraceRequest>) -> Result<(), Problem> {
-    let TraceRequest { at_seconds, prompt_tokens, output_tokens, blocks, block_tokens, .. } = request;
-    if !at_seconds.is_finite() {
-        return Err((1, format!("its time is {at_seconds}; expected a number")));
-    }
-    if !(1..=TOKENS_MAX).contains(prompt_tokens) || *output_tokens > TOKENS_MAX {
-        return Err((
-            1,
-            format!(
-                "{prompt_tokens} tokens of prompt and {output_tokens} of answer; expected 1 to {TOKENS_MAX}"
-            ),
-        ));
-    }
-    let ids = prompt_tokens.div_ceil(*block_tokens) as usize;
-    if !blocks.is_empty() && blocks.len() != ids {
-        let problem = format!(
-            "{} ids for a prompt of {prompt_tokens} tokens; expected {ids}, one for each {block_tokens}",
-            blocks.len()
-        );
-        return Err((1, problem));
-    }
-    match before {
-        Some(before) if *at_seconds < before.at_seconds => {
-            let back = before.at_seconds - at_seconds;
-            Err((1, format!("its time is {back:.3} s before the line above; expected times in order")))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Seconds since the Unix epoch of `2023-11-16 18:17:03.9799600`, in the proleptic Gregorian calendar.
-fn moment(text: &str) -> Option<f64> {
-    let (date, time) = text.split_once([' ', 'T'])?;
-    let numbers = |text: &str, separator: char| -> Option<[i64; 3]> {
-        let parts: Vec<i64> =
-            text.split(separator).map(|part| part.parse().ok()).collect::<Option<Vec<_>>>()?;
-        parts.try_into().ok()
-    };
-    let time = time.trim_end_matches('Z').split('+').next()?;
-    let (whole, fraction) = time.split_once('.').unwrap_or((time, ""));
-    let ([year, month, day], [hour, minute, second]) = (numbers(date, '-')?, numbers(whole, ':')?);
-    let in_range = (1..=9999).contains(&year)
-        && (1..=12).contains(&month)
-        && (1..=31).contains(&day)
-        && (0..24).contains(&hour)
-        && (0..60).contains(&minute)
-        && (0..=60).contains(&second);
-    if !in_range || !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    // Days from civil: years begin in March, so that the leap day is the last of its year.
-    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1 - 719_468;
-    let fraction: f64 = if fraction.is_empty() { 0.0 } else { format!("0.{fraction}").parse().ok()? };
-    Some((days * 86_400 + hour * 3600 + minute * 60 + second) as f64 + fraction)
-}
-
-fn number_of(text: &str) -> u64 {
-    text.bytes().fold(text.len() as u64, |state, byte| mix(state ^ u64::from(byte).rotate_left(32)))
 }
 
 fn key(request: &TraceRequest, number: u64) -> u64 {
@@ -435,18 +282,6 @@ mod tests {
     }
 
     #[test]
-    fn moments_are_seconds_of_the_calendar() {
-        assert_eq!(moment("1970-01-01 00:00:00"), Some(0.0));
-        assert_eq!(moment("2000-02-29T12:00:00.25Z"), Some(951_825_600.25));
-        assert_eq!(moment("2023-11-16 18:17:03.9799600"), Some(1_700_158_623.979_96));
-        for wrong in
-            ["", "2023-11-16", "2023-13-01 00:00:00", "2023-11-16 24:00:00", "2023-11-16 1:2:3.x", "a b"]
-        {
-            assert_eq!(moment(wrong), None, "{wrong}");
-        }
-    }
-
-    #[test]
     fn our_own_form_has_tenants_and_sessions() {
         let text = r#"{"at": 0.5, "prompt_tokens": 40, "output_tokens": 3, "block_tokens": 16, "blocks": [7, 8, 9], "tenant": "a", "session": "s"}
             {"at": 0.5, "prompt_tokens": 40, "output_tokens": 3, "block_tokens": 16, "blocks": [7, 8, 9], "tenant": "b"}
@@ -458,6 +293,23 @@ mod tests {
         assert_eq!(sessions[0].key, sessions[2].key);
         assert_eq!([sessions[0].tenant, sessions[1].tenant, sessions[2].tenant], [0, 1, 0]);
         assert_ne!(sessions[0].turns[0].new, sessions[1].turns[0].new, "tenants share nothing");
+    }
+
+    #[test]
+    fn a_request_is_read_as_it_was_written() {
+        let request = |at_seconds, blocks: &[u64]| TraceRequest {
+            at_seconds,
+            prompt_tokens: 40,
+            output_tokens: 3,
+            blocks: blocks.into(),
+            block_tokens: if blocks.is_empty() { 1 } else { 16 },
+            tenant: 0,
+            session: None,
+            observed: None,
+        };
+        let requests = [request(0.25, &[1 << 51, 2, 3]), request(1.5, &[])];
+        let text = requests.each_ref().map(TraceRequest::line).join("\n");
+        assert_eq!(Trace::parse(&text, TraceForm::Forebay, false).unwrap().requests, requests);
     }
 
     #[test]
