@@ -1,5 +1,5 @@
-//! What arrived, in files, for `forebay simulate` to replay: times, lengths, and ids of blocks by which prompts that begin alike
-//! are known. Never text, and no tenant's name: ids are hashed with a salt that is drawn at the start and kept nowhere.
+//! What arrived, in files, for `forebay simulate` to replay: times, lengths, how long it took, and ids of blocks by which prompts
+//! that begin alike are known. Never text, and no tenant's name: ids are hashed with a salt that is drawn at the start and kept nowhere.
 //!
 //! A line is written when its request ends, for only then its answer's length is known; lines are in the order in which requests
 //! came. One that runs for very long is left out rather than holding up all that came after it.
@@ -33,6 +33,11 @@ pub struct Arrival {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     blocks: Vec<u64>,
     tenant: String,
+    /// Seconds to its first token, and to its end; tokens that an engine had cached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ttft: Option<f64>,
+    e2e: f64,
+    cached_tokens: u32,
 }
 
 /// What is known of a request that ended.
@@ -43,6 +48,10 @@ pub(crate) struct Ended<'a> {
     pub(crate) output_tokens: u32,
     /// Of the prompt's full blocks of tokens; empty where they are not known.
     pub(crate) blocks: &'a [BlockHash],
+    /// Since it came: its first token, and its end.
+    pub(crate) ttft_seconds: Option<f64>,
+    pub(crate) e2e_seconds: f64,
+    pub(crate) cached_tokens: u32,
 }
 
 /// Writes what arrived.
@@ -139,6 +148,9 @@ impl ArrivalRecorder {
             block_tokens: self.block_tokens,
             blocks,
             tenant: format!("{tenant:016x}"),
+            ttft: ended.ttft_seconds.map(to_microseconds),
+            e2e: to_microseconds(ended.e2e_seconds),
+            cached_tokens: ended.cached_tokens,
         }
     }
 
@@ -146,6 +158,11 @@ impl ArrivalRecorder {
     pub fn lost(&self) -> u64 {
         self.sink.lost() + self.order.lock().left_out
     }
+}
+
+/// Seconds, as precise as anybody needs them.
+fn to_microseconds(seconds: f64) -> f64 {
+    (seconds * 1e6).round() / 1e6
 }
 
 #[cfg(test)]
@@ -157,7 +174,16 @@ mod tests {
     const MS: u64 = 1_700_000_000_125;
 
     fn ended<'a>(tenant: &'a TenantId, prompt_tokens: u32, blocks: &'a [BlockHash]) -> Ended<'a> {
-        Ended { tenant, prompt_tokens, output_tokens: 7, blocks }
+        let (ttft_seconds, e2e_seconds) = (Some(0.25), 1.5);
+        Ended {
+            tenant,
+            prompt_tokens,
+            output_tokens: 7,
+            blocks,
+            ttft_seconds,
+            e2e_seconds,
+            cached_tokens: 16,
+        }
     }
 
     fn recorded(act: impl FnOnce(&ArrivalRecorder)) -> Vec<Value> {
@@ -197,6 +223,8 @@ mod tests {
         assert_ne!(ids(0)[2], ids(1)[2], "what is not full is not shared");
         assert_ne!(ids(0)[0], 11);
         assert!(ids(0).iter().all(|id| id.as_u64().is_some_and(|id| id < 1 << 52)));
+        let times = ["ttft", "e2e", "cached_tokens"].map(|name| lines[0][name].as_f64().unwrap());
+        assert_eq!(times, [0.25, 1.5, 16.0]);
         assert_eq!(lines[0]["tenant"], lines[1]["tenant"]);
         assert_ne!(lines[0]["tenant"], lines[2]["tenant"]);
         let at: Vec<f64> = lines.iter().map(|line| line["at"].as_f64().unwrap()).collect();

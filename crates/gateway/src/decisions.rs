@@ -1,6 +1,8 @@
 //! The record of why: one bounded entry a request, kept in a ring, shown by `/fleet/v1/decisions` and
 //! `forebay explain`.
 
+mod accuracy;
+
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
@@ -11,6 +13,7 @@ use forebay_types::{EngineName, RequestId, TenantId};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+pub use self::accuracy::Accuracy;
 pub use crate::lines::SinkPlan;
 
 /// Writes decision records to files.
@@ -233,6 +236,12 @@ impl DecisionLog {
         let mut keyed: Vec<_> = asked.filter_map(|record| Some((order.key(&record)?, record))).collect();
         keyed.sort_by(|a, b| b.0.total_cmp(&a.0));
         keyed.into_iter().take(*limit).map(|(_, record)| record).collect()
+    }
+
+    /// How far predictions were off, by model, over the records that are kept.
+    pub fn accuracy(&self) -> Vec<Accuracy> {
+        let records: Vec<Arc<DecisionRecord>> = self.inner.lock().by_id.values().cloned().collect();
+        Accuracy::of(records.iter())
     }
 
     /// One record.

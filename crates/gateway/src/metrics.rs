@@ -23,6 +23,7 @@ use prometheus_client::{
 pub use histogram::{LocalHistogram, SecondsHistogram};
 
 use forebay_placement::Savings;
+use forebay_text::PrefixCacheStats;
 use forebay_types::Leaning;
 
 use self::{caches::CacheMetrics, predictions::PredictionMetrics};
@@ -508,6 +509,11 @@ impl Metrics {
     /// Notes the figures of the chains of recent prompts.
     pub fn set_chains(&self, stats: &ChainStats) {
         self.caches.set_chains(stats);
+    }
+
+    /// Notes the figures of the cache of recent prompts' texts.
+    pub fn set_text_cache(&self, stats: &PrefixCacheStats) {
+        self.caches.set_text_cache(stats);
     }
 
     /// Everything as OpenMetrics text; see [`CONTENT_TYPE`]. The gauges of engines are taken from `engines`, so they

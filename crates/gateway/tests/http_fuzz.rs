@@ -7,7 +7,7 @@ use axum::{body::Body, http::Request};
 use http_support::*;
 use proptest::{collection, prelude::*};
 
-const PATHS: [&str; 12] = [
+const PATHS: [&str; 13] = [
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/models",
@@ -18,6 +18,7 @@ const PATHS: [&str; 12] = [
     "/metrics",
     "/fleet/v1/engines",
     "/fleet/v1/links",
+    "/fleet/v1/predictions",
     "/fleet/v1/decisions",
     "/fleet/v1/policy",
 ];

@@ -223,6 +223,8 @@ async fn operators_see_engines_decisions_and_metrics() {
     let links = ask(router.clone(), get("/fleet/v1/links")).await.json();
     let link = &links["data"][0];
     assert_eq!((link["to"].as_str(), link["transfers"].as_u64()), (Some("embedded-1"), Some(3)));
+    let predictions = ask(router.clone(), get("/fleet/v1/predictions")).await.json();
+    assert!(predictions["data"].as_array().is_some_and(|models| models.len() <= 1), "{predictions}");
     let ids = async |query: &str| -> Vec<String> {
         let list = ask(router.clone(), get(&format!("/fleet/v1/decisions{query}"))).await.json();
         list["data"].as_array().unwrap().iter().map(|item| item["id"].as_str().unwrap().to_owned()).collect()

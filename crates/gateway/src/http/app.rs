@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use forebay_text::{ChatTemplate, Tokenizer};
+use forebay_text::{ChatTemplate, PrefixCache, PrefixCacheLimits, Tokenizer};
 use forebay_types::TokenId;
 use parking_lot::RwLock;
 
@@ -144,6 +144,8 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) http_limits: HttpLimits,
     pub(crate) request_limits: RequestLimits,
+    /// The tokens of recent prompts' texts.
+    pub(crate) texts: Arc<PrefixCache>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) seeds: Arc<dyn Seeds>,
     pub(crate) live: Arc<LiveIds>,
@@ -186,6 +188,9 @@ impl Gateway {
             keys,
             metrics,
             http_limits,
+            texts: Arc::new(PrefixCache::new(PrefixCacheLimits {
+                bytes_max: request_limits.text_cache_bytes_max,
+            })),
             request_limits,
             clock,
             seeds,

@@ -13,7 +13,7 @@ use axum::{
 use bytes::Bytes;
 use forebay_engines::{ClientBody, ClientRoute};
 use forebay_text::{EncodeError, StopMatcher};
-use forebay_types::{RequestId, Sampling, TokenId};
+use forebay_types::{RequestId, Sampling, TenantId, TokenId};
 use smallvec::SmallVec;
 
 use super::{
@@ -73,7 +73,7 @@ async fn handle(gateway: Gateway, request: Request, endpoint: Endpoint) -> Respo
     let context = parts.extensions.get::<Context>().expect("the middleware put it there").clone();
     let mut named = None;
     let prepared = match body::read(&parts.headers, body, &app.http_limits).await {
-        Ok(body) => prepare(app, endpoint, &body, &mut named).await,
+        Ok(body) => prepare(app, &context.tenant, endpoint, &body, &mut named).await,
         Err(error) => Err(error),
     };
     if let Some(model) = named {
@@ -94,14 +94,15 @@ async fn handle(gateway: Gateway, request: Request, endpoint: Endpoint) -> Respo
 /// (Names of other models would let a client add labels to metrics.)
 async fn prepare(
     app: &Shared,
+    tenant: &TenantId,
     endpoint: Endpoint,
     body: &Bytes,
     named: &mut Option<Arc<str>>,
 ) -> Result<Ready, ApiError> {
-    if let Some(ready) = prepare_for_attached(app, endpoint, body, named).await? {
+    if let Some(ready) = prepare_for_attached(app, tenant, endpoint, body, named).await? {
         return Ok(ready);
     }
-    prepare_tokens(app, endpoint, body, named).await.map(Ready::Tokens)
+    prepare_tokens(app, tenant, endpoint, body, named).await.map(Ready::Tokens)
 }
 
 /// The request that a body would submit, of several prompts the first one: for those who only want to know.
@@ -111,7 +112,7 @@ pub(super) async fn would_submit(
     endpoint: Endpoint,
     body: &Bytes,
 ) -> Result<GenerateRequest, ApiError> {
-    match prepare(app, endpoint, body, &mut None).await? {
+    match prepare(app, &context.tenant, endpoint, body, &mut None).await? {
         Ready::Passed(model, passed) => Ok(passed_request(context, model, passed)),
         Ready::Tokens(job) => Ok(token_request(context, &job, context.id().clone(), &job.prompts[0])),
     }
@@ -119,13 +120,14 @@ pub(super) async fn would_submit(
 
 async fn prepare_tokens(
     app: &Shared,
+    tenant: &TenantId,
     endpoint: Endpoint,
     body: &Bytes,
     named: &mut Option<Arc<str>>,
 ) -> Result<Job, ApiError> {
     match endpoint {
-        Endpoint::Chat => prepare_chat(app, body, named).await,
-        Endpoint::Completions => prepare_completions(app, body, named).await,
+        Endpoint::Chat => prepare_chat(app, tenant, body, named).await,
+        Endpoint::Completions => prepare_completions(app, tenant, body, named).await,
     }
 }
 
@@ -133,6 +135,7 @@ async fn prepare_tokens(
 /// has no such engine. Tokens where they can say all that the request says, and every engine takes them.
 async fn prepare_for_attached(
     app: &Shared,
+    tenant: &TenantId,
     endpoint: Endpoint,
     body: &Bytes,
     named: &mut Option<Arc<str>>,
@@ -149,7 +152,7 @@ async fn prepare_for_attached(
     }
     let text = app.text(&served.id, Some(&served));
     if served.takes_tokens && text.is_some() && !peek.has_tools() {
-        match prepare_tokens(app, endpoint, body, named).await {
+        match prepare_tokens(app, tenant, endpoint, body, named).await {
             Err(error) if PASSED_ON.contains(&error.code) => {}
             prepared => {
                 let audit = app.audits.is_due().then(|| words(endpoint, body));
@@ -158,7 +161,8 @@ async fn prepare_for_attached(
         }
     }
     *named = Some(served.id.clone());
-    let passed = passed::prepare(endpoint, body, &peek, text.as_deref())?;
+    let text = text.as_deref().map(|model| passed::Text { model, texts: &app.texts, tenant });
+    let passed = passed::prepare(endpoint, body, &peek, text.as_ref())?;
     Ok(Some(Ready::Passed(served.id, passed)))
 }
 
@@ -211,7 +215,12 @@ fn passed_request(context: &Context, model: Arc<str>, passed: Passed) -> Generat
     }
 }
 
-async fn prepare_chat(app: &Shared, body: &Bytes, named: &mut Option<Arc<str>>) -> Result<Job, ApiError> {
+async fn prepare_chat(
+    app: &Shared,
+    tenant: &TenantId,
+    body: &Bytes,
+    named: &mut Option<Arc<str>>,
+) -> Result<Job, ApiError> {
     let (model, spec, text) = {
         let mut body: ChatBody<'_> = request::parse(body)?;
         let shared = body.take_shared();
@@ -221,13 +230,14 @@ async fn prepare_chat(app: &Shared, body: &Bytes, named: &mut Option<Arc<str>>) 
         let text = chat.render(&model.template)?;
         (model, chat.spec, text)
     };
-    let tokens = encode(app, Endpoint::Chat, &model, text).await?;
+    let tokens = encode(app, tenant, Endpoint::Chat, &model, text).await?;
     let default = app.request_limits.output_tokens_default_max;
     job(app, Endpoint::Chat, model, spec, vec![("messages".to_owned(), tokens)], default)
 }
 
 async fn prepare_completions(
     app: &Shared,
+    tenant: &TenantId,
     body: &Bytes,
     named: &mut Option<Arc<str>>,
 ) -> Result<Job, ApiError> {
@@ -243,7 +253,7 @@ async fn prepare_completions(
         let path = completions.prompt_path(index);
         let tokens = match prompt {
             Prompt::Text(text) => {
-                encode(app, Endpoint::Completions, &model, text.clone().into_owned()).await?
+                encode(app, tenant, Endpoint::Completions, &model, text.clone().into_owned()).await?
             }
             Prompt::Tokens(tokens) => within_vocabulary(tokens, &model, &path)?,
         };
@@ -277,19 +287,21 @@ fn known_model(app: &Shared, name: Option<&str>) -> Result<Arc<ModelText>, ApiEr
 /// Short texts are encoded where they are; a long one would hold up every other stream of this thread.
 async fn encode(
     app: &Shared,
+    tenant: &TenantId,
     endpoint: Endpoint,
     model: &Arc<ModelText>,
     text: String,
 ) -> Result<Arc<[TokenId]>, ApiError> {
     let text_bytes = text.len();
     let encoding = {
-        let model = model.clone();
+        let (model, texts, tenant) = (model.clone(), app.texts.clone(), tenant.clone());
         move || {
             // English has about four bytes a token.
             let mut tokens = Vec::with_capacity(text.len() / 3);
+            let (tokenizer, tenant) = (&model.tokenizer, tenant.as_str());
             match endpoint {
-                Endpoint::Chat => model.tokenizer.encode(&text, &mut tokens)?,
-                Endpoint::Completions => model.tokenizer.encode_completion(&text, &mut tokens)?,
+                Endpoint::Chat => texts.encode(tokenizer, tenant, &text, &mut tokens)?,
+                Endpoint::Completions => texts.encode_completion(tokenizer, tenant, &text, &mut tokens)?,
             }
             Ok::<Arc<[TokenId]>, EncodeError>(tokens.into())
         }

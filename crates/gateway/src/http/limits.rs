@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use forebay_text::PrefixCacheLimits;
+
 /// Bounds of connections and bodies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpLimits {
@@ -59,6 +61,9 @@ pub struct RequestLimits {
     /// Bytes of text that are tokenised on the connection's own thread; longer ones go to the pool for blocking work,
     /// so that they do not hold up other streams. Default 16 KiB, about a millisecond.
     pub inline_text_bytes_max: usize,
+    /// Bytes of recent prompts' text and tokens that are remembered, so that they are not tokenised again. Default
+    /// 64 MiB; 0 remembers nothing.
+    pub text_cache_bytes_max: usize,
 }
 
 impl Default for RequestLimits {
@@ -73,6 +78,7 @@ impl Default for RequestLimits {
             top_logprobs_max: 20,
             output_tokens_default_max: 4_096,
             inline_text_bytes_max: 16 * 1024,
+            text_cache_bytes_max: PrefixCacheLimits::default().bytes_max,
         }
     }
 }

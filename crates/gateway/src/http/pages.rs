@@ -145,6 +145,7 @@ pub(crate) async fn openapi() -> Response {
 
 /// `GET /metrics`
 pub(crate) async fn metrics(State(gateway): State<Gateway>) -> Response {
+    gateway.0.metrics.set_text_cache(&gateway.0.texts.stats());
     typed(metrics::CONTENT_TYPE, gateway.0.metrics.render(&gateway.0.orchestrator.engines()))
 }
 
@@ -156,6 +157,11 @@ pub(crate) async fn engines(State(gateway): State<Gateway>) -> Response {
 /// `GET /fleet/v1/links`
 pub(crate) async fn links(State(gateway): State<Gateway>) -> Response {
     json(&List { object: "list", data: gateway.0.orchestrator.links() })
+}
+
+/// `GET /fleet/v1/predictions`
+pub(crate) async fn predictions(State(gateway): State<Gateway>) -> Response {
+    json(&List { object: "list", data: gateway.0.orchestrator.accuracy() })
 }
 
 /// `?engine=&lines=`

@@ -19,8 +19,8 @@ use axum::{body::Body, http::StatusCode, response::Response};
 use bytes::Bytes;
 use forebay_engine_wire::fields::Fields;
 use forebay_engines::{ClientBody, ClientRoute, Reply};
-use forebay_text::Conversation;
-use forebay_types::{Sampling, TokenId};
+use forebay_text::{Conversation, PrefixCache};
+use forebay_types::{Sampling, TenantId, TokenId};
 use http_body::Frame;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -122,6 +122,13 @@ pub(crate) struct Passed {
     pub(crate) sampling: Sampling,
 }
 
+/// What makes tokens of a tenant's text.
+pub(crate) struct Text<'a> {
+    pub(crate) model: &'a ModelText,
+    pub(crate) texts: &'a PrefixCache,
+    pub(crate) tenant: &'a TenantId,
+}
+
 /// Makes a body fit to be passed on.
 ///
 /// # Errors
@@ -130,7 +137,7 @@ pub(crate) fn prepare(
     endpoint: Endpoint,
     body: &Bytes,
     peek: &Peek<'_>,
-    text: Option<&ModelText>,
+    text: Option<&Text<'_>>,
 ) -> Result<Passed, ApiError> {
     let mut fields = Fields::parse(body)
         .map_err(|error| ApiError::invalid("invalid_json", format!("the body is no JSON object: {error}")))?;
@@ -175,7 +182,9 @@ pub(crate) fn forbidden(field: &'static str) -> ApiError {
 }
 
 /// The prompt's tokens, if this process can tell them: for routing, so any difficulty just means that it cannot.
-fn known_tokens(endpoint: Endpoint, body: &[u8], text: &ModelText) -> Option<Arc<[TokenId]>> {
+fn known_tokens(endpoint: Endpoint, body: &[u8], text: &Text<'_>) -> Option<Arc<[TokenId]>> {
+    let Text { model, texts, tenant } = *text;
+    let (tokenizer, tenant) = (&model.tokenizer, tenant.as_str());
     let mut tokens = Vec::new();
     match endpoint {
         Endpoint::Chat => {
@@ -187,8 +196,8 @@ fn known_tokens(endpoint: Endpoint, body: &[u8], text: &ModelText) -> Option<Arc
                 extra: chat.chat_template_kwargs,
                 now: None,
             };
-            let rendered = text.template.render(&conversation).ok()?;
-            text.tokenizer.encode(&rendered, &mut tokens).ok()?;
+            let rendered = model.template.render(&conversation).ok()?;
+            texts.encode(tokenizer, tenant, &rendered, &mut tokens).ok()?;
         }
         Endpoint::Completions => {
             #[derive(Deserialize)]
@@ -202,7 +211,9 @@ fn known_tokens(endpoint: Endpoint, body: &[u8], text: &ModelText) -> Option<Arc
                 prompt: Prompt,
             }
             match serde_json::from_slice::<Prompted>(body).ok()?.prompt {
-                Prompt::Text(prompt) => text.tokenizer.encode_completion(&prompt, &mut tokens).ok()?,
+                Prompt::Text(prompt) => {
+                    texts.encode_completion(tokenizer, tenant, &prompt, &mut tokens).ok()?
+                }
                 Prompt::Tokens(ids) => tokens = ids,
             }
         }

@@ -29,6 +29,7 @@ pub(crate) fn admin() -> Vec<Route> {
         (&["get"], "/metrics", get(pages::metrics)),
         (&["get"], "/fleet/v1/engines", get(pages::engines)),
         (&["get"], "/fleet/v1/links", get(pages::links)),
+        (&["get"], "/fleet/v1/predictions", get(pages::predictions)),
         (&["post"], "/fleet/v1/drain", post(pages::drain)),
         (&["get"], "/fleet/v1/logs", get(pages::logs)),
         (&["get"], "/fleet/v1/decisions", get(pages::decisions)),

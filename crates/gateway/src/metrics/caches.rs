@@ -1,7 +1,9 @@
-//! Figures of the KV indexes and of the chains of recent prompts, as they were a second ago at most.
+//! Figures of the KV indexes and of the chains of recent prompts, as they were a second ago at most; of the cache of
+//! their texts, as they are.
 
 use forebay_kv_hash::ChainStats;
 use forebay_kv_index::IndexStats;
+use forebay_text::PrefixCacheStats;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{family::Family, gauge::Gauge},
@@ -33,6 +35,12 @@ pub(super) struct CacheMetrics {
     chain_blocks_reused: Gauge,
     chain_blocks_hashed: Gauge,
     chain_evictions: Gauge,
+    text_bytes: Gauge,
+    text_hits: Gauge,
+    text_misses: Gauge,
+    text_bytes_reused: Gauge,
+    text_bytes_encoded: Gauge,
+    text_evictions: Gauge,
 }
 
 impl CacheMetrics {
@@ -68,6 +76,36 @@ impl CacheMetrics {
                 "forebay_chains_evictions",
                 "Pieces of 64 hashes forgotten to make room, since the start",
                 &self.chain_evictions,
+            ),
+            (
+                "forebay_text_cache_bytes",
+                "Bytes of remembered text and tokens of recent prompts",
+                &self.text_bytes,
+            ),
+            (
+                "forebay_text_cache_hits",
+                "Pieces of prompts whose tokens were remembered, since the start",
+                &self.text_hits,
+            ),
+            (
+                "forebay_text_cache_misses",
+                "Pieces of prompts that were new, since the start",
+                &self.text_misses,
+            ),
+            (
+                "forebay_text_cache_bytes_reused",
+                "Bytes of prompts whose tokens were remembered, since the start",
+                &self.text_bytes_reused,
+            ),
+            (
+                "forebay_text_cache_bytes_encoded",
+                "Bytes of prompts that were tokenised, since the start",
+                &self.text_bytes_encoded,
+            ),
+            (
+                "forebay_text_cache_evictions",
+                "Pieces of text forgotten to make room, since the start",
+                &self.text_evictions,
             ),
         ];
         for (name, help, gauge) in gauges {
@@ -108,6 +146,22 @@ impl CacheMetrics {
         ];
         for (why, value) in left_out {
             self.left_out.get_or_create(&LeftOutLabels { index, why }).set(value as i64);
+        }
+    }
+
+    pub(super) fn set_text_cache(&self, stats: &PrefixCacheStats) {
+        let PrefixCacheStats { pieces: _, bytes, hits, misses, bytes_reused, bytes_encoded, evictions } =
+            *stats;
+        let gauges = [
+            (&self.text_bytes, bytes as u64),
+            (&self.text_hits, hits),
+            (&self.text_misses, misses),
+            (&self.text_bytes_reused, bytes_reused),
+            (&self.text_bytes_encoded, bytes_encoded),
+            (&self.text_evictions, evictions),
+        ];
+        for (gauge, value) in gauges {
+            gauge.set(value as i64);
         }
     }
 

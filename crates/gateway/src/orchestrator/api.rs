@@ -9,6 +9,7 @@ use std::{
 
 use forebay_engines::{ClientBody, Reply};
 use forebay_placement::{Explanation, Plan};
+pub use forebay_routing::PromptUnit;
 use forebay_types::{
     EngineName, FinishReason, Leaning, RankLoad, RequestId, Role, SampledToken, Sampling, TenantId, TokenId,
 };
@@ -16,7 +17,7 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use crate::decisions::{DecisionQuery, DecisionRecord};
+use crate::decisions::{Accuracy, DecisionQuery, DecisionRecord};
 
 /// One request, as tokens or to be passed on.
 #[derive(Debug, Clone)]
@@ -45,15 +46,6 @@ pub struct GenerateRequest {
     /// The client chose the seed, wants log-probabilities or several answers: only an engine that draws every token from
     /// (seed, choice, position) can go on after another.
     pub sampling_is_particular: bool,
-}
-
-/// What the numbers of a prompt are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum PromptUnit {
-    /// Token ids of the model.
-    Tokens,
-    /// Stretches of text of about a token's length, for routing alone.
-    Text,
 }
 
 /// Counts of one finished request.
@@ -321,6 +313,8 @@ pub trait Orchestrate: Send + Sync + 'static {
     fn links(&self) -> Vec<LinkStatus>;
     /// The decisions that are asked for.
     fn decisions(&self, query: &DecisionQuery) -> Vec<Arc<DecisionRecord>>;
+    /// How far predictions were off, by model, over the decisions that are kept.
+    fn accuracy(&self) -> Vec<Accuracy>;
     /// One decision.
     fn decision(&self, id: &RequestId) -> Option<Arc<DecisionRecord>>;
     /// Lets an engine finish what runs and gives it nothing new; whether there is one of that name.

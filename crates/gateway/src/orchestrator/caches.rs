@@ -7,11 +7,12 @@ use std::{
 };
 
 use forebay_kv_hash::{BlockHasher, ChainLimits, SessionChains};
-use forebay_kv_index::{IndexLimits, IndexStats, KvIndex, Overlaps};
-use forebay_types::{BlockHash, Incarnation, TokenId};
+use forebay_kv_index::{IndexLimits, IndexStats, KvIndex};
+use forebay_routing::{Known, PromptUnit};
+use forebay_types::{BlockHash, Incarnation, KvEventBatch, TokenId};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::{Shared, api::PromptUnit};
+use super::Shared;
 use crate::metrics::Metrics;
 
 /// Between two rounds of tidying.
@@ -27,15 +28,6 @@ pub(super) struct Caches {
     pub(super) routed: KvIndex,
     /// Hashes of recent prompts.
     pub(super) chains: SessionChains,
-}
-
-/// What is cached of one prompt.
-#[derive(Default)]
-pub(super) struct Known {
-    /// By what ranks say. Empty for prompts of text.
-    pub(super) announced: Overlaps,
-    /// By what was routed to them.
-    pub(super) routed: Overlaps,
 }
 
 impl Caches {
@@ -59,6 +51,12 @@ impl Caches {
         let announced = if unit == PromptUnit::Tokens { hashes } else { &[] };
         self.index.overlaps(announced, &mut known.announced);
         self.routed.overlaps(hashes, &mut known.routed);
+    }
+
+    /// What was routed to a rank changed.
+    pub(super) fn note_routed(&self, batch: &KvEventBatch) {
+        // In the router's order: only a full index refuses, and then it claims less.
+        let _ = self.routed.apply(batch);
     }
 
     /// Forgets what was cached there.

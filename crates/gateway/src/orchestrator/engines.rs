@@ -198,7 +198,7 @@ fn join(shared: &Shared, slot: &Slot, driver: &Arc<dyn Driver>) {
         for rank in facts.ranks() {
             let guessed = facts.cache_sight != CacheSight::Events;
             if guessed || facts.accepts.body {
-                core.guess_cache(rank, facts.blocks_total, guessed);
+                shared.guess_cache(&mut core, rank, facts.blocks_total, guessed);
             }
         }
         // Under the lock: whoever is told of the rank finds its driver.
@@ -227,6 +227,7 @@ fn leave(shared: &Shared, slot: &Slot, incarnation: Incarnation, why: &str) {
     let now = shared.now();
     core.note(now, Event::Lost(incarnation));
     core.forget(incarnation);
+    shared.caches.forget(incarnation);
     let mut current = slot.current.lock();
     if current.as_ref().is_some_and(|driver| driver.facts().incarnation == incarnation) {
         *current = None;
@@ -305,7 +306,9 @@ fn core_died(shared: &Shared, incarnation: Incarnation) {
 
 fn take_notice(shared: &Shared, slot: &Slot, facts: &EngineFacts, notice: Notice) {
     let (now, incarnation) = (shared.now(), facts.incarnation);
-    let note = |event| shared.core.lock().note(now, event);
+    let note = |event| {
+        shared.core.lock().note(now, event);
+    };
     match notice {
         Notice::Silent { why } => {
             tracing::warn!(engine = %slot.name, %why, "engine is silent");
@@ -334,7 +337,7 @@ fn take_notice(shared: &Shared, slot: &Slot, facts: &EngineFacts, notice: Notice
             slot.said.lock().cache_sight = Some(sight);
             let mut core = shared.core.lock();
             for rank in facts.ranks() {
-                core.guess_cache(rank, facts.blocks_total, guessed);
+                shared.guess_cache(&mut core, rank, facts.blocks_total, guessed);
             }
         }
         Notice::Note(text) => {

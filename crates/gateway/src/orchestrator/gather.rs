@@ -1,12 +1,12 @@
-//! Requests that wait for each other before they are placed: the shell around `forebay-admission`.
+//! Requests that wait for each other before they are placed.
 //!
-//! In: a request that arrived and what it could share. Out: nothing, or a [`Departure`] to wait for. Whoever waits is
-//! woken by its own timer, or earlier by the request that completes the batch.
+//! In: with whom a request is to go. Out: nothing, or a [`Departure`] to wait for. Whoever waits is woken by its own timer, or
+//! earlier by the request that completes the batch.
 
 use std::{collections::HashMap, future::Future, pin::Pin, sync::Arc, time::Duration};
 
-use forebay_admission::{Admit, GatherSettings, Gatherer};
-use forebay_placement::Sharing;
+use forebay_admission::Admit;
+use forebay_routing::Gathered;
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
@@ -15,53 +15,35 @@ use tokio::{
 /// Ends when a request is to be placed.
 pub(super) type Departure = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Who waits for whom, by model. Bounded: only models that are served get here.
-pub(super) struct Gathering {
-    settings: GatherSettings,
-    models: HashMap<Arc<str>, OfModel>,
-}
-
-struct OfModel {
-    gatherer: Gatherer,
-    /// The batch that was opened last, and when it reaches its engines.
-    open: Option<(u64, watch::Sender<Duration>)>,
-}
+/// The batch of each model that was opened last, and when it reaches its engines. Bounded: only models that are served get here.
+#[derive(Default)]
+pub(super) struct Gathering(HashMap<Arc<str>, (u64, watch::Sender<Duration>)>);
 
 impl Gathering {
-    pub(super) fn new(settings: GatherSettings) -> Self {
-        Self { settings, models: HashMap::new() }
-    }
-
-    /// A request for `model` arrived at `now` (since `origin`). `None`: it is placed at once.
-    pub(super) fn arrive(
+    /// A request for `model` was admitted (times are since `origin`). `None`: it is placed at once.
+    pub(super) fn depart(
         &mut self,
         origin: Instant,
-        now: Duration,
         model: &Arc<str>,
-        prompt_tokens: u32,
-        sharing: &Sharing,
+        Gathered { admit, way_seconds }: Gathered,
     ) -> Option<Departure> {
-        let of = self
-            .models
-            .entry(model.clone())
-            .or_insert_with(|| OfModel { gatherer: Gatherer::new(self.settings), open: None });
-        let at = match of.gatherer.arrive(now, prompt_tokens, Some(sharing)) {
+        let at = match admit {
             Admit::Now => return None,
-            Admit::Wait { batch, at } => match &of.open {
+            Admit::Wait { batch, at } => match self.0.get(model) {
                 Some((number, at)) if *number == batch => at.subscribe(),
                 _ => {
                     let (sender, receiver) = watch::channel(at);
-                    of.open = Some((batch, sender));
+                    self.0.insert(model.clone(), (batch, sender));
                     receiver
                 }
             },
             Admit::Release { batch: _, at } => {
-                let (_, sender) = of.open.take()?;
+                let (_, sender) = self.0.remove(model)?;
                 sender.send_replace(at);
                 sender.subscribe()
             }
         };
-        let way = Duration::try_from_secs_f64(sharing.way_seconds).unwrap_or_default();
+        let way = Duration::try_from_secs_f64(way_seconds).unwrap_or_default();
         Some(Box::pin(departure(origin, way, at)))
     }
 }
@@ -81,6 +63,9 @@ async fn departure(origin: Instant, way: Duration, mut at: watch::Receiver<Durat
 
 #[cfg(test)]
 mod tests {
+    use forebay_admission::{GatherSettings, Gatherer};
+    use forebay_placement::Sharing;
+
     use super::*;
 
     const SHARING: Sharing =
@@ -94,10 +79,10 @@ mod tests {
     async fn all_of_a_batch_leave_when_it_is_complete_or_its_time_has_come() {
         let (origin, model) = (Instant::now(), Arc::<str>::from("m"));
         let settings = GatherSettings { wait_max: ms(250), stall_weight: 1.0 };
-        let mut gathering = Gathering::new(settings);
+        let (mut gatherer, mut gathering) = (Gatherer::new(settings), Gathering::default());
         let mut arrive = |now: u64, tokens: u32, way_seconds: f64| {
-            let sharing = Sharing { way_seconds, ..SHARING };
-            gathering.arrive(origin, ms(now), &model, tokens, &sharing)
+            let admit = gatherer.arrive(ms(now), tokens, Some(&Sharing { way_seconds, ..SHARING }));
+            gathering.depart(origin, &model, Gathered { admit, way_seconds })
         };
         let left = || origin.elapsed();
         assert!(arrive(0, 100, 0.005).is_none(), "nothing is known of arrivals");
@@ -121,9 +106,10 @@ mod tests {
     async fn a_batch_that_another_follows_still_leaves() {
         let (origin, model) = (Instant::now(), Arc::<str>::from("m"));
         let settings = GatherSettings { wait_max: ms(100), stall_weight: 1.0 };
-        let mut gathering = Gathering::new(settings);
+        let (mut gatherer, mut gathering) = (Gatherer::new(settings), Gathering::default());
         let mut arrive = |now: u64, way_seconds: f64| {
-            gathering.arrive(origin, ms(now), &model, 100, &Sharing { way_seconds, ..SHARING })
+            let admit = gatherer.arrive(ms(now), 100, Some(&Sharing { way_seconds, ..SHARING }));
+            gathering.depart(origin, &model, Gathered { admit, way_seconds })
         };
         assert!(arrive(0, 0.0).is_none());
         let first = arrive(20, 0.0).expect("it waits");

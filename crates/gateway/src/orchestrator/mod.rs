@@ -1,12 +1,11 @@
 //! From a tokenised request to a stream of tokens: the shell around the cores.
 //!
 //! [`Orchestrator::submit`] places a request and returns a response that its reader drives: `request` performs what the
-//! lifecycle core says, leg by leg. `engines` keeps engines alive and feeds what they report to the cores in `core`.
+//! lifecycle core says, leg by leg. `engines` keeps engines alive and feeds what they report to the router (`forebay-routing`).
 //! [`api`] is the seam to HTTP.
 
 pub mod api;
 mod caches;
-mod core;
 mod engines;
 mod gather;
 mod request;
@@ -33,7 +32,8 @@ use forebay_lifecycle::Limits;
 use forebay_perf_model::Profile;
 use forebay_placement::{Policy, Weights};
 use forebay_planner::LeaningSettings;
-use forebay_types::{EngineName, Incarnation, LegId, RequestId, ReservationId, Role};
+use forebay_routing::{Journal, Router, RouterSettings};
+use forebay_types::{EngineName, Incarnation, LegId, RankId, RequestId, ReservationId, Role};
 use parking_lot::{Mutex, RwLock};
 use tokio::{runtime::Handle, sync::Notify};
 
@@ -43,13 +43,13 @@ use self::{
         ServedModel, WhatIf,
     },
     caches::Caches,
-    core::Core,
     engines::Slot,
+    gather::Gathering,
     request::RequestRun,
 };
 use crate::{
     arrivals::ArrivalRecorder,
-    decisions::{DecisionLog, DecisionQuery, DecisionRecord, DecisionSink},
+    decisions::{Accuracy, DecisionLog, DecisionQuery, DecisionRecord, DecisionSink},
     metrics::Metrics,
 };
 
@@ -92,6 +92,8 @@ pub struct OrchestratorSettings {
     pub restart_back_off_max: Duration,
     /// First of the numbers that decide between equals.
     pub seed: u64,
+    /// Words that the router's journal keeps; 0: there is none.
+    pub journal_max: usize,
     /// Milliseconds since the Unix epoch, now.
     pub unix_ms: u64,
 }
@@ -126,6 +128,7 @@ impl Default for OrchestratorSettings {
             restart_back_off: Duration::from_millis(200),
             restart_back_off_max: Duration::from_secs(30),
             seed: 0,
+            journal_max: 0,
             unix_ms: 0,
         }
     }
@@ -151,7 +154,10 @@ struct Shared {
     hasher: BlockHasher,
     origin: Instant,
     caches: Arc<Caches>,
-    core: Mutex<Core>,
+    /// What decides. Held for microseconds: at a placement, at the turns of a leg and once in some tens of tokens, never per
+    /// token.
+    core: Mutex<Router>,
+    gathering: Mutex<Gathering>,
     drivers: RwLock<HashMap<Incarnation, Arc<dyn Driver>>>,
     slots: RwLock<Vec<Arc<Slot>>>,
     /// The models of `drivers`, sorted.
@@ -195,7 +201,14 @@ impl Orchestrator {
         let caches = Caches::new(settings.index, settings.chains, hasher);
         let shared = Arc::new(Shared {
             origin: Instant::now(),
-            core: Mutex::new(Core::new(&settings, caches.clone(), hasher.block_size_tokens())),
+            core: Mutex::new(Router::new(RouterSettings {
+                fleet: settings.fleet,
+                gather: settings.gather,
+                leaning: settings.leaning,
+                block_size_tokens: hasher.block_size_tokens(),
+                journal_max: settings.journal_max,
+            })),
+            gathering: Mutex::default(),
             caches,
             drivers: RwLock::new(HashMap::new()),
             slots: RwLock::default(),
@@ -257,10 +270,15 @@ impl Orchestrator {
         }
     }
 
+    /// What the router was told and answered so far; from now on it keeps nothing.
+    pub fn take_journal(&self) -> Journal {
+        self.0.core.lock().take_journal()
+    }
+
     /// What is held now; all zero when nothing runs and nothing leaks.
     pub fn leaks(&self) -> Leaks {
         let engines = self.engines();
-        let reservations = self.0.core.lock().fleet.reservations();
+        let reservations = self.0.core.lock().reservations();
         Leaks {
             requests: self.0.in_flight.load(Ordering::Acquire),
             reservations,
@@ -321,6 +339,10 @@ impl Orchestrate for Orchestrator {
         self.0.log.find(query)
     }
 
+    fn accuracy(&self) -> Vec<Accuracy> {
+        self.0.log.accuracy()
+    }
+
     fn decision(&self, id: &RequestId) -> Option<Arc<DecisionRecord>> {
         self.0.log.get(id)
     }
@@ -364,9 +386,9 @@ impl Shared {
     }
 
     /// Says anew which models are served: an engine came or went.
-    fn count_models(&self, core: &mut Core) {
+    fn count_models(&self, core: &mut Router) {
         let mut models: Vec<ServedModel> = Vec::new();
-        let snapshot = core.fleet.snapshot(self.now());
+        let snapshot = core.snapshot(self.now());
         for driver in self.drivers.read().values() {
             let facts = driver.facts();
             let found_out = snapshot.rank(facts.rank(0)).is_none_or(|rank| rank.takes_tokens);
@@ -388,6 +410,14 @@ impl Shared {
         }
         models.sort_by(|one, other| one.id.cmp(&other.id));
         *self.serving.write() = models.into();
+    }
+
+    /// From now on the rank's cache is, or is not, guessed from what is routed there.
+    fn guess_cache(&self, core: &mut Router, rank: RankId, blocks_total: u32, instead_of_events: bool) {
+        core.guess_cache(rank, blocks_total, instead_of_events);
+        if instead_of_events {
+            self.caches.index.remove_rank(rank);
+        }
     }
 
     /// Time since the start: what the cores are told.

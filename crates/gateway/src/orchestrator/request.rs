@@ -262,7 +262,10 @@ impl RequestRun {
                     let at = if driver.is_in_process() { sent } else { sent + WAY_TO_ENGINE };
                     core.note(now, FleetEvent::Progress { id, progress: Progress::Accepted { at } });
                 }
-                core.note_routed(now, order.rank, self.request.unit, &hashes);
+                if let Some(batch) = core.note_routed(now, order.rank, self.request.unit, &hashes) {
+                    // Under the lock, which keeps batches in order.
+                    shared.caches.note_routed(&batch);
+                }
                 drop(core);
                 if let Some(words) = self.request.audit.take() {
                     super::engines::audit(&shared, &*driver, &words, self.request.prompt.clone());
@@ -341,24 +344,27 @@ impl RequestRun {
             }
             if error.is_none() && outcome == "finished" {
                 let tokens = f64::from(usage.output_tokens) / f64::from(self.request.choices);
-                core.learn_output(&self.request, tokens, cut_off);
+                core.learn_output(&self.request.model, &self.request.tenant, tokens, cut_off);
                 if self.losses > 0 {
                     core.quarantine.answered(fingerprint(&self.request));
                 }
             }
         }
-        if let Some((record, number)) = self.shared.settings.arrivals.as_ref().zip(arrival) {
+        let output_tokens = u64::from(usage.output_tokens);
+        let record = trail.finish(age, usage.cached_tokens, output_tokens, outcome);
+        if let Some((arrivals, number)) = self.shared.settings.arrivals.as_ref().zip(arrival) {
             let by_tokens = self.request.unit == PromptUnit::Tokens;
             let ended = Ended {
                 tenant: &self.request.tenant,
                 prompt_tokens: usage.prompt_tokens,
                 output_tokens: usage.output_tokens,
                 blocks: if by_tokens { &self.prompt.hashes[..] } else { &[] },
+                ttft_seconds: record.ttft_seconds,
+                e2e_seconds: age.as_secs_f64(),
+                cached_tokens: usage.cached_tokens,
             };
-            record.ended(number, &ended);
+            arrivals.ended(number, &ended);
         }
-        let output_tokens = u64::from(usage.output_tokens);
-        let record = trail.finish(age, usage.cached_tokens, output_tokens, outcome);
         if let Some(prediction) = record.prediction().filter(|_| outcome == "finished") {
             self.shared.metrics.note_prediction(&self.request.model, &prediction);
         }

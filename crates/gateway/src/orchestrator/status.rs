@@ -19,13 +19,13 @@ use super::{
 /// Every engine, in the order in which they came.
 pub(super) fn status(shared: &Shared) -> Vec<EngineStatus> {
     let slots: Vec<Arc<Slot>> = shared.slots.read().clone();
-    let snapshot = shared.core.lock().fleet.snapshot(shared.now());
+    let snapshot = shared.core.lock().snapshot(shared.now());
     slots.iter().map(|slot| engine(slot, &shared.caches, &snapshot)).collect()
 }
 
 /// Every pair of engines that was measured or rests, in the order of their lives.
 pub(super) fn links(shared: &Shared) -> Vec<LinkStatus> {
-    let links = shared.core.lock().fleet.snapshot(shared.now()).links.clone();
+    let links = shared.core.lock().snapshot(shared.now()).links.clone();
     let mut pairs: BTreeSet<_> = links.measured().map(|(from, to, _)| (from, to)).collect();
     pairs.extend(links.resting());
     let drivers = shared.drivers.read();

@@ -32,7 +32,7 @@ const BLOCKS: [u32; 3] = [1, 2, 32];
 pub(super) async fn keep_warm(shared: Weak<Shared>) {
     loop {
         let Some(shared) = shared.upgrade() else { return };
-        let pairs = shared.core.lock().fleet.cold_pairs(PAIRS_MAX);
+        let pairs = shared.core.lock().cold_pairs(PAIRS_MAX);
         for (from, to) in pairs {
             if shared.closing.load(Ordering::Acquire) {
                 return;

@@ -3,12 +3,11 @@
 use std::sync::atomic::Ordering;
 
 use forebay_placement::Form;
+use forebay_routing::{Known, Question};
 
 use super::{
     Shared,
     api::{GenerateRequest, RouteError, WhatIf},
-    caches::Known,
-    core::Question,
     request::unplaced_error,
 };
 

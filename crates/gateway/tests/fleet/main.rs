@@ -3,5 +3,6 @@
 mod conversation;
 mod disconnects;
 mod migration;
+mod replayed;
 mod rig;
 mod splitting;

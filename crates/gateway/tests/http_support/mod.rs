@@ -16,7 +16,7 @@ use axum::{
     http::{HeaderMap, Request, StatusCode},
 };
 use forebay_gateway::{
-    decisions::{DecisionLog, DecisionQuery, DecisionRecord},
+    decisions::{Accuracy, DecisionLog, DecisionQuery, DecisionRecord},
     http::{AttachedTexts, Clock, Gateway, HttpLimits, ModelText, Parts, RequestLimits, Seeds},
     metrics::Metrics,
     orchestrator::api::{
@@ -128,6 +128,9 @@ impl Orchestrate for Fake {
             cache_sight: "events".into(),
             notes: Vec::new(),
         }]
+    }
+    fn accuracy(&self) -> Vec<Accuracy> {
+        self.decisions.accuracy()
     }
     fn links(&self) -> Vec<LinkStatus> {
         vec![LinkStatus {

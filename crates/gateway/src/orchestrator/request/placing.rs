@@ -10,13 +10,14 @@ use forebay_engines::{Driver, Prompt};
 use forebay_fleet::Event as FleetEvent;
 use forebay_lifecycle::{Event, PlacementId, Purpose, Terms, Unplaced};
 use forebay_placement::{Decision, Form as PlacedForm, PlaceError, Plan, Policy, Snapshot};
+use forebay_routing::{Known, Question};
 use forebay_types::RankId;
 use tokio::time::Instant;
 
 use super::{Live, RequestRun};
 use crate::{
     metrics::{DecisionKind, DecisionLabels},
-    orchestrator::{Shared, api::GenerateRequest, caches::Known, core::Question, gather::Departure},
+    orchestrator::{Shared, api::GenerateRequest, gather::Departure},
 };
 
 /// A request that waits for others.
@@ -34,8 +35,11 @@ impl RequestRun {
         if live.is_new() && purpose == Purpose::Prompt && *shared.policy.read() == Policy::Cost {
             let question = question(&self.request, &self.prompt, self.request.choices, 0, excluded);
             let (origin, now) = (Instant::from_std(shared.origin), shared.now());
-            let departure = shared.core.lock().gather(origin, now, &question);
-            if let Some(until) = departure {
+            // Taken first and kept: who completes a batch must find all who were admitted to it before.
+            let mut gathering = shared.gathering.lock();
+            let gathered = shared.core.lock().admit(now, &question);
+            let depart = |gathered| gathering.depart(origin, &self.request.model, gathered);
+            if let Some(until) = gathered.and_then(depart) {
                 live.waits = Some(Waits { placement, purpose, until });
                 return;
             }
@@ -82,7 +86,7 @@ impl RequestRun {
         let Some(live) = &mut self.live else { return };
         match answer {
             Ok(Decision { plan, reservations, explanation, cached_tokens, .. }) => {
-                core.note_placed(asked, &question, cached_tokens);
+                core.placed(asked, &question, cached_tokens);
                 let legs = [shared.leg_id(), shared.leg_id()];
                 let promised = std::iter::once(reservations.prefill).chain(reservations.decode);
                 for (leg, (rank, amount)) in legs.into_iter().zip(promised) {
@@ -90,7 +94,7 @@ impl RequestRun {
                     core.note(asked, FleetEvent::Reserved { id, rank, amount });
                     live.reservations.insert(leg, id);
                 }
-                let terms = terms(&shared, &self.request, &core.fleet.snapshot(asked), plan);
+                let terms = terms(&shared, &self.request, &core.snapshot(asked), plan);
                 drop(core);
                 let took = shared.now().saturating_sub(asked);
                 if let Some(savings) = explanation.savings(&shared.settings.weights) {
