@@ -23,10 +23,14 @@ ROWS = [
     "planner",
     "fleet",
     "lifecycle",
+    "routing",
     "engine-model",
     "twin",
+    "profiler",
     "engine-events",
     "engine-wire",
+    "audit",
+    "bpe",
     "text",
     "kv-move",
     "engine-embedded",
@@ -40,8 +44,9 @@ ROWS = [
     "gateway",
     "forebay",
 ]
-CORES = ["types", "kv-hash", "kv-index", "perf-model", "placement", "admission", "planner", "fleet", "lifecycle", "engine-model", "twin",
-         "engine-events", "engine-wire"]
+CORES = ["types", "kv-hash", "kv-index", "perf-model", "placement", "admission", "planner", "fleet", "lifecycle", "routing",
+         "engine-model", "twin", "profiler", "engine-events", "engine-wire", "audit",
+         "bpe"]
 # What a core may not have anywhere below it: runtimes, sockets, entropy, clocks.
 IMPURE = ["tokio", "async-std", "smol", "mio", "socket2", "hyper", "getrandom", "rand", "rand_core", "chrono", "time",
           "rustix", "libc", "parking_lot"]

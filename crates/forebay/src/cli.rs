@@ -1,11 +1,15 @@
 //! The command line: names, help texts and examples. What the commands do is in modules of their names.
 
+mod audit;
 mod engines;
 mod index_server;
+mod profile;
 mod simulate;
 
+pub(crate) use audit::AuditArgs;
 pub(crate) use engines::{AgentArgs, DoctorArgs, EngineArgs, EngineKindArg, RoleArg};
 pub(crate) use index_server::IndexServerArgs;
+pub(crate) use profile::ProfileArgs;
 pub(crate) use simulate::{ArrivalArgs, SimulateArgs, SizeArgs};
 
 use clap::{Args, Parser, Subcommand, builder::styling, error::ErrorKind};
@@ -88,6 +92,16 @@ SIGTERM ends the agent alone: the engine serves on, and the next agent with the 
 
 Prints its addresses as one line of JSON once it serves. docs/index-server.md shows what can be asked.")]
     IndexServer(IndexServerArgs),
+    /// Measure a live engine into a profile, which `serve` and `simulate` take.
+    #[command(after_help = "Examples:
+  forebay profile --engine http://10.0.0.7:8000
+  forebay profile --engine http://h:8000,key-env=KEY --about 'one H100 80GB' --out h100-8b.json
+  forebay profile --engine http://10.0.0.7:8000 --pair http://10.0.0.8:8000 --kv-layout cross-layer
+
+The engine must be idle. It is sent made-up prompts of token ids, up to 128 at once.
+Ctrl-C cancels what runs and writes no profile, but what was measured until then to FILE.partial.
+docs/profile.md says how to read the errors.")]
+    Profile(Box<ProfileArgs>),
     /// Try a fleet and its policies in virtual time, on a trace or a generated workload.
     #[command(after_help = "Examples:
   forebay simulate --workload five-turn --engines 8 --rate 40 --policy cost,round-robin
@@ -107,6 +121,15 @@ Tries fleets whose engines are all alike, with large and small steps, fleets of 
 and fixed splits; says which is the smallest of each shape, and what one engine less would break. Exit code 1
 if no fleet keeps the promise; then it says which is nearest.")]
     Size(SizeArgs),
+    /// Look on at a fleet that runs without Forebay, and say what it would gain: TTFT, ITL, cached share, GPU seconds.
+    #[command(after_help = "Examples:
+  forebay audit --engine http://10.0.0.7:8000 --engine http://10.0.0.8:8000
+  forebay audit --engine http://10.0.0.7:8000,events=tcp://10.0.0.7:5557 --minutes 10 --fit
+  forebay audit --config forebay.toml --record arrivals.jsonl --json report.json
+
+Read only: metrics and KV events, never a request. What arrives is inferred and replayed in the twin as it seems to
+be placed, round robin, and by Forebay. docs/audit.md says how to read the error bars.")]
+    Audit(AuditArgs),
     /// Examine attached engines: what was found, what is missing, and the flag that mends it.
     #[command(after_help = "Examples:
   forebay doctor --engine http://10.0.0.7:8000

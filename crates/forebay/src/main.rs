@@ -5,6 +5,7 @@
 #![doc = include_str!("../README.md")]
 
 mod agent;
+mod audit;
 mod chat;
 mod cli;
 mod client;
@@ -15,10 +16,12 @@ mod engine;
 mod exit;
 mod explain;
 mod figures;
+mod files;
 mod fleet_commands;
 mod index_server;
 mod keys;
 mod policy;
+mod profile;
 mod serve;
 mod settings;
 mod simulate;
@@ -91,9 +94,18 @@ fn run(
             telemetry::init(&Settings::load(&SettingFlags::default(), environment)?.process, terminal);
             client_runtime()?.block_on(agent::run(args, environment))
         }
+        Command::Audit(args) => client_runtime()?.block_on(audit::run(args, environment, terminal)),
         Command::Doctor { args, settings } => {
             let settings = Settings::load(settings, environment)?;
             client_runtime()?.block_on(doctor::run(&settings, environment, args.json, terminal))
+        }
+        Command::Profile(args) => {
+            // Not `client_runtime`: a batch's streams must be read while one of them is parsed.
+            tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(profile::run(
+                args,
+                environment,
+                terminal,
+            ))
         }
         Command::Simulate(args) => simulate::run(args, terminal),
         Command::Size(args) => simulate::size(args, terminal),

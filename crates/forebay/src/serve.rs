@@ -28,6 +28,7 @@ use tokio::{
     time::timeout,
 };
 
+pub(crate) use attached::{client as attached_client, key as attached_key};
 pub(crate) use fleet::examiners as attached_launchers;
 pub(crate) use outside::entropy;
 pub(crate) use profiles::profile_named;

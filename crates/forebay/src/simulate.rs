@@ -3,6 +3,7 @@
 //! In: files and flags. Out: a table, JSON, a page with plots. The twin decides everything; this reads, runs the policies
 //! beside each other on threads, and writes. Start at [`run`].
 
+mod chaos;
 mod document;
 mod figures;
 mod input;
@@ -10,8 +11,6 @@ mod page;
 mod sizing;
 
 use std::{
-    io::Write as _,
-    os::unix::fs::PermissionsExt as _,
     path::Path,
     sync::{
         Mutex,
@@ -21,14 +20,14 @@ use std::{
     time::Instant,
 };
 
-use anyhow::Context as _;
-use forebay_twin::{GatewaySettings, Ran, RecordSettings, Rule, Run, RunSettings, Summary};
+use forebay_twin::{Fidelity, GatewaySettings, Ran, RecordSettings, Rule, Run, RunSettings, Summary};
 
 use self::input::Input;
 pub(crate) use self::sizing::size;
 use crate::{
     cli::SimulateArgs,
     exit::{Exit, Failed},
+    files::write_whole,
     terminal::Terminal,
 };
 
@@ -44,6 +43,8 @@ pub(crate) struct Finished {
     /// Requests within the promise, a second of arrivals.
     goodput: f64,
     ran: Ran,
+    /// Beside what was measured, where that is known.
+    fidelity: Option<Fidelity>,
 }
 
 /// The command.
@@ -52,6 +53,13 @@ pub(crate) struct Finished {
 /// Whatever is wrong with the flags or the files they name, and files that cannot be written.
 pub(crate) fn run(args: &SimulateArgs, terminal: Terminal) -> anyhow::Result<Exit> {
     let usage = |sentence: String| Failed { exit: Exit::Usage, sentence };
+    if args.chaos {
+        return chaos::run(args, terminal);
+    }
+    let arrives = args.arrivals.trace.is_some() || args.arrivals.workload.is_some() || args.against.is_some();
+    if !arrives {
+        return Err(usage("give --trace FILE, --workload NAME, --against FILE or --chaos".to_owned()).into());
+    }
     let rules = args.rules().map_err(|problem| usage(format!("--policy {problem}")))?;
     let input = Input::load(args)?;
     if input.arrivals.skipped > 0 {
@@ -70,6 +78,7 @@ pub(crate) fn run(args: &SimulateArgs, terminal: Terminal) -> anyhow::Result<Exi
     }
     if !to_standard_output {
         terminal.out(&figures::table(&input, &finished, terminal.width(), terminal.paint_out))?;
+        terminal.out(&figures::compared(&finished, terminal.width(), terminal.paint_out))?;
     }
     let requests: usize = finished.iter().map(|finished| finished.summary.requests).sum();
     let speed = requests as f64 / seconds.max(1e-9);
@@ -133,45 +142,15 @@ fn run_one(
             .report
             .as_ref()
             .map(|_| RecordSettings { sample_seconds: span / SAMPLES, steps_max: STEPS_MAX }),
+        faults: input.faults.clone(),
         warm_up: input.arrivals.warm_up,
         ..RunSettings::new(input.engines.clone(), rule, args.arrivals.seed, input.arrivals.end)
     };
     let ran = Run::new(&settings, &input.arrivals.sessions).go_with(progress);
     let summary = Summary::of(&ran.outcomes, &args.slo, ran.engines, ran.given_up);
     let goodput = summary.slo_share * summary.requests as f64 / input.arrivals.window_seconds();
-    Finished { rule, summary, goodput, ran }
-}
-
-/// Writes a file, or nothing: it appears under its name when all of it is on the disk.
-fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let write = || -> anyhow::Result<()> {
-        // As any file is made: the umask takes away what others may not.
-        let mode = std::fs::Permissions::from_mode(0o666);
-        let mut file = tempfile::Builder::new().prefix(".forebay-").permissions(mode).tempfile_in(folder)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        Ok(())
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_is_written_whole_or_not_at_all() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("report.html");
-        write_whole(&path, b"one").unwrap();
-        write_whole(&path, b"two").unwrap();
-        assert_eq!(std::fs::read(&path).unwrap(), b"two");
-        let missing = folder.path().join("no/such/folder.html");
-        let error = format!("{:#}", write_whole(&missing, b"x").unwrap_err());
-        assert!(error.contains("cannot write") && error.contains("folder.html"), "{error}");
-        let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
-        assert_eq!(left.len(), 1);
-    }
+    let before = input.arrivals.sessions.iter().take_while(|session| session.at < input.arrivals.warm_up);
+    let observed = input.arrivals.observed.get(before.count()..).unwrap_or_default();
+    let fidelity = (!observed.is_empty()).then(|| Fidelity::of(observed, &ran.outcomes));
+    Finished { rule, summary, goodput, ran, fidelity }
 }

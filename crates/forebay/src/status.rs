@@ -1,13 +1,14 @@
 //! `forebay status`: the fleet as a table.
 //!
-//! In: `/fleet/v1/engines` of the admin address. Out: one row an engine, then one line for all. Start at [`run`].
+//! In: `/fleet/v1/engines` and `/fleet/v1/predictions` of the admin address. Out: one row an engine, then one line for all and one
+//! for each model's predictions. Start at [`run`].
 
 mod view;
 
 use std::time::Duration;
 
 use anyhow::Context as _;
-use forebay_gateway::orchestrator::api::EngineStatus;
+use forebay_gateway::{decisions::Accuracy, orchestrator::api::EngineStatus};
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::{MissedTickBehavior, interval},
@@ -22,6 +23,8 @@ use crate::{
 
 /// Where the fleet is described.
 const ENGINES_PATH: &str = "/fleet/v1/engines";
+/// How far its predictions are off.
+const PREDICTIONS_PATH: &str = "/fleet/v1/predictions";
 
 /// A watch looks no more often than this.
 const INTERVAL_MIN: Duration = Duration::from_millis(1);
@@ -75,5 +78,7 @@ async fn picture(client: &Client, json: bool, terminal: Terminal) -> Result<Stri
         return Ok(format!("{}\n", String::from_utf8_lossy(&body).trim_end()));
     }
     let engines: Vec<EngineStatus> = client.get_list(ENGINES_PATH).await?;
-    Ok(view::render(&engines, terminal.width(), terminal.paint_out))
+    // A gateway of an earlier build does not say.
+    let predictions: Vec<Accuracy> = client.get_list(PREDICTIONS_PATH).await.unwrap_or_default();
+    Ok(view::render(&engines, &predictions, terminal.width(), terminal.paint_out))
 }

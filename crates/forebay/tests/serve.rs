@@ -305,4 +305,19 @@ fn a_recording_is_replayed_in_virtual_time() {
         (Some(5), Some(0)),
         "{document}"
     );
+
+    let compare = |arguments: &[&str]| {
+        let output =
+            forebay().args(["simulate", "--against", &file, "--engines", "2"]).args(arguments).output();
+        String::from_utf8(output.expect("it runs").stdout).expect("text")
+    };
+    let table = compare(&[]);
+    assert!(table.contains("5 requests of which both are known"), "{table}");
+    assert!(table.contains("MEASURED") && table.contains("TTFT P50, ms"), "{table}");
+    let document: serde_json::Value = serde_json::from_str(&compare(&["--json", "-"])).expect("JSON");
+    let figures = document["runs"][0]["against"]["figures"].as_array().expect("figures").clone();
+    assert!(
+        figures.iter().all(|figure| figure["measured"].as_f64().is_some_and(|value| value > 0.0)),
+        "{document}"
+    );
 }

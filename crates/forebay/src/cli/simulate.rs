@@ -11,7 +11,7 @@ use crate::settings::parse_duration;
 #[derive(Debug, Args)]
 pub(crate) struct ArrivalArgs {
     /// What arrives: a trace.
-    #[arg(long, value_name = "FILE", required_unless_present = "workload", conflicts_with = "workload")]
+    #[arg(long, value_name = "FILE", conflicts_with = "workload")]
     pub(crate) trace: Option<PathBuf>,
     /// The trace's form: mooncake, azure or forebay; by its first line if left out.
     #[arg(long, value_name = "FORM", requires = "trace")]
@@ -48,7 +48,9 @@ pub(crate) struct SimulateArgs {
     /// `role`, `dp_ranks`, `gpus`, `blocks` or `memory_gib`, `memory_share`, `weights_gib` and `activations_gib`,
     /// `kv_bytes_per_token`, `block_size_tokens`, `step_tokens_max`, `chunk_tokens_max`, `sequences_max`, `waiting_max`,
     /// `context_tokens_max`, `hand_over` (cross-layer, per-layer, none), `imports_first`. A `[gateway]` table has `count`,
-    /// `sight` (steps, sampled), `first_token` (prefill, decode) and `report_delay_ms`.
+    /// `sight` (steps, sampled), `first_token` (prefill, decode) and `report_delay_ms`. Each `[[fault]]` table has `at`,
+    /// `seconds` and `kind` (crash, vanish, hang, slow, drain, events, stale-load, transfers, gateway-loss, registry-away, skew,
+    /// clients-leave), and `engine`, `to`, `gateway`, `factor`, `share`, `doubled`, `late` or `skew`, as the kind needs.
     #[arg(long, value_name = "FILE")]
     pub(crate) fleet: Option<PathBuf>,
     /// So many engines of the usual kind, in place of a fleet file.
@@ -72,6 +74,19 @@ pub(crate) struct SimulateArgs {
     /// Runs at a time; by default one for each processor.
     #[arg(long, value_name = "N")]
     pub(crate) jobs: Option<std::num::NonZeroUsize>,
+    /// Replay a file that `forebay serve --record` wrote, and compare: what is predicted beside what was measured.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["trace", "workload", "chaos", "speed", "rate"])]
+    pub(crate) against: Option<PathBuf>,
+    /// Draw fleet, load and faults from the seed, and check after every event what must hold; seed after seed, from `--seed`
+    /// on, until one fails.
+    #[arg(long, conflicts_with_all = ["trace", "workload", "fleet", "report", "json"])]
+    pub(crate) chaos: bool,
+    /// Seeds to run.
+    #[arg(long, value_name = "N", requires = "chaos", default_value_t = 1)]
+    pub(crate) seeds: u64,
+    /// Print all that happens.
+    #[arg(long, requires = "chaos")]
+    pub(crate) log: bool,
 }
 
 /// Flags of `size`.
@@ -135,7 +150,7 @@ fn workload(text: &str) -> Result<Workload, String> {
     }
 }
 
-fn positive(text: &str) -> Result<f64, String> {
+pub(super) fn positive(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if value.is_finite() && value > 0.0 => Ok(value),
         _ => Err("expected a number above 0".to_owned()),

@@ -79,7 +79,11 @@ pub(crate) fn launcher(
     RemoteLauncher::new(remote, context.clone()).with_context(|| format!("engine {}", spec.name()))
 }
 
-fn key(
+/// An engine's API key, from a variable or a file.
+///
+/// # Errors
+/// There is none where it should be.
+pub(crate) fn key(
     variable: Option<&str>,
     file: Option<&Path>,
     environment: &BTreeMap<String, String>,
@@ -100,7 +104,11 @@ fn key(
     Ok(Some(Secret::new(text.trim())))
 }
 
-fn client(ca: &Path) -> anyhow::Result<Arc<HttpClient>> {
+/// Connections to engines whose certificates another authority signed.
+///
+/// # Errors
+/// The file is not there, or holds no certificate.
+pub(crate) fn client(ca: &Path) -> anyhow::Result<Arc<HttpClient>> {
     let pem = std::fs::read_to_string(ca).with_context(|| format!("cannot read {}", ca.display()))?;
     let tls = TlsSettings { extra_ca: Some(pem.into()), ..TlsSettings::default() };
     HttpClient::new(&ClientSettings { tls, ..ClientSettings::default() })

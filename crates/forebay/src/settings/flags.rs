@@ -28,6 +28,11 @@ impl SettingFlags {
             .collect()
     }
 
+    /// From flags of another command that mean settings; those without a text were not given.
+    pub(crate) fn from_texts(texts: impl IntoIterator<Item = (&'static str, Vec<String>)>) -> Self {
+        Self(texts.into_iter().filter(|(_, texts)| !texts.is_empty()).collect())
+    }
+
     /// Takes what the command line says about some settings.
     fn take(&mut self, settings: impl Iterator<Item = &'static Setting>, matches: &ArgMatches) {
         for setting in settings {

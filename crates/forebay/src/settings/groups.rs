@@ -282,6 +282,8 @@ settings! {
         /// Size of a prompt's text up to which it is tokenised on the connection's own thread. Longer ones go to other
         /// threads, so that they do not hold up running answers.
         inline_text_bytes_max: ByteCount = byte_count(RequestLimits::default().inline_text_bytes_max) => advanced;
+        /// Memory of the texts of recent prompts and their tokens: a conversation's earlier turns are not tokenised again.
+        text_cache_bytes_max: ByteCount = byte_count(RequestLimits::default().text_cache_bytes_max) => advanced;
     }
 }
 
@@ -311,6 +313,7 @@ impl Http {
             top_logprobs_max: self.top_logprobs_max,
             output_tokens_default_max: self.output_tokens_default_max.get(),
             inline_text_bytes_max: self.inline_text_bytes_max.as_usize(),
+            text_cache_bytes_max: self.text_cache_bytes_max.as_usize(),
         }
     }
 }

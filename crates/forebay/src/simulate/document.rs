@@ -9,7 +9,14 @@ use crate::cli::SimulateArgs;
 pub(super) fn render(args: &SimulateArgs, input: &Input, runs: &[Finished]) -> String {
     let runs: Vec<Value> = runs
         .iter()
-        .map(|run| json!({ "policy": run.rule.to_string(), "goodput": run.goodput, "summary": run.summary }))
+        .map(|run| {
+            let mut of_run =
+                json!({ "policy": run.rule.to_string(), "goodput": run.goodput, "summary": run.summary });
+            if let Some(fidelity) = &run.fidelity {
+                of_run["against"] = json!(fidelity);
+            }
+            of_run
+        })
         .collect();
     let document = json!({
         "version": 1,

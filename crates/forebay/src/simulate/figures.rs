@@ -30,6 +30,11 @@ pub(super) fn named(finished: &Finished) -> Vec<(&'static str, String)> {
         ("preemptions", s.engines.preemptions.to_string()),
         ("Jain's index over tenants", format!("{:.3}", s.tenants_jain)),
         ("rejected", s.rejected.to_string()),
+        ("failed", s.failed.to_string()),
+        ("placed again before a first token", s.retries.to_string()),
+        ("continued elsewhere", s.migrations.to_string()),
+        ("hand-overs that broke off", s.engines.transfers_failed.to_string()),
+        ("clients that went away", s.left.to_string()),
     ]
 }
 
@@ -59,11 +64,13 @@ pub(super) fn table(input: &Input, runs: &[Finished], width: Option<usize>, pain
         .optional("GPU-S", Align::Right)
         .optional("BUSY", Align::Right)
         .optional("JAIN", Align::Right)
-        .optional("REJECTED", Align::Right);
+        .optional("REJECTED", Align::Right)
+        .optional("FAILED", Align::Right)
+        .optional("RETRIED", Align::Right);
     for run in runs {
         let s = &run.summary;
         let three = |p50: f64, p90: f64, p99: f64| format!("{}/{}/{}", short(p50), short(p90), short(p99));
-        let rejected = if s.rejected > 0 { Tone::Warning } else { Tone::Plain };
+        let tone = |lost: usize| if lost > 0 { Tone::Warning } else { Tone::Plain };
         table.row(vec![
             Cell::new(run.rule.to_string(), Tone::Strong),
             s.requests.to_string().into(),
@@ -79,10 +86,38 @@ pub(super) fn table(input: &Input, runs: &[Finished], width: Option<usize>, pain
             format!("{:.0}", s.engines.gpu_seconds).into(),
             percent(s.engines.gpu_seconds_busy, s.engines.gpu_seconds).into(),
             format!("{:.3}", s.tenants_jain).into(),
-            Cell::new(s.rejected.to_string(), rejected),
+            Cell::new(s.rejected.to_string(), tone(s.rejected)),
+            Cell::new(s.failed.to_string(), tone(s.failed)),
+            (s.retries + s.migrations).to_string().into(),
         ]);
     }
     format!("{} on {}\n{}", input.arrivals.name, input.fleet, table.render(width, paint))
+}
+
+/// Predictions beside what was measured, a table for each policy; nothing where nothing is compared.
+pub(super) fn compared(runs: &[Finished], width: Option<usize>, paint: Paint) -> String {
+    let mut text = String::new();
+    for run in runs {
+        let Some(fidelity) = &run.fidelity else { continue };
+        let mut table =
+            Table::default().text("FIGURE").number("MEASURED").number("PREDICTED").number("ERROR");
+        for figure in &fidelity.figures {
+            table.row(vec![
+                figure.figure.into(),
+                short(figure.measured).into(),
+                short(figure.predicted).into(),
+                format!("{:+.1} %", 100.0 * figure.error()).into(),
+            ]);
+        }
+        let off = short(1e3 * fidelity.ttft_off_p50_seconds);
+        text.push_str(&format!(
+            "\n{}: {} requests of which both are known; half of their TTFTs are within {off} ms\n{}",
+            run.rule,
+            fidelity.requests,
+            table.render(width, paint)
+        ));
+    }
+    text
 }
 
 /// How far the runs are, as one line.

@@ -5,7 +5,8 @@ use std::{fs::File, io::Read as _, path::Path, sync::Arc};
 use anyhow::{Context as _, bail};
 use forebay_perf_model::Profile;
 use forebay_twin::{
-    EngineEntry, EngineSpec, FleetFile, GatewayEntry, Session, Source, Time, Trace, TraceForm, Workload,
+    EngineEntry, EngineSpec, Fault, FleetFile, GatewayEntry, Observed, Session, Source, Time, Trace,
+    TraceForm, Workload,
 };
 
 use crate::{
@@ -24,6 +25,7 @@ pub(crate) struct Input {
     pub(crate) fleet: String,
     pub(crate) engines: Vec<EngineSpec>,
     pub(crate) gateway: GatewayEntry,
+    pub(crate) faults: Vec<Fault>,
     pub(crate) arrivals: Arrivals,
 }
 
@@ -39,6 +41,7 @@ impl Input {
         };
         let origin = || args.fleet.as_ref().map_or("--engines".to_owned(), |path| path.display().to_string());
         let engines = file.engines(&|name| profile(name)).with_context(origin)?;
+        let faults = file.faults(engines.len()).with_context(origin)?;
         let fleet = file
             .engine
             .iter()
@@ -46,7 +49,11 @@ impl Input {
             .map(|entry| format!("{} x {}", entry.count, entry.profile))
             .collect::<Vec<_>>()
             .join(", ");
-        Ok(Self { fleet, engines, gateway: file.gateway, arrivals: Arrivals::load(&args.arrivals)? })
+        let arrivals = match &args.against {
+            Some(path) => of_recording(&args.arrivals, path)?,
+            None => Arrivals::load(&args.arrivals)?,
+        };
+        Ok(Self { fleet, engines, gateway: file.gateway, faults, arrivals })
     }
 }
 
@@ -59,11 +66,14 @@ pub(crate) fn building_block(args: &SizeArgs) -> anyhow::Result<(EngineSpec, Gat
         Some(path) => fleet_file(path)?,
         None => {
             let entry = EngineEntry { profile: args.profile.clone(), ..EngineEntry::default() };
-            FleetFile { engine: vec![entry], gateway: GatewayEntry::default() }
+            FleetFile { engine: vec![entry], gateway: GatewayEntry::default(), fault: Vec::new() }
         }
     };
     let origin = || args.fleet.as_ref().map_or("--profile".to_owned(), |path| path.display().to_string());
     let mut engines = file.engines(&|name| profile(name)).with_context(origin)?;
+    if !file.fault.is_empty() {
+        bail!("{}: a fleet that is to be sized has no faults; take `[[fault]]` out", origin());
+    }
     Ok((engines.swap_remove(0), file.gateway))
 }
 
@@ -76,6 +86,8 @@ pub(crate) struct Arrivals {
     pub(crate) skipped: usize,
     pub(crate) warm_up: Time,
     pub(crate) end: Time,
+    /// What each request was really like, in the order of sessions; empty where nothing is compared.
+    pub(crate) observed: Vec<Option<Observed>>,
 }
 
 impl Arrivals {
@@ -107,22 +119,44 @@ fn profile(name: &str) -> Result<Arc<Profile>, String> {
 }
 
 fn of_trace(args: &ArrivalArgs, path: &Path) -> anyhow::Result<Arrivals> {
+    let trace = trace(args, path)?;
+    let speed = args.speed.or_else(|| args.rate.map(|rate| trace.speed_of(rate))).unwrap_or(1.0);
+    Ok(of(args, path, &trace, speed))
+}
+
+/// A recording, at its own pace, with what was measured.
+fn of_recording(args: &ArrivalArgs, path: &Path) -> anyhow::Result<Arrivals> {
+    let trace = trace(args, path)?;
+    let observed: Vec<_> = trace.requests.iter().map(|request| request.observed).collect();
+    if observed.iter().all(Option::is_none) {
+        bail!(
+            "{}: no line says `ttft` and `e2e`: there is nothing to compare with. `forebay serve --record` writes them",
+            path.display()
+        );
+    }
+    Ok(Arrivals { observed, ..of(args, path, &trace, 1.0) })
+}
+
+fn trace(args: &ArrivalArgs, path: &Path) -> anyhow::Result<Trace> {
     let text = read(path, TRACE_BYTES_MAX)?;
     let form = args.form.or_else(|| TraceForm::guess(&text)).with_context(|| {
         format!("{}: its first line is of no known form; name it with --form", path.display())
     })?;
-    let trace = Trace::parse(&text, form, args.skip_bad).with_context(|| path.display().to_string())?;
-    let speed = args.speed.or_else(|| args.rate.map(|rate| trace.speed_of(rate))).unwrap_or(1.0);
+    Trace::parse(&text, form, args.skip_bad).with_context(|| path.display().to_string())
+}
+
+fn of(args: &ArrivalArgs, path: &Path, trace: &Trace, speed: f64) -> Arrivals {
     // The last request counts too.
     let whole = Time(Time::from_seconds(trace.seconds() / speed).0 + 1);
     let end = args.seconds.map_or(whole, |seconds| whole.min(Time::from_seconds(seconds)));
-    Ok(Arrivals {
+    Arrivals {
         name: path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
         sessions: trace.sessions(speed, end),
         skipped: trace.skipped,
         warm_up: Time::from_seconds(args.warm_up.unwrap_or(0.0)).min(end),
         end,
-    })
+        observed: Vec::new(),
+    }
 }
 
 fn of_workload(args: &ArrivalArgs, workload: Workload) -> anyhow::Result<Arrivals> {
@@ -137,6 +171,7 @@ fn of_workload(args: &ArrivalArgs, workload: Workload) -> anyhow::Result<Arrival
         skipped: 0,
         warm_up: Time::from_seconds(warm_up),
         end,
+        observed: Vec::new(),
     })
 }
 

@@ -64,7 +64,7 @@ fn one(input: &Input, run: &Finished) -> Value {
             "ttft_ms": of(|outcome| Some(1e3 * outcome.seen.ttft()?)),
             "itl_ms": of(|outcome| Some(1e3 * outcome.seen.itl()?)),
             "worst_gap_ms": of(|outcome| (outcome.seen.tokens > 1).then(|| 1e3 * outcome.seen.worst_gap.seconds())),
-            "e2e_s": of(|outcome| outcome.finished.then(|| outcome.seen.last.since(outcome.seen.arrived).seconds())),
+            "e2e_s": of(|outcome| outcome.is_finished().then(|| outcome.seen.last.since(outcome.seen.arrived).seconds())),
         },
         "cached": cached(outcomes, run.ran.end.seconds()),
         "engines": engines.collect::<Vec<_>>(),

@@ -1,6 +1,6 @@
 //! The picture of a fleet, as text.
 
-use forebay_gateway::orchestrator::api::EngineStatus;
+use forebay_gateway::{decisions::Accuracy, orchestrator::api::EngineStatus};
 use forebay_types::{Leaning, RankLoad, Role};
 
 use crate::{
@@ -9,8 +9,13 @@ use crate::{
     terminal::{Paint, Tone, without_controls},
 };
 
-/// A row for each engine and a line for all.
-pub(super) fn render(engines: &[EngineStatus], width: Option<usize>, paint: Paint) -> String {
+/// A row for each engine, a line for all, and one for the predictions of each model.
+pub(super) fn render(
+    engines: &[EngineStatus],
+    predictions: &[Accuracy],
+    width: Option<usize>,
+    paint: Paint,
+) -> String {
     if engines.is_empty() {
         return "no engines\n".to_owned();
     }
@@ -33,7 +38,25 @@ pub(super) fn render(engines: &[EngineStatus], width: Option<usize>, paint: Pain
     }
     let remarks: String = engines.iter().flat_map(|engine| remarks(engine, paint)).collect();
     let summary = paint.tone(Tone::Faint, &summary(engines));
-    format!("{}\n{remarks}{summary}\n", table.render(width, paint))
+    let predictions: String = predictions.iter().map(|of| accuracy(of, paint)).collect();
+    format!("{}\n{remarks}{summary}\n{predictions}", table.render(width, paint))
+}
+
+/// How far off the predictions of a model are, over the requests that are remembered.
+fn accuracy(of: &Accuracy, paint: Paint) -> String {
+    let ms = |seconds: f64| format!("{:.0}", 1e3 * seconds);
+    let line = format!(
+        "predictions for {}: TTFT off by {} / {} / {} ms (P50/P90/P99, median TTFT {} ms), {} of the tokens expected in caches \
+         were missing; {} requests",
+        without_controls(&of.model),
+        ms(of.ttft_error_p50_seconds),
+        ms(of.ttft_error_p90_seconds),
+        ms(of.ttft_error_p99_seconds),
+        ms(of.ttft_p50_seconds),
+        percent(of.cached_tokens_missed as f64, of.cached_tokens_predicted as f64),
+        of.requests,
+    );
+    format!("{}\n", paint.tone(Tone::Faint, &line))
 }
 
 fn row(engine: &EngineStatus) -> Vec<Cell> {
@@ -178,17 +201,17 @@ mod tests {
 
     #[test]
     fn a_fleet_is_a_row_for_each_engine_and_a_line_for_all() {
-        insta::assert_snapshot!(render(&fleet(), None, Paint::NONE));
+        insta::assert_snapshot!(render(&fleet(), &[], None, Paint::NONE));
     }
 
     #[test]
     fn a_terminal_of_80_columns_keeps_what_matters() {
-        insta::assert_snapshot!(render(&fleet(), Some(80), Paint::NONE));
+        insta::assert_snapshot!(render(&fleet(), &[], Some(80), Paint::NONE));
     }
 
     #[test]
     fn trouble_is_colored() {
-        let picture = render(&fleet(), None, Paint { on: true });
+        let picture = render(&fleet(), &[], None, Paint { on: true });
         for painted in
             ["\x1b[31mlost\x1b[0m", "\x1b[32mready\x1b[0m", "\x1b[31mopen\x1b[0m", "\x1b[33m2\x1b[0m"]
         {
@@ -202,12 +225,12 @@ mod tests {
             let engine = engine("a", Role::Both, "ready", RankLoad::default());
             EngineStatus { leaning, ..engine }
         });
-        let picture = render(&engines, None, Paint::NONE);
+        let picture = render(&engines, &[], None, Paint::NONE);
         assert!(picture.contains("both, prefills") && picture.contains("both, decodes"), "{picture}");
     }
 
     #[test]
     fn no_engines_is_said_in_words() {
-        assert_eq!(render(&[], None, Paint::NONE), "no engines\n");
+        assert_eq!(render(&[], &[], None, Paint::NONE), "no engines\n");
     }
 }

@@ -10,6 +10,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::support::{Reply, Server, forebay, run};
 
 const ENGINES: &str = include_str!("../fixtures/engines.json");
+const PREDICTIONS: &str = r#"[{"model": "tiny", "requests": 812, "ttft_error_p50_seconds": 0.004, "ttft_error_p90_seconds": 0.021,
+    "ttft_error_p99_seconds": 0.15, "ttft_bias_seconds": -0.001, "ttft_p50_seconds": 0.118, "cached_tokens_predicted": 200000,
+    "cached_tokens_missed": 5000}]"#;
 const SPLIT: &str = include_str!("../fixtures/decision-split.json");
 
 fn list(items: &str) -> String {
@@ -19,6 +22,7 @@ fn list(items: &str) -> String {
 fn admin() -> Server {
     Server::with_pages(&[
         ("GET /fleet/v1/engines", Reply::json(&list(ENGINES))),
+        ("GET /fleet/v1/predictions", Reply::json(&list(PREDICTIONS))),
         ("GET /fleet/v1/decisions?limit=1", Reply::json(&list(&format!("[{SPLIT}]")))),
         ("GET /fleet/v1/decisions/req-7f3a", Reply::json(SPLIT)),
         ("GET /fleet/v1/decisions/a%2Fb", Reply::json(SPLIT)),
@@ -54,8 +58,9 @@ fn status_takes_its_address_from_the_environment_and_its_width_from_columns() {
 #[test]
 fn watching_a_pipe_prints_one_table_after_another_until_ctrl_c() {
     let looks = AtomicU32::new(0);
-    let server = Server::start(move |_| match looks.fetch_add(1, Ordering::Relaxed) {
-        1 => Reply::json("{}").status(503),
+    let server = Server::start(move |asked| match looks.fetch_add(1, Ordering::Relaxed) {
+        _ if asked.line.contains("predictions") => Reply::json("{}").status(404),
+        2 => Reply::json("{}").status(503),
         _ => Reply::json(&list(ENGINES)),
     });
     let arguments = ["status", "--watch", "--interval", "1ms", "--admin-url", &server.url];

@@ -240,3 +240,52 @@ fn a_promise_that_no_fleet_keeps_is_said_with_the_nearest() {
     assert!(ran.code == 1 && ran.err.contains("one engine takes 8 GPUs"), "{ran:?}");
     assert_eq!(size(&["--percentile", "p30"]).code, 2);
 }
+
+/// What a command says that exits with `code`.
+fn refused(code: i32, arguments: &[&str]) -> String {
+    let ran = run(arguments);
+    assert_eq!(ran.code, code, "{ran:?}");
+    ran.err
+}
+
+#[test]
+fn faults_of_the_fleet_file_happen() {
+    let folder = Folder::new();
+    let trace = folder.write("trace.jsonl", &trace());
+    let calm = "[[engine]]\ncount = 2\n";
+    let crash = "[[fault]]\nkind = \"crash\"\nat = 5.02\nseconds = 3\nengine = 0\n";
+    let run = |fleet: &str| {
+        let fleet = folder.write("fleet.toml", fleet);
+        let out = simulate(&["--trace", &trace, "--fleet", &fleet, "--policy", "round-robin", "--json", "-"])
+            .ok()
+            .out;
+        let document: Value = serde_json::from_str(&out).expect("it is JSON");
+        let summary = &document["runs"][0]["summary"];
+        let moved = ["retries", "migrations"].map(|name| summary[name].as_u64().expect("a count"));
+        (summary["unfinished"].as_u64(), moved.iter().sum::<u64>())
+    };
+    assert_eq!(run(calm), (Some(0), 0));
+    let (unfinished, moved) =
+        run(&format!("{calm}{crash}{}", crash.replace("engine = 0", "engine = 1").replace("5.02", "9.02")));
+    assert_eq!(unfinished, Some(0));
+    assert!(moved > 0);
+
+    let fleet = folder.write("fleet.toml", &format!("{calm}{}", crash.replace("engine = 0", "engine = 7")));
+    let error = refused(1, &["simulate", "--trace", &trace, "--fleet", &fleet]);
+    assert!(error.contains("fault 1: `engine` is 7, and the engines are 0 to 1"), "{error}");
+    let error = refused(1, &["size", "--trace", &trace, "--fleet", &fleet]);
+    assert!(error.contains("has no faults"), "{error}");
+}
+
+#[test]
+fn chaos_says_that_all_held_and_logs_a_seed() {
+    let ran = simulate(&["--chaos", "--seed", "5", "--seeds", "20"]).ok();
+    assert!(ran.out.starts_with("20 seeds from 5 on: all that must hold did. "), "{}", ran.out);
+    let log = simulate(&["--chaos", "--seed", "5", "--log"]).ok().out;
+    assert!(log.lines().count() > 100 && log.contains("request 0 arrives at gateway"), "{log}");
+    assert_eq!(log, simulate(&["--chaos", "--seed", "5", "--log"]).ok().out);
+    refused(2, &["simulate", "--seeds", "5"]);
+    refused(2, &["simulate", "--chaos", "--workload", "fresh"]);
+    let nothing = refused(2, &["simulate"]);
+    assert!(nothing.contains("give --trace FILE, --workload NAME, --against FILE or --chaos"), "{nothing}");
+}
