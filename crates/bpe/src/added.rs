@@ -33,7 +33,7 @@ pub(crate) struct Finder {
     starts: Box<[bool; 256]>,
     /// Whether a token begins with these two bytes: few places that begin like one go on like one.
     pairs: Box<[u128; 512]>,
-    /// By token: whether what follows its text is encoded as if nothing stood before. See [`Finder::next_cut`].
+    /// By token: whether what follows its text is encoded as if nothing stood before.
     cuts: Box<[bool]>,
     /// `\w`, if a token needs it.
     word_characters: Option<Arc<Classes>>,
@@ -45,7 +45,8 @@ pub(crate) struct Found {
     pub(crate) start: usize,
     pub(crate) end: usize,
     pub(crate) token: Token,
-    cuts: bool,
+    /// It stands there whatever follows; see [`crate::cuts`].
+    pub(crate) cuts: bool,
 }
 
 /// Which tokens end where they end whatever surrounds them, and do not reach beyond their text. A token that must be a
@@ -113,6 +114,10 @@ impl Finder {
         Ok(Some(Self { automaton, tokens, few_starts, starts, pairs, cuts, word_characters }))
     }
 
+    pub(crate) fn tokens(&self) -> &[AddedToken] {
+        &self.tokens
+    }
+
     /// The next token in `text`, from `from` on; what lies before is already another's.
     #[inline]
     pub(crate) fn next(&self, text: &str, from: usize) -> Option<Found> {
@@ -133,22 +138,6 @@ impl Finder {
                 token: token.id,
                 cuts,
             });
-        }
-    }
-
-    /// The first place, `bytes_min` or more after `from`, where `text` may be cut; `from` is such a place too, or 0.
-    ///
-    /// It is the end of a token that stands there whatever follows: no other token's text holds its text, so none that
-    /// begins at it or before it can be longer. Behind a token the search begins anew, and what lies between tokens is
-    /// normalised, split and merged for itself. So the tokens of a text are those of its parts, whatever it goes on with.
-    pub(crate) fn next_cut(&self, text: &str, from: usize, bytes_min: usize) -> Option<usize> {
-        let mut at = from;
-        loop {
-            let found = self.next(text, at)?;
-            if found.cuts && found.end - from >= bytes_min {
-                return Some(found.end);
-            }
-            at = found.end;
         }
     }
 
@@ -220,24 +209,6 @@ mod tests {
         let many = ["a", "b", "c", "d1"].iter().zip(1..).map(|(text, id)| token(id, text)).collect();
         check(many, "dd1xc", &[(1, 3, 4), (4, 5, 3)]);
         assert!(Finder::new(Vec::new()).unwrap().is_none());
-    }
-
-    #[test]
-    fn a_text_is_cut_behind_tokens_that_no_other_holds() {
-        let cut = |tokens: &[&str], text: &str, from, bytes_min| {
-            let tokens = (1..).zip(tokens).map(|(id, text)| token(id, text)).collect();
-            Finder::new(tokens).unwrap().unwrap().next_cut(text, from, bytes_min)
-        };
-        assert_eq!(cut(&["<a>"], "x<a>y<a>z", 0, 0), Some(4));
-        assert_eq!(cut(&["<a>"], "x<a>y<a>z", 0, 5), Some(8));
-        assert_eq!(cut(&["<a>"], "x<a>y<a>z", 4, 1), Some(8));
-        assert_eq!(cut(&["<a>"], "x<a>y<a>z", 8, 0), None);
-        assert_eq!(cut(&["<a>", "<a>b"], "<a>c<a>b", 0, 0), Some(8), "<a> may go on as <a>b");
-        assert_eq!(cut(&["<a>", "b<a>c"], "<a>b<a>c", 0, 0), Some(8), "<a> may be inside b<a>c");
-        let strips = AddedToken { strips_right: true, ..token(1, "<a>") };
-        assert_eq!(Finder::new(vec![strips]).unwrap().unwrap().next_cut("<a> ", 0, 0), None);
-        let word = AddedToken { single_word: true, ..token(1, "<w>") };
-        assert_eq!(Finder::new(vec![word, token(2, "<a>")]).unwrap().unwrap().next_cut("<a>", 0, 0), None);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::{
     Token, Unsupported,
     added::{AddedToken, Finder},
+    cuts::holds_a_place,
     merges::{MERGES_MAX, TOKEN_BITS},
     model::{Alphabet, Model, code},
     normal::{Nfc, Normalizer, SPACE_MARK},
@@ -24,6 +25,8 @@ pub(crate) struct Definition {
     pub(crate) added: Option<Finder>,
     /// Added tokens that are looked for in normalised text.
     pub(crate) added_normalized: Option<Finder>,
+    /// Words may be cut from each other: see [`crate::cuts`].
+    pub(crate) cuts_between_words: bool,
     pub(crate) normalizer: Normalizer,
     pub(crate) splitter: Splitter,
     pub(crate) model: Model,
@@ -49,7 +52,9 @@ impl Definition {
         let vocabulary = vocabulary(&json["model"]["vocab"])?;
         let model = model(&json["model"], &vocabulary, writing)?;
         let (added, added_normalized) = added_tokens(&json["added_tokens"], &vocabulary, &normalizer)?;
-        Ok(Self { added, added_normalized, normalizer, splitter, model })
+        let cuts_between_words =
+            added_normalized.as_ref().is_none_or(|finder| !finder.tokens().iter().any(holds_a_place));
+        Ok(Self { added, added_normalized, cuts_between_words, normalizer, splitter, model })
     }
 }
 

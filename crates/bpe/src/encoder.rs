@@ -7,6 +7,7 @@ use serde_json::Value;
 use crate::{
     Token, Unsupported,
     added::Finder,
+    cuts::Cuts,
     definition::Definition,
     model::Scratch,
     split::{Rule, Splitter},
@@ -67,12 +68,9 @@ impl Encoder {
         }
     }
 
-    /// The first place, `bytes_min` or more after `from`, where `text` may be cut: its tokens with
-    /// [`Added::Recognised`] are those of the part before followed by those of the part after, and it is such a place in
-    /// every text that begins like this one does up to there. `from` is 0 or such a place. `None` if there is none: only
-    /// the ends of some added tokens are known to be.
-    pub fn next_cut(&self, text: &str, from: usize, bytes_min: usize) -> Option<usize> {
-        self.definition.added.as_ref()?.next_cut(text, from, bytes_min)
+    /// The places where `text` may be cut: its tokens with [`Added::Recognised`] are those of the parts.
+    pub fn cuts<'a>(&'a self, text: &'a str) -> Cuts<'a> {
+        Cuts::new(&self.definition, text)
     }
 
     /// Appends the tokens of a text without added tokens of the first kind.

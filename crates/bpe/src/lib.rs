@@ -2,6 +2,7 @@
 
 mod added;
 mod boundaries;
+mod cuts;
 mod definition;
 mod encoder;
 mod merges;
@@ -11,6 +12,7 @@ mod split;
 mod unicode;
 mod words;
 
+pub use cuts::{Cuts, Distance};
 pub use encoder::{Added, Encoder};
 
 /// A token's id.

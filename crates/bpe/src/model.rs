@@ -113,6 +113,12 @@ impl Model {
         self.each_word(next, Parts::Cut, text, start, scratch, out);
     }
 
+    /// Whether no merge joins what stands before `at`, within a text, with what stands there.
+    pub(crate) fn parts_at(&self, text: &[u8], at: usize) -> bool {
+        let before = (0..at).rev().find(|&start| text[start] & 0xc0 != 0x80);
+        self.complete && before.is_some_and(|start| self.boundaries.next(text, start) == at)
+    }
+
     /// Appends the tokens of `text[start..]` as one word, however long.
     pub(crate) fn text(&self, text: &[u8], start: usize, scratch: &mut Scratch, out: &mut Vec<Token>) {
         let next = |text: &[u8], at| self.boundaries.next(text, at);

@@ -6,6 +6,7 @@ mod template;
 mod tokenizer;
 
 pub use detokenizer::Detokenizer;
+pub use forebay_bpe::Distance;
 pub use stop::{STOP_STRING_BYTES_MAX, STOP_STRINGS_MAX, StopError, StopMatcher};
 pub use template::{
     ChatTemplate, Content, Conversation, Message, Part, TEMPLATE_FUEL, TemplateError, Text, UnixTime,

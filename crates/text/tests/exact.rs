@@ -7,7 +7,7 @@
 mod common;
 
 use common::{families::Family, texts::Texts};
-use forebay_text::{Backend, Preference, PrefixCache, PrefixCacheLimits, Tokenizer};
+use forebay_text::{Backend, Distance, Preference, PrefixCache, PrefixCacheLimits, Tokenizer};
 
 /// A little more than half a minute for all families on one core.
 const STRINGS: u64 = 100_000;
@@ -84,7 +84,9 @@ fn check(name: &str) {
 
 /// Conversations that grow turn by turn, where turns begin and end like special tokens do or nearly do.
 fn check_prefixes(pair: &Pair, texts: &mut Texts<'_>, name: &str) {
-    let cache = PrefixCache::new(PrefixCacheLimits { bytes_max: 1 << 20 });
+    // Short pieces, so that texts are cut wherever they may be.
+    let pieces = Distance { token_bytes_min: 32, word_bytes_min: 24 };
+    let cache = PrefixCache::with_pieces_of(PrefixCacheLimits { bytes_max: 1 << 20 }, pieces);
     for conversation in 0..200 {
         let mut text = String::new();
         for turn in 0..8 {

@@ -1,6 +1,6 @@
 //! `forebay-bpe`, with what a bare prompt is given before and after it.
 
-use forebay_bpe::{Added, Encoder, Unsupported};
+use forebay_bpe::{Added, Cuts, Encoder, Unsupported};
 use forebay_types::TokenId;
 use serde_json::Value;
 
@@ -61,9 +61,9 @@ impl Fast {
         (texts == 1).then_some(())
     }
 
-    /// See [`Encoder::next_cut`].
-    pub(super) fn next_cut(&self, text: &str, from: usize, bytes_min: usize) -> Option<usize> {
-        self.encoder.next_cut(text, from, bytes_min)
+    /// See [`Encoder::cuts`].
+    pub(super) fn cuts<'a>(&'a self, text: &'a str) -> Cuts<'a> {
+        self.encoder.cuts(text)
     }
 
     /// What completion adds before a text and after it.

@@ -2,9 +2,10 @@
 //!
 //! In: a tokenizer, a tenant and a text. Out: the text's tokens. Start at [`PrefixCache::encode`].
 //!
-//! A text is cut into pieces behind special tokens, where `forebay-bpe` proves that each part is encoded for itself
-//! (`Encoder::next_cut`). So a piece's tokens depend on the piece alone, and it is found by its content, wherever it
-//! stands: a conversation's turns, a system prompt that all share, a document. What lies behind the last cut is encoded.
+//! A text is cut into pieces behind special tokens, and within a long turn between words, where `forebay-bpe` proves that
+//! each part is encoded for itself (`Encoder::cuts`). So a piece's tokens depend on the piece alone, and it is found by its
+//! content, wherever it stands: a conversation's turns, a system prompt that all share, the document before a question.
+//! What lies behind the last cut is encoded.
 //!
 //! Invariants: the tokens are those that the tokenizer gives; a piece is compared byte for byte, so a hash decides only
 //! where to look; nothing is found for another tenant or another vocabulary; memory stays within the limit; no lock is
@@ -19,12 +20,14 @@ use std::{
     },
 };
 
+use forebay_bpe::Distance;
 use forebay_types::TokenId;
 
 use super::{EncodeError, Encoder, Fingerprint, Mode, Tokenizer};
 
-/// A piece shorter than this goes on to the next cut: below, finding it costs as much as encoding it.
-const PIECE_BYTES_MIN: usize = 256;
+/// Below, finding a piece costs as much as encoding it. A long turn is cut rarely: each piece that is found in no other
+/// text is a copy made for nothing.
+const PIECES: Distance = Distance { token_bytes_min: 256, word_bytes_min: 4_096 };
 
 /// A piece may take this part of the memory at most, so that one text does not drive out all others.
 const PIECES_MIN: usize = 8;
@@ -69,7 +72,7 @@ pub struct PrefixCacheStats {
 #[derive(Debug)]
 pub struct PrefixCache {
     bytes_max: usize,
-    piece_bytes_min: usize,
+    pieces: Distance,
     /// Makes hashes that no client can foresee.
     keys: RandomState,
     known: Mutex<Known>,
@@ -118,13 +121,14 @@ impl Piece {
 impl PrefixCache {
     /// Remembers nothing yet.
     pub fn new(limits: PrefixCacheLimits) -> Self {
-        Self::with_pieces_of(limits, PIECE_BYTES_MIN)
+        Self::with_pieces_of(limits, PIECES)
     }
 
-    fn with_pieces_of(limits: PrefixCacheLimits, piece_bytes_min: usize) -> Self {
+    /// Nor does this one; it cuts texts into pieces of other lengths.
+    pub fn with_pieces_of(limits: PrefixCacheLimits, pieces: Distance) -> Self {
         Self {
             bytes_max: limits.bytes_max,
-            piece_bytes_min,
+            pieces,
             keys: RandomState::new(),
             known: Mutex::default(),
             hits: AtomicU64::new(0),
@@ -149,9 +153,9 @@ impl PrefixCache {
             self.bytes_encoded.fetch_add(text.len() as u64, Relaxed);
             return tokenizer.encode(text, out);
         };
-        let mut from = 0;
+        let (mut from, mut cuts) = (0, fast.cuts(text));
         while self.bytes_max > 0
-            && let Some(end) = fast.next_cut(text, from, self.piece_bytes_min)
+            && let Some(end) = cuts.next(self.pieces)
         {
             self.piece(tokenizer, tenant, &text[from..end], out, |piece, out| {
                 fast.encode(Mode::Chat, piece, out)
@@ -298,8 +302,9 @@ mod tests {
         tokens
     }
 
-    fn small(bytes_max: usize, piece_bytes_min: usize) -> PrefixCache {
-        PrefixCache::with_pieces_of(PrefixCacheLimits { bytes_max }, piece_bytes_min)
+    fn small(bytes_max: usize, token_bytes_min: usize) -> PrefixCache {
+        let pieces = Distance { token_bytes_min, word_bytes_min: 1 << 20 };
+        PrefixCache::with_pieces_of(PrefixCacheLimits { bytes_max }, pieces)
     }
 
     #[test]
@@ -326,6 +331,19 @@ mod tests {
                 (1..=20).map(|turns| (0..turns).map(|index| turn(index).len()).sum::<usize>()).sum();
             (sent + 2 * text.len()) as u64
         });
+    }
+
+    #[test]
+    fn a_document_before_other_questions_is_encoded_once() {
+        let tokenizer = Tokenizer::from_gguf_parts(tiny()).unwrap();
+        let pieces = Distance { token_bytes_min: 16, word_bytes_min: 64 };
+        let cache = PrefixCache::with_pieces_of(PrefixCacheLimits { bytes_max: 1 << 20 }, pieces);
+        let document = "the weather and the other things here ".repeat(50);
+        encode(&cache, &tokenizer, "a", &format!("{document}what is it?<|im_end|>"));
+        let before = cache.stats().bytes_encoded;
+        encode(&cache, &tokenizer, "a", &format!("{document}where is the weather?<|im_end|>"));
+        let encoded = (cache.stats().bytes_encoded - before) as usize;
+        assert!(encoded < 4 * 120, "{encoded} of {} bytes, twice", document.len());
     }
 
     #[test]
