@@ -88,6 +88,57 @@ async fn a_document_is_sent_with_the_key() {
 }
 
 #[tokio::test]
+async fn connections_are_used_again_unless_they_are_old_or_closed() {
+    let settings =
+        ClientSettings { idle_max: 1, idle_timeout: Duration::from_secs(3600), ..Default::default() };
+    let client = HttpClient::new(&settings).expect("a client");
+    let mut double = Double::start().await;
+    let endpoint = Endpoint::new(&double.url, client, None).expect("an address");
+    let ask = || {
+        let endpoint = endpoint.clone();
+        tokio::spawn(async move { endpoint.get("/x", limits()).await.expect("an answer") })
+    };
+    let connection = async |double: &mut Double| {
+        let asking = ask();
+        let (asked, line) = double.asked().await;
+        assert_eq!(asked.headers["host"], endpoint.name().to_string());
+        line.json(200, "{}").await;
+        asking.await.expect("no panic");
+        asked.connection
+    };
+    assert_eq!(connection(&mut double).await, 0);
+    assert_eq!(connection(&mut double).await, 0);
+    // Two at once: one more is made, and one kept.
+    let asking = (ask(), ask());
+    let lines = (double.asked().await, double.asked().await);
+    assert_ne!(lines.0.0.connection, lines.1.0.connection);
+    lines.0.1.json(200, "{}").await;
+    lines.1.1.json(200, "{}").await;
+    (asking.0.await.expect("no panic"), asking.1.await.expect("no panic"));
+    assert!(connection(&mut double).await < 2);
+    // The server closes the one that is idle: the next request goes over a new one and is sent once.
+    let asking = ask();
+    let (_, mut line) = double.asked().await;
+    line.raw(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}").await;
+    asking.await.expect("no panic");
+    line.closed().await;
+    assert_eq!(connection(&mut double).await, 2);
+    assert!(double.is_idle());
+
+    let settings = ClientSettings { idle_timeout: Duration::ZERO, ..settings };
+    let endpoint = Endpoint::new(&double.url, HttpClient::new(&settings).expect("a client"), None);
+    let endpoint = endpoint.expect("an address");
+    for expected in [3, 4] {
+        let endpoint = endpoint.clone();
+        let asking = tokio::spawn(async move { endpoint.get("/x", limits()).await });
+        let (asked, line) = double.asked().await;
+        assert_eq!(asked.connection, expected, "what is too old is not used again");
+        line.json(200, "{}").await;
+        asking.await.expect("no panic").expect("an answer");
+    }
+}
+
+#[tokio::test]
 async fn what_does_not_answer_is_left_at_the_deadline() {
     let mut double = Double::start().await;
     let endpoint = plain(&double.url);

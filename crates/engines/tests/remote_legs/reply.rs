@@ -66,6 +66,18 @@ async fn a_stream_is_passed_on_byte_for_byte() {
 }
 
 #[tokio::test]
+async fn what_comes_at_once_is_passed_on_together_and_whole() {
+    let (attached, mut stream, _, mut line) = begin(vllm(), CHAT, true).await;
+    line.events().await;
+    line.events_at_once((0..500).map(|number| delta(&number.to_string()))).await;
+    let events = read(&mut stream).await;
+    let whole: String = (0..500).map(|number| format!("data: {}\n\n", delta(&number.to_string()))).collect();
+    assert_eq!(bytes(&events), format!("{whole}data: [DONE]\n\n"));
+    assert!(events.len() < 100, "{} events for 501 pieces", events.len());
+    attached.idle().await;
+}
+
+#[tokio::test]
 async fn a_document_is_passed_on_whole() {
     let (_attached, mut stream, _, line) = begin(vllm(), r#"{"messages":[]}"#, false).await;
     let body = r#"{"choices":[{"message":{"content":"the \"error\" is"}}],"usage":{"prompt_tokens":3,"completion_tokens":1}}"#;

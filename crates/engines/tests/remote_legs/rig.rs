@@ -168,6 +168,18 @@ impl Line {
         self.piece(format!("data: {data}\n\n").as_bytes()).await;
     }
 
+    /// Events in pieces of their own, and the end of the answer: all in one write.
+    pub(crate) async fn events_at_once(mut self, data: impl Iterator<Item = String>) {
+        let mut bytes = Vec::new();
+        for data in data.chain(["[DONE]".to_owned()]) {
+            let event = format!("data: {data}\n\n");
+            bytes.extend_from_slice(format!("{:x}\r\n{event}\r\n", event.len()).as_bytes());
+        }
+        bytes.extend_from_slice(b"0\r\n\r\n");
+        self.raw(&bytes).await;
+        self.hand_back();
+    }
+
     /// The end of an answer of events; the connection goes on.
     pub(crate) async fn done(mut self) {
         self.event("[DONE]").await;

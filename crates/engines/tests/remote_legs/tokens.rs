@@ -67,6 +67,19 @@ async fn events_of_one_read_wake_the_reader_once() {
 }
 
 #[tokio::test]
+async fn no_token_is_lost_of_many_that_come_at_once() {
+    let mut double = Double::start().await;
+    let attached = vllm().attach(&double.url);
+    let mut stream = attached.start(leg(1, &[10], 500));
+    let (_, mut line) = double.asked().await;
+    line.events().await;
+    line.events_at_once((1..=500).map(|number| chunk(0, &[5], (number == 500).then_some("length")))).await;
+    let told = told(&read(&mut stream).await);
+    assert_eq!(told.matches("=5").count(), 500, "{told}");
+    assert!(told.ends_with("0:Length ended"), "{told}");
+}
+
+#[tokio::test]
 async fn answers_are_told_apart_by_the_requests_own_numbers() {
     let mut double = Double::start().await;
     let attached = vllm().attach(&double.url);

@@ -1,26 +1,14 @@
 //! Connections: made within a bound, kept for a while, never more idle ones than allowed.
 
-use std::{
-    error::Error as StdError,
-    future::Future,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{error::Error as StdError, sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use http::{Request, Uri};
-use http_body_util::Full;
+use http::Uri;
 use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
-use hyper_util::{
-    client::legacy::{Client, ResponseFuture, connect::HttpConnector},
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-};
+use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
 use tokio::{net::TcpStream, time::timeout};
-use tower_service::Service;
+use tower_service::Service as _;
 
-use super::{TlsError, TlsSettings, error::ConnectTimedOut};
+use super::{TlsError, TlsSettings, error::ConnectTimedOut, wire::Pool};
 
 /// How connections are made and kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,11 +37,11 @@ impl Default for ClientSettings {
 
 /// Makes connections and keeps them for the next request. Engines with the same settings may share one.
 pub struct HttpClient {
-    client: Client<InTime, Full<Bytes>>,
+    pub(super) pool: Arc<Pool>,
 }
 
 impl HttpClient {
-    /// A client without connections. Must be made and used within a Tokio runtime.
+    /// A client without connections. Must be used within a Tokio runtime.
     ///
     /// # Errors
     /// If the TLS settings cannot be used.
@@ -67,17 +55,8 @@ impl HttpClient {
             tls = tls.with_server_name_resolver(FixedServerNameResolver::new(name));
         }
         let connector =
-            InTime { connector: tls.enable_http1().wrap_connector(tcp), limit: settings.connect_timeout };
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(settings.idle_timeout)
-            .pool_max_idle_per_host(settings.idle_max)
-            .build(connector);
-        Ok(Arc::new(Self { client }))
-    }
-
-    pub(super) fn request(&self, request: Request<Full<Bytes>>) -> ResponseFuture {
-        self.client.request(request)
+            Connector { connector: tls.enable_http1().wrap_connector(tcp), limit: settings.connect_timeout };
+        Ok(Arc::new(Self { pool: Pool::new(connector, settings.idle_max, settings.idle_timeout) }))
     }
 }
 
@@ -87,29 +66,19 @@ impl std::fmt::Debug for HttpClient {
     }
 }
 
-type Connecting = Pin<Box<dyn Future<Output = Result<Connection, Box<dyn StdError + Send + Sync>>> + Send>>;
-type Connection = MaybeHttpsStream<TokioIo<TcpStream>>;
+pub(super) type Connection = MaybeHttpsStream<TokioIo<TcpStream>>;
 
 /// Bounds a connector as a whole: the TCP connector's own limit leaves name and TLS out.
-#[derive(Clone)]
-struct InTime {
+pub(super) struct Connector {
     connector: HttpsConnector<HttpConnector>,
     limit: Duration,
 }
 
-impl Service<Uri> for InTime {
-    type Response = Connection;
-    type Error = Box<dyn StdError + Send + Sync>;
-    type Future = Connecting;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.connector.poll_ready(cx)
-    }
-
-    fn call(&mut self, to: Uri) -> Self::Future {
-        let (connecting, limit) = (self.connector.call(to), self.limit);
-        Box::pin(async move {
-            timeout(limit, connecting).await.unwrap_or_else(|_| Err(ConnectTimedOut { limit }.into()))
-        })
+impl Connector {
+    pub(super) async fn connect(&self, to: &Uri) -> Result<Connection, Box<dyn StdError + Send + Sync>> {
+        let connecting = self.connector.clone().call(to.clone());
+        timeout(self.limit, connecting)
+            .await
+            .unwrap_or_else(|_| Err(ConnectTimedOut { limit: self.limit }.into()))
     }
 }

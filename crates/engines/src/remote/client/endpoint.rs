@@ -1,6 +1,7 @@
 //! One engine's address.
 
 use std::{
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
     time::Instant,
@@ -9,15 +10,18 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, Uri,
-    header::{AUTHORIZATION, CONTENT_TYPE},
-    uri::{Authority, PathAndQuery, Scheme},
+    header::{AUTHORIZATION, CONTENT_TYPE, HOST},
+    uri::{PathAndQuery, Scheme},
 };
-use http_body::Body as _;
+use http_body::{Body as _, Frame};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio::time::timeout_at;
 
-use super::{HttpClient, HttpError, Secret};
+use super::{
+    HttpClient, HttpError, Secret,
+    wire::{Pool, Wire},
+};
 
 /// Bytes of a refused request's answer that are kept.
 pub(crate) const EXCERPT_BYTES_MAX: usize = 64 * 1024;
@@ -25,8 +29,9 @@ pub(crate) const EXCERPT_BYTES_MAX: usize = 64 * 1024;
 /// An engine's address, and how it is spoken to.
 #[derive(Debug, Clone)]
 pub struct Endpoint {
-    scheme: Scheme,
-    authority: Authority,
+    /// Scheme, host and port.
+    base: Uri,
+    host: HeaderValue,
     /// What stands before every path; without a slash at its end.
     prefix: Arc<str>,
     client: Arc<HttpClient>,
@@ -96,7 +101,10 @@ impl Endpoint {
         let prefix = prefix.strip_suffix("/v1").unwrap_or(prefix).into();
         let authorization = key.map(bearer).transpose()?;
         let name = authority.as_str().into();
-        Ok(Self { scheme, authority, prefix, client, authorization, name })
+        let host = HeaderValue::from_str(authority.as_str()).map_err(|_| UrlError::Malformed)?;
+        let base = Uri::builder().scheme(scheme).authority(authority).path_and_query("/").build();
+        let base = base.map_err(|_| UrlError::Malformed)?;
+        Ok(Self { base, host, prefix, client, authorization, name })
     }
 
     /// Host and port, for people.
@@ -106,7 +114,7 @@ impl Endpoint {
 
     /// Its host, as in the URL.
     pub fn host(&self) -> &str {
-        self.authority.host()
+        self.base.host().unwrap_or_default()
     }
 
     /// The same engine with another key.
@@ -165,8 +173,12 @@ impl Endpoint {
     }
 
     async fn send(&self, request: Request<Full<Bytes>>) -> Result<Streaming, HttpError> {
-        match self.client.request(request).await {
-            Ok(response) => Ok(Streaming::new(response, self.name.clone())),
+        let pool = &self.client.pool;
+        match pool.send(&self.base, request).await {
+            Ok((response, wire)) => {
+                let back = Back { wire, pool: pool.clone(), to: self.base.clone() };
+                Ok(Streaming::new(response, back, self.name.clone()))
+            }
             Err(error) => Err(HttpError::of_request(&self.name, &error)),
         }
     }
@@ -182,16 +194,11 @@ impl Endpoint {
             let why = super::Unreachable::Other(detail.to_string().into());
             HttpError::Unreachable { at: self.name.clone(), why }
         };
-        let path = format!("{}{path}", self.prefix);
-        let uri = Uri::builder()
-            .scheme(self.scheme.clone())
-            .authority(self.authority.clone())
-            .path_and_query(path)
-            .build()
-            .map_err(bad)?;
+        let uri = Uri::builder().path_and_query(format!("{}{path}", self.prefix)).build().map_err(bad)?;
         let is_post = method == Method::POST;
         let mut request = Request::builder().method(method).uri(uri).body(Full::new(body)).map_err(bad)?;
         let into = request.headers_mut();
+        into.insert(HOST, self.host.clone());
         into.extend(headers.iter().map(|(name, value)| (name.clone(), value.clone())));
         if is_post {
             into.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -217,14 +224,35 @@ pub struct Streaming {
     /// `content-type`, or nothing.
     pub content_type: Arc<str>,
     body: Incoming,
+    /// What brings the body; `None` once it has ended.
+    back: Option<Back>,
     at: Arc<str>,
 }
 
+/// A connection, and where it goes when its answer has ended.
+struct Back {
+    wire: Wire,
+    pool: Arc<Pool>,
+    to: Uri,
+}
+
+impl std::fmt::Debug for Back {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Back").field("wire", &self.wire).finish_non_exhaustive()
+    }
+}
+
 impl Streaming {
-    fn new(response: Response<Incoming>, at: Arc<str>) -> Self {
+    fn new(response: Response<Incoming>, back: Back, at: Arc<str>) -> Self {
         let (head, body) = response.into_parts();
         let content_type = head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        Self { status: head.status.as_u16(), content_type: content_type.unwrap_or_default().into(), body, at }
+        Self {
+            status: head.status.as_u16(),
+            content_type: content_type.unwrap_or_default().into(),
+            body,
+            back: Some(back),
+            at,
+        }
     }
 
     /// Whether the body is server-sent events.
@@ -239,14 +267,31 @@ impl Streaming {
     /// If the connection breaks before the end.
     pub fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, HttpError>>> {
         loop {
-            let frame = match ready!(std::pin::Pin::new(&mut self.body).poll_frame(cx)) {
-                None => return Poll::Ready(None),
+            let frame = match ready!(self.poll_frame(cx)) {
+                None => {
+                    if let Some(Back { wire, pool, to }) = self.back.take() {
+                        pool.put(&to, wire, cx);
+                    }
+                    return Poll::Ready(None);
+                }
                 Some(Err(error)) => return Poll::Ready(Some(Err(HttpError::of_body(&self.at, &error)))),
                 Some(Ok(frame)) => frame,
             };
             if let Ok(data) = frame.into_data() {
                 return Poll::Ready(Some(Ok(data)));
             }
+        }
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let mut body = Pin::new(&mut self.body);
+        match (body.as_mut().poll_frame(cx), &mut self.back) {
+            // Asked for more, the connection hands over what it has read and reads on.
+            (Poll::Pending, Some(back)) => {
+                back.wire.drive(cx);
+                body.poll_frame(cx)
+            }
+            (polled, _) => polled,
         }
     }
 

@@ -3,7 +3,8 @@
 use std::{error::Error as StdError, io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use hyper_util::client::legacy::Error as ClientError;
+
+use super::wire::SendError;
 
 /// Bytes of a refused answer's body that its sentence quotes.
 const QUOTE_BYTES_MAX: usize = 512;
@@ -94,11 +95,11 @@ impl HttpError {
         matches!(self, Self::Unreachable { .. })
     }
 
-    pub(super) fn of_request(at: &Arc<str>, error: &ClientError) -> Self {
-        if error.is_connect() {
-            return Self::Unreachable { at: at.clone(), why: why(error) };
+    pub(super) fn of_request(at: &Arc<str>, error: &SendError) -> Self {
+        match error {
+            SendError::Connect(error) => Self::Unreachable { at: at.clone(), why: why(&**error) },
+            SendError::Broken(error) => Self::of_body(at, error),
         }
-        Self::BrokenOff { at: at.clone(), detail: root(error) }
     }
 
     pub(super) fn of_body(at: &Arc<str>, error: &hyper::Error) -> Self {

@@ -1,7 +1,7 @@
 //! HTTP to one engine.
 //!
 //! In: a base URL, a key, TLS settings. Out: bounded answers or bodies piece by piece. Start at [`Endpoint`]; connections
-//! are made and kept by [`HttpClient`]; why there is no answer is an [`HttpError`], a sentence each.
+//! are made and kept by [`HttpClient`] (how in [`wire`]); why there is no answer is an [`HttpError`], a sentence each.
 //!
 //! Invariants: nothing waits longer than its deadline or reads more than its limit; no key and no user part of a URL is
 //! ever printed.
@@ -11,6 +11,7 @@ mod endpoint;
 mod error;
 mod secret;
 mod tls;
+mod wire;
 
 pub use connect::{ClientSettings, HttpClient};
 pub(super) use endpoint::EXCERPT_BYTES_MAX;

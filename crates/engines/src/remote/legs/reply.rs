@@ -50,7 +50,7 @@ pub(super) async fn run(
 ) -> Result<Done, Setback> {
     let request = task.client_request(body, kv)?;
     let answer = task.open(body.route.path(), request).await?;
-    let passing = Passing { task, source, usage: None, events: Vec::new() };
+    let passing = Passing { task, source, usage: None, events: Vec::new(), joined: Joined::default() };
     match answer.status {
         200..=299 if answer.is_events() => passing.stream(answer).await,
         200..=299 => passing.document(answer).await,
@@ -70,6 +70,36 @@ struct Passing<'a> {
     source: Option<&'a KvHandle>,
     usage: Option<Usage>,
     events: Vec<LegEvent>,
+    /// Follows them.
+    joined: Joined,
+}
+
+/// Pieces that go on together, so that what came at once leaves at once: one as it is, several as a copy.
+#[derive(Default)]
+struct Joined {
+    first: Bytes,
+    several: BytesMut,
+}
+
+impl Joined {
+    fn push(&mut self, data: Bytes) {
+        if self.several.is_empty() {
+            if self.first.is_empty() {
+                self.first = data;
+                return;
+            }
+            self.several.reserve((self.first.len() + data.len()).next_power_of_two());
+            self.several.extend_from_slice(&self.first);
+            self.first = Bytes::new();
+        }
+        self.several.extend_from_slice(&data);
+    }
+
+    fn take(&mut self) -> Option<Bytes> {
+        let first = std::mem::take(&mut self.first);
+        let data = if self.several.is_empty() { first } else { self.several.split().freeze() };
+        (!data.is_empty()).then_some(data)
+    }
 }
 
 impl Passing<'_> {
@@ -102,7 +132,7 @@ impl Passing<'_> {
         loop {
             self.task.outbox.room(room).await;
             let mut piece = answer.piece().await;
-            for _ in 0..PIECES_MAX {
+            for left in (0..PIECES_MAX).rev() {
                 let bytes = match piece {
                     Some(Ok(bytes)) => bytes,
                     None => return Err(self.cut_off()),
@@ -110,7 +140,7 @@ impl Passing<'_> {
                 };
                 let (ended, seen) = self.look(&mut decoder, &bytes)?;
                 if let Some((fault, data)) = seen.fault {
-                    self.task.outbox.put_all(&mut self.events);
+                    self.put();
                     return self.complaint(&fault, data);
                 }
                 if seen.any && !self.task.spoke() {
@@ -121,13 +151,25 @@ impl Passing<'_> {
                     self.conclude();
                     return Ok(Done::Rest(answer));
                 }
+                if left == 0 {
+                    break; // a piece that was asked for must be taken
+                }
                 match piece_at_once(&mut answer).await {
                     Some(next) => piece = next,
                     None => break,
                 }
             }
-            self.task.outbox.put_all(&mut self.events);
+            self.put();
         }
+    }
+
+    fn join(&mut self) {
+        self.events.extend(self.joined.take().map(|data| LegEvent::Reply(Reply::Data(data))));
+    }
+
+    fn put(&mut self) {
+        self.join();
+        self.task.outbox.put_all(&mut self.events);
     }
 
     /// Looks at the events that end in a piece, and says how many of its bytes have ended with them.
@@ -160,7 +202,7 @@ impl Passing<'_> {
                 kept.extend_from_slice(&bytes[..ended]);
                 kept.split().freeze()
             };
-            self.events.push(LegEvent::Reply(Reply::Data(data)));
+            self.joined.push(data);
             kept.extend_from_slice(&bytes[ended..]);
         } else {
             kept.extend_from_slice(bytes);
@@ -180,6 +222,7 @@ impl Passing<'_> {
     }
 
     fn conclude(&mut self) {
+        self.join();
         if let Some(Usage { prompt_tokens, cached_tokens, output_tokens }) = self.usage {
             self.events.push(LegEvent::Usage(LegUsage {
                 prompt_tokens: prompt_tokens.unwrap_or(0),
@@ -210,13 +253,13 @@ impl Passing<'_> {
     }
 
     fn cut_off(&mut self) -> Setback {
-        self.task.outbox.put_all(&mut self.events);
+        self.put();
         self.task.engine.trouble();
         Setback::Lost(format!("{} ended the stream before the answer", self.task.engine_name()).into())
     }
 
     fn broken(&mut self, error: &HttpError) -> Setback {
-        self.task.outbox.put_all(&mut self.events);
+        self.put();
         self.task.broken(error)
     }
 }

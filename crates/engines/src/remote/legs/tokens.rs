@@ -85,10 +85,13 @@ pub(super) async fn run(task: &LegTask, kv: Kv<'_>, source: Option<&KvHandle>) -
             }
         };
         let mut end = None;
-        for _ in 0..PIECES_MAX {
+        for left in (0..PIECES_MAX).rev() {
             end = reading.take_piece(&mut decoder, piece);
             if end.is_some() {
                 break;
+            }
+            if left == 0 {
+                break; // a piece that was asked for must be taken
             }
             match piece_at_once(&mut answer).await {
                 Some(next) => piece = next,
