@@ -44,8 +44,8 @@ class Bench:
         self.loadgen, self.mock, self.nginx = found["LOADGEN"], found["MOCKBACKEND"], found["nginx"]
         self.seeds, self.rows, self.figures = Seeds(), [], {}
 
-    def backends(self, processes, *flags):
-        ports = free_ports(BACKENDS)
+    def backends(self, processes, *flags, count=BACKENDS):
+        ports = free_ports(count)
         processes.start([self.mock, "--ports", ",".join(map(str, ports)), *flags], "mock")
         for port in ports:
             wait_for(f"http://127.0.0.1:{port}/health")
@@ -202,9 +202,10 @@ def streams(bench):
     load = ["--prompt-tokens", 32, "--output-tokens", 20, "-c", count, "-n", count, "--ramp", 15, "--timeout", 150]
     for name in ("nginx", "forebay"):
         with Processes() as processes:
-            backends = bench.backends(processes, "--ttft-ms", "100", "--itl-ms", "1000")
+            # No engine is given more than 1,280 requests.
+            backends = bench.backends(processes, "--ttft-ms", "100", "--itl-ms", "1000", count=10)
             start = {"nginx": lambda: nginx(processes, bench.nginx, backends),
-                     "forebay": lambda: bench.forebay(processes, backends)}[name]
+                     "forebay": lambda: bench.forebay(processes, backends, "--requests-in-flight-max", str(count + 64))}[name]
             port, pid = start()
             generate(bench.loadgen, port, "mock", ["-n", 64, "-c", 16, "--prompt-tokens", 32, "--output-tokens", 2], pid)
             idle = resident_mib(pid)

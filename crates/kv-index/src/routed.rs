@@ -3,19 +3,17 @@
 //! In: the chains of requests that ran on the rank. Out: [`KvEvent`]s, as if the rank had announced them. A block is
 //! forgotten when the rank's pool could not hold it any more, or when it was not used for a while; within a chain the
 //! tail goes first, as engines evict.
+//!
+//! Invariants: the blocks are in one list, the next to go first; it is in the order of their last use.
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
 use forebay_types::{BlockHash, KvEvent, Tier};
 
 /// Bounds of a [`RoutedCache`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RoutedLimits {
-    /// Blocks taken to fit into the rank's pool. Some 100 bytes each.
+    /// Blocks taken to fit into the rank's pool. Some 60 bytes each.
     pub blocks_max: usize,
     /// How long a block is taken to stay unused.
     pub unused_max: Duration,
@@ -32,40 +30,51 @@ impl Default for RoutedLimits {
 #[derive(Debug)]
 pub struct RoutedCache {
     limits: RoutedLimits,
-    blocks: BTreeMap<BlockHash, Used>,
-    /// The same blocks, the next to go first.
-    order: BTreeSet<(Used, BlockHash)>,
+    places: HashMap<BlockHash, u32>,
+    /// By place. The first is none: what lies before the next to go and behind the last.
+    blocks: Vec<Block>,
+    /// Places that are free.
+    free: Vec<u32>,
+    /// The chain that is noted, by place.
+    chain: Vec<u32>,
 }
 
-/// When a block was last used and how deep in its chain it lies: among equals the deepest goes first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Used {
-    at: Duration,
-    depth: Reverse<u32>,
+/// A block, in the list of all that are held.
+#[derive(Debug, Clone, Copy)]
+struct Block {
+    hash: BlockHash,
+    used_at: Duration,
+    before: u32,
+    behind: u32,
 }
+
+/// The place of no block.
+const ENDS: u32 = 0;
 
 impl RoutedCache {
     /// An empty one.
     pub fn new(limits: RoutedLimits) -> Self {
-        Self { limits, blocks: BTreeMap::new(), order: BTreeSet::new() }
+        let ends = Block { hash: BlockHash(0), used_at: Duration::ZERO, before: ENDS, behind: ENDS };
+        Self { limits, places: HashMap::new(), blocks: vec![ends], free: Vec::new(), chain: Vec::new() }
     }
 
     /// A request with this chain ran on the rank. Returns what changed: chains of stores and at most one event of removals.
-    /// O(blocks x log blocks).
+    /// O(blocks).
     pub fn note(&mut self, now: Duration, chain: &[BlockHash]) -> Vec<KvEvent> {
         let chain = &chain[..chain.len().min(self.limits.blocks_max)];
         // Events, one for each run of blocks that were not held: what is between them is not announced again.
         let mut events = Vec::new();
         let mut before = None;
         let mut run: Vec<BlockHash> = Vec::new();
-        for (depth, &hash) in (0..).zip(chain) {
-            let used = Used { at: now, depth: Reverse(depth) };
-            match self.blocks.insert(hash, used) {
-                Some(last_use) => {
-                    self.order.remove(&(last_use, hash));
+        let mut places = std::mem::take(&mut self.chain);
+        for &hash in chain {
+            match self.places.get(&hash) {
+                Some(&place) => {
+                    places.push(place);
                     end_run(&mut run, &mut events);
                 }
                 None => {
+                    places.push(self.hold(hash));
                     if run.is_empty() {
                         events.push(KvEvent::Stored {
                             parent: before,
@@ -78,9 +87,14 @@ impl RoutedCache {
                 }
             }
             before = Some(hash);
-            self.order.insert((used, hash));
         }
         end_run(&mut run, &mut events);
+        // The tail first, so that it goes first.
+        for place in places.drain(..).rev() {
+            self.unlink(place);
+            self.link_last(place, now);
+        }
+        self.chain = places;
         events.extend(self.expire(now));
         events
     }
@@ -88,13 +102,16 @@ impl RoutedCache {
     /// Forgets what is too old or too much.
     pub fn expire(&mut self, now: Duration) -> Option<KvEvent> {
         let mut removed = Vec::new();
-        while let Some(&(used, hash)) = self.order.first() {
-            let unused = now.saturating_sub(used.at);
-            if self.blocks.len() <= self.limits.blocks_max && unused <= self.limits.unused_max {
+        while !self.is_empty() {
+            let place = self.at(ENDS).behind;
+            let Block { hash, used_at, .. } = *self.at(place);
+            let unused = now.saturating_sub(used_at);
+            if self.len() <= self.limits.blocks_max && unused <= self.limits.unused_max {
                 break;
             }
-            self.order.pop_first();
-            self.blocks.remove(&hash);
+            self.unlink(place);
+            self.places.remove(&hash);
+            self.free.push(place);
             removed.push(hash);
         }
         (!removed.is_empty()).then_some(KvEvent::Removed { hashes: removed, tier: Tier::Device, group: 0 })
@@ -102,12 +119,42 @@ impl RoutedCache {
 
     /// Blocks held.
     pub fn len(&self) -> usize {
-        self.blocks.len()
+        self.places.len()
     }
 
     /// Whether nothing is held.
     pub fn is_empty(&self) -> bool {
-        self.blocks.is_empty()
+        self.places.is_empty()
+    }
+
+    fn at(&mut self, place: u32) -> &mut Block {
+        &mut self.blocks[place as usize]
+    }
+
+    /// A place for a block, not in the list yet.
+    fn hold(&mut self, hash: BlockHash) -> u32 {
+        let place = self.free.pop().unwrap_or_else(|| {
+            let place = u32::try_from(self.blocks.len()).expect("a pool has fewer blocks");
+            self.blocks.push(self.blocks[0]);
+            place
+        });
+        *self.at(place) = Block { hash, used_at: Duration::ZERO, before: place, behind: place };
+        self.places.insert(hash, place);
+        place
+    }
+
+    /// Takes a block out of the list; one that is alone stays so.
+    fn unlink(&mut self, place: u32) {
+        let Block { before, behind, .. } = *self.at(place);
+        self.at(before).behind = behind;
+        self.at(behind).before = before;
+    }
+
+    fn link_last(&mut self, place: u32, now: Duration) {
+        let last = std::mem::replace(&mut self.at(ENDS).before, place);
+        self.at(last).behind = place;
+        let block = self.at(place);
+        (block.used_at, block.before, block.behind) = (now, last, ENDS);
     }
 }
 
@@ -120,6 +167,8 @@ fn end_run(run: &mut Vec<BlockHash>, events: &mut [KvEvent]) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -181,7 +230,16 @@ mod tests {
                     }
                 }
                 prop_assert!(cache.len() <= blocks_max);
-                prop_assert!(held.iter().eq(cache.blocks.keys()));
+                prop_assert_eq!(held.len(), cache.len());
+                prop_assert!(held.iter().all(|hash| cache.places.contains_key(hash)));
+                prop_assert!(cache.blocks.len() <= blocks_max + 12 + 1, "places are used again");
+                let (mut place, mut used_at) = (cache.blocks[0].behind, Duration::ZERO);
+                for _ in 0..cache.len() {
+                    let block = cache.blocks[place as usize];
+                    prop_assert!(block.used_at >= used_at && cache.places[&block.hash] == place);
+                    (place, used_at) = (block.behind, block.used_at);
+                }
+                prop_assert_eq!(place, ENDS);
             }
         }
     }

@@ -14,6 +14,10 @@ use super::{
     limits::HttpLimits,
 };
 
+/// A body of up to so many bytes is copied out of the connection's buffer of 8 KiB, which it would keep from being used again
+/// for as long as its answer takes.
+const COPIED_BYTES_MAX: usize = 4096;
+
 /// Reads all of `body`.
 ///
 /// A body beyond the bound is read on and thrown away, up to as much again: a client that is still sending when its
@@ -68,6 +72,7 @@ async fn read_bounded(mut body: Body, declared: Option<usize>, bytes_max: usize)
     }
     match (received > bytes_max, joined.is_empty()) {
         (true, _) => Err(too_large(bytes_max)),
+        (false, true) if first.len() <= COPIED_BYTES_MAX => Ok(Bytes::copy_from_slice(&first)),
         (false, true) => Ok(first),
         (false, false) => Ok(joined.freeze()),
     }

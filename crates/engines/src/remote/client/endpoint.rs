@@ -231,7 +231,7 @@ pub struct Streaming {
 
 /// A connection, and where it goes when its answer has ended.
 struct Back {
-    wire: Wire,
+    wire: Box<Wire>,
     pool: Arc<Pool>,
     to: Uri,
 }

@@ -31,6 +31,9 @@ use parking_lot::Mutex;
 
 use super::connect::{Connection, Connector};
 
+/// Read at once: some twenty tokens. Each open stream keeps so much.
+const READ_BYTES: usize = 4096;
+
 /// Why there is no answer.
 #[derive(Debug)]
 pub(super) enum SendError {
@@ -40,7 +43,7 @@ pub(super) enum SendError {
     Broken(hyper::Error),
 }
 
-/// One connection.
+/// One connection. Boxed wherever it is passed on: it is large, and futures keep what they pass on several times.
 pub(super) struct Wire {
     sender: http1::SendRequest<Full<Bytes>>,
     connection: http1::Connection<Connection, Full<Bytes>>,
@@ -55,10 +58,11 @@ impl fmt::Debug for Wire {
 }
 
 impl Wire {
-    async fn open(connector: &Connector, to: &Uri) -> Result<Self, SendError> {
+    async fn open(connector: &Connector, to: &Uri) -> Result<Box<Self>, SendError> {
         let stream = connector.connect(to).await.map_err(SendError::Connect)?;
-        let (sender, connection) = http1::handshake(stream).await.map_err(SendError::Broken)?;
-        let mut wire = Self { sender, connection, is_over: false };
+        let made = http1::Builder::new().read_buf_exact_size(Some(READ_BYTES)).handshake(stream).await;
+        let (sender, connection) = made.map_err(SendError::Broken)?;
+        let mut wire = Box::new(Self { sender, connection, is_over: false });
         poll_fn(|cx| {
             wire.drive(cx);
             wire.sender.poll_ready(cx)
@@ -104,7 +108,7 @@ pub(super) struct Pool {
 
 #[derive(Default)]
 struct Idle {
-    wires: HashMap<Uri, Vec<(Instant, Wire)>>,
+    wires: HashMap<Uri, Vec<(Instant, Box<Wire>)>>,
     /// Somebody closes those that are too old.
     is_swept: bool,
 }
@@ -120,7 +124,7 @@ impl Pool {
         &self,
         to: &Uri,
         mut request: Request<Full<Bytes>>,
-    ) -> Result<(Response<Incoming>, Wire), SendError> {
+    ) -> Result<(Response<Incoming>, Box<Wire>), SendError> {
         while let Some(mut wire) = self.take(to) {
             match wire.send(request).await {
                 Ok(response) => return Ok((response, wire)),
@@ -139,7 +143,7 @@ impl Pool {
     }
 
     /// The idle connection that was used last and still stands.
-    fn take(&self, to: &Uri) -> Option<Wire> {
+    fn take(&self, to: &Uri) -> Option<Box<Wire>> {
         let mut cx = Context::from_waker(Waker::noop());
         loop {
             let (since, mut wire) = self.idle.lock().wires.get_mut(to)?.pop()?;
@@ -150,7 +154,7 @@ impl Pool {
     }
 
     /// Takes back a connection whose answer has ended; closes one that cannot be used again.
-    pub(super) fn put(self: &Arc<Self>, to: &Uri, mut wire: Wire, cx: &mut Context<'_>) {
+    pub(super) fn put(self: &Arc<Self>, to: &Uri, mut wire: Box<Wire>, cx: &mut Context<'_>) {
         if !wire.is_free(cx) {
             return;
         }

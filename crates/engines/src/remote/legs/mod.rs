@@ -240,7 +240,8 @@ impl LegTask {
         if self.engine.speech.ranks == RankPin::Header {
             headers.insert(DATA_PARALLEL_RANK, self.leg.dp_rank.into());
         }
-        let answer = self.engine.endpoint.post_stream(path, &headers, Bytes::from(body)).await;
+        // Boxed: making a connection takes several times what reading from it does, and only for a moment.
+        let answer = Box::pin(self.engine.endpoint.post_stream(path, &headers, Bytes::from(body))).await;
         answer.map_err(|error| {
             if error.is_unsent()
                 && let Work::Decode { kv, .. } = &self.leg.work
