@@ -28,7 +28,7 @@ test-vllm: model ## Real vLLM, end to end: installs it (6.5 GB) the first time, 
 bench: ## The benchmarks that need no other program; see bench/README.md for the rest.
 	cargo build --release --locked --bin forebay
 	python3 bench/idle.py --binary $(TARGET)/release/forebay
-	python3 bench/gateway.py --binary $(TARGET)/release/forebay
+	python3 bench/front.py --only short,added --binary $(TARGET)/release/forebay
 
 model:
 	@scripts/setup.sh

@@ -189,7 +189,7 @@ def busy(bench):
         generate(bench.loadgen, port, "mock", [*words, "--trace", path, "-n", 20], pid)
         report = generate(bench.loadgen, port, "mock", [*words, "--trace", path, "--rate", rate, "-n", rate * seconds], pid)
         front = report["processes"]["front"]
-        used = front["cpu_s"] / report["duration_s"]
+        used = front["cpu_s"] / report["wall_s"]
         bench.note("busy", "forebay", {"cpu_s_per_s": used, "requests_per_s": report["requests_per_s"],
                                        "late_ms": report.get("late_ms"), "ttft_ms": report["ttft_ms"]})
     text = f"{used:.2f} at {report['requests_per_s']:.0f} requests/s (asked {rate})"

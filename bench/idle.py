@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.request
 
-from gateway import free_ports
+from harness import free_ports
 
 
 def once(binary):

@@ -10,14 +10,12 @@ mock back end are outside rulers, found through LOADGEN and MOCKBACKEND; without
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import urllib.request
 
-from gateway import Processes, free_ports, wait_for
+from harness import Processes, free_ports, wait_for
 
 BACKENDS = 4
 # What each back end costs and keeps: 2,048 blocks of 100 bytes, half a millisecond for a block that is new.
@@ -32,16 +30,14 @@ def stats(port):
 
 
 def run(binary, policy, seed, loadgen, mock):
-    folder = tempfile.mkdtemp(prefix="forebay-bench-")
-    processes = Processes()
-    try:
+    with Processes() as processes:
         *backends, port, admin = free_ports(BACKENDS + 2)
-        processes.start([mock, "--ports", ",".join(map(str, backends)), *BACKEND], f"{folder}/mock.log")
+        processes.start([mock, "--ports", ",".join(map(str, backends)), *BACKEND], "mock")
         for backend in backends:
             wait_for(f"http://127.0.0.1:{backend}/health")
         engines = [part for backend in backends for part in ("--engine", f"openai=http://127.0.0.1:{backend}")]
         processes.start([binary, "serve", *engines, "--policy", policy, "--listen", f"127.0.0.1:{port}", "--admin-listen",
-                         f"127.0.0.1:{admin}"], f"{folder}/forebay.log")
+                         f"127.0.0.1:{admin}"], "forebay")
         wait_for(f"http://127.0.0.1:{port}/ready")
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models") as answer:
             model = json.load(answer)["data"][0]["id"]
@@ -51,9 +47,6 @@ def run(binary, policy, seed, loadgen, mock):
         if report["errors"]:
             raise SystemExit(f"the load saw errors: {report['error_kinds']}")
         of = [stats(backend) for backend in backends]
-    finally:
-        processes.stop()
-        shutil.rmtree(folder, ignore_errors=True)
     total = [each["total_blocks"] for each in of]
     return {
         "policy": policy,

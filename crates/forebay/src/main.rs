@@ -39,6 +39,10 @@ use exit::Exit;
 use settings::{SettingFlags, Settings};
 use terminal::Terminal;
 
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let environment: BTreeMap<String, String> = std::env::vars_os()

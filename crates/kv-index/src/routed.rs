@@ -6,7 +6,11 @@
 //!
 //! Invariants: the blocks are in one list, the next to go first; it is in the order of their last use.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    hash::{BuildHasherDefault, Hasher},
+    time::Duration,
+};
 
 use forebay_types::{BlockHash, KvEvent, Tier};
 
@@ -30,7 +34,7 @@ impl Default for RoutedLimits {
 #[derive(Debug)]
 pub struct RoutedCache {
     limits: RoutedLimits,
-    places: HashMap<BlockHash, u32>,
+    places: HashMap<BlockHash, u32, BuildHasherDefault<Spread>>,
     /// By place. The first is none: what lies before the next to go and behind the last.
     blocks: Vec<Block>,
     /// Places that are free.
@@ -48,6 +52,26 @@ struct Block {
     behind: u32,
 }
 
+/// Block hashes are hashes already, and keyed where clients must not foresee them; this spreads those of engines' own making
+/// over all bits.
+#[derive(Debug, Default)]
+struct Spread(u64);
+
+impl Hasher for Spread {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.write_u64(u64::from(byte)));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        let product = u128::from(self.0 ^ number ^ 0xd1b5_4a32_d192_ed03) * 0x9e37_79b9_7f4a_7c15;
+        self.0 = product as u64 ^ (product >> 64) as u64;
+    }
+}
+
 /// The place of no block.
 const ENDS: u32 = 0;
 
@@ -55,7 +79,7 @@ impl RoutedCache {
     /// An empty one.
     pub fn new(limits: RoutedLimits) -> Self {
         let ends = Block { hash: BlockHash(0), used_at: Duration::ZERO, before: ENDS, behind: ENDS };
-        Self { limits, places: HashMap::new(), blocks: vec![ends], free: Vec::new(), chain: Vec::new() }
+        Self { limits, places: HashMap::default(), blocks: vec![ends], free: Vec::new(), chain: Vec::new() }
     }
 
     /// A request with this chain ran on the rank. Returns what changed: chains of stores and at most one event of removals.
