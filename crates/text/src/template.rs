@@ -4,8 +4,10 @@
 //! [`ChatTemplate::render`]; what templates find beyond Jinja is in [`environment`], JSON for them in [`json`].
 //!
 //! Invariants: the same conversation gives the same text (no clock, no randomness); one rendering does at most
-//! [`TEMPLATE_FUEL`] of work, whatever the template or the messages.
+//! [`TEMPLATE_FUEL`] of work, whatever the messages. Of a template's own tricks one is not bounded: lists within lists, tens
+//! of thousands deep or held twice at each of many levels, that it builds and compares.
 
+mod bounds;
 mod date;
 mod environment;
 mod json;
@@ -34,8 +36,18 @@ const CHATML: &str = "{%- for message in messages -%}\
     {%- endfor -%}\
     {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}";
 
+/// Size of a template. Those of today's models have 1 to 20 KB.
+pub const TEMPLATE_BYTES_MAX: usize = 64 * 1024;
+
+/// Stack to compile a template on: its compiler calls itself for each operator of a chain (`1+1+1+...`), with up to 640
+/// bytes for each byte of the template. Only what is used becomes memory.
+const COMPILER_STACK_BYTES: usize = 64 * 1024 * 1024;
+
 /// Of a failing expression, what an error quotes.
 const EXCERPT_CHARS_MAX: usize = 120;
+
+/// Of a template's or its engine's words, what an error quotes.
+const DETAIL_CHARS_MAX: usize = 500;
 
 /// The one template of each environment.
 const NAME: &str = "chat_template";
@@ -44,7 +56,7 @@ const NAME: &str = "chat_template";
 const RESERVED: [&str; 7] =
     ["messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token", "strftime_now"];
 
-/// Why there is no prompt. All but [`TemplateError::Syntax`] concern one request.
+/// Why there is no prompt. All but [`TemplateError::Syntax`] and [`TemplateError::NotCompiled`] concern one request.
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
     /// The template itself is no Jinja.
@@ -54,6 +66,12 @@ pub enum TemplateError {
         line: usize,
         /// What was expected.
         detail: String,
+    },
+    /// The template is too long, or there was no thread to compile it.
+    #[error("the model's chat template cannot be compiled: {reason}")]
+    NotCompiled {
+        /// What to change.
+        reason: String,
     },
     /// Templates need at least one message.
     #[error("messages is empty; give at least one message")]
@@ -134,15 +152,13 @@ impl ChatTemplate {
     /// Compiles the Jinja `source`; `tokenizer` gives `bos_token` and `eos_token`.
     ///
     /// # Errors
-    /// [`TemplateError::Syntax`].
+    /// [`TemplateError::Syntax`] and [`TemplateError::NotCompiled`].
     pub fn new(source: &str, tokenizer: &Tokenizer) -> Result<Self, TemplateError> {
         let text = |token| match token {
             Some(token) => Value::from(String::from_utf8_lossy(tokenizer.token_bytes(token))),
             None => Value::from(""),
         };
-        let environment = environment::compile(NAME, source, TEMPLATE_FUEL).map_err(|error| {
-            TemplateError::Syntax { line: error.line().unwrap_or(0), detail: detail(&error) }
-        })?;
+        let environment = compile(source)?;
         Ok(Self(Arc::new(Compiled {
             environment,
             bos_token: text(tokenizer.bos()),
@@ -153,7 +169,7 @@ impl ChatTemplate {
     /// The template that came with the tokenizer's files; `None` if there was none.
     ///
     /// # Errors
-    /// [`TemplateError::Syntax`].
+    /// Those of [`Self::new`].
     pub fn of(tokenizer: &Tokenizer) -> Result<Option<Self>, TemplateError> {
         tokenizer.chat_template().map(|source| Self::new(source, tokenizer)).transpose()
     }
@@ -169,7 +185,7 @@ impl ChatTemplate {
     /// call's `arguments` becomes the object that templates expect: all as vLLM does it.
     ///
     /// # Errors
-    /// Every variant but [`TemplateError::Syntax`].
+    /// Every variant but those of [`Self::new`].
     pub fn render(&self, conversation: &Conversation<'_>) -> Result<String, TemplateError> {
         if conversation.messages.is_empty() {
             return Err(TemplateError::NoMessages);
@@ -208,6 +224,23 @@ impl ChatTemplate {
     }
 }
 
+fn compile(source: &str) -> Result<Environment<'static>, TemplateError> {
+    if source.len() > TEMPLATE_BYTES_MAX {
+        let reason = format!("it has {} bytes; at most {TEMPLATE_BYTES_MAX} are taken", source.len());
+        return Err(TemplateError::NotCompiled { reason });
+    }
+    let compiled = std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(COMPILER_STACK_BYTES);
+        let compiling = thread.spawn_scoped(scope, || environment::compile(NAME, source, TEMPLATE_FUEL));
+        let compiling =
+            compiling.map_err(|error| TemplateError::NotCompiled { reason: error.to_string() })?;
+        let reason = || TemplateError::NotCompiled { reason: "its compiler failed on it".to_owned() };
+        compiling.join().map_err(|_| reason())
+    })?;
+    compiled
+        .map_err(|error| TemplateError::Syntax { line: error.line().unwrap_or(0), detail: detail(&error) })
+}
+
 impl fmt::Debug for ChatTemplate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ChatTemplate").finish_non_exhaustive()
@@ -225,7 +258,7 @@ fn extra_variables(extra: &RawValue) -> Result<Vec<(String, Value)>, TemplateErr
 
 fn failure(error: &minijinja::Error, source: &str) -> TemplateError {
     if let Some(message) = environment::raised(error) {
-        return TemplateError::Refused { message };
+        return TemplateError::Refused { message: message.chars().take(DETAIL_CHARS_MAX).collect() };
     }
     match error.kind() {
         ErrorKind::OutOfFuel => TemplateError::Exhausted,
@@ -242,7 +275,10 @@ fn failure(error: &minijinja::Error, source: &str) -> TemplateError {
 
 fn detail(error: &minijinja::Error) -> String {
     match error.detail() {
-        Some(detail) => format!("{}: {detail}", error.kind()),
+        // It may quote a message.
+        Some(detail) => {
+            format!("{}: {}", error.kind(), detail.chars().take(DETAIL_CHARS_MAX).collect::<String>())
+        }
         None => error.kind().to_string(),
     }
 }

@@ -3,19 +3,24 @@
 
 use std::{borrow::Cow, error::Error as _, fmt};
 
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value, syntax::SyntaxConfig, value::Kwargs};
+use minijinja::{
+    AutoEscape, Environment, Error, ErrorKind, State, Value, syntax::SyntaxConfig, value::Kwargs,
+};
 
-use super::{UnixTime, json};
+use super::{UnixTime, bounds, json};
 
 /// An environment with one template. `fuel` bounds each rendering.
 pub(super) fn compile(name: &'static str, source: &str, fuel: u64) -> Result<Environment<'static>, Error> {
     let mut environment = Environment::new();
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_unknown_method_callback(bounds::method);
+    environment.set_formatter(bounds::write);
     environment.set_fuel(Some(fuel));
     environment.set_debug(false);
     environment.add_filter("tojson", to_json);
+    environment.add_filter("string", bounds::string);
+    environment.add_filter("trim", bounds::trim);
     environment.add_function("raise_exception", raise_exception);
     environment.add_template_owned(name, without_generation_blocks(source).into_owned())?;
     Ok(environment)
@@ -53,13 +58,17 @@ impl fmt::Display for Raised {
 
 impl std::error::Error for Raised {}
 
-fn raise_exception(message: String) -> Result<Value, Error> {
+fn raise_exception(state: &State<'_, '_>, message: &Value) -> Result<Value, Error> {
+    let message = bounds::text(state, message)?.into_owned();
     Err(Error::new(ErrorKind::InvalidOperation, "raise_exception").with_source(Raised(message)))
 }
 
+/// What a byte of JSON costs: writing it takes so much longer than copying it.
+const JSON_BYTE_COST: usize = 8;
+
 /// `tojson` as Transformers defines it: `json.dumps` with `ensure_ascii=False`. Jinja's own escapes for HTML.
 #[expect(clippy::needless_pass_by_value, reason = "filters take their keyword arguments by value")]
-fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
+fn to_json(state: &State<'_, '_>, value: &Value, options: Kwargs) -> Result<Value, Error> {
     let indent: Option<usize> = options.get("indent")?;
     let ascii: Option<bool> = options.get("ensure_ascii")?;
     let separators: Option<Vec<String>> = options.get("separators")?;
@@ -74,8 +83,12 @@ fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
                 .map_err(|_| Error::new(ErrorKind::InvalidOperation, "tojson takes a pair of separators"))?,
         ),
     };
-    let text = json::dump(value, indent, separators)
-        .map_err(|cause| Error::new(ErrorKind::BadSerialization, "tojson").with_source(cause))?;
+    let bytes_max = bounds::bytes_left(state) / JSON_BYTE_COST;
+    let text = json::dump(value, indent, separators, bytes_max).map_err(|cause| match cause {
+        json::DumpError::TooLong => bounds::exhausted(),
+        json::DumpError::Other(cause) => Error::new(ErrorKind::BadSerialization, "tojson").with_source(cause),
+    })?;
+    bounds::charge(state, text.len() * (JSON_BYTE_COST - 1))?; // the engine charges the text itself
     Ok(Value::from(text))
 }
 

@@ -42,19 +42,55 @@ impl<'de> de::Deserialize<'de> for Members {
     }
 }
 
-/// `value` as `json.dumps(value, ensure_ascii=False, indent=indent, separators=separators)` writes it.
+/// Deepest nesting of a value that is written: more than any JSON that is read has, and little enough stack.
+const DEPTH_MAX: usize = 512;
+
+/// Why a value is not written.
+#[derive(Debug)]
+pub(super) enum DumpError {
+    /// It takes more bytes than it may, or nests too deeply.
+    TooLong,
+    /// It has no JSON.
+    Other(serde_json::Error),
+}
+
+/// `value` as `json.dumps(value, ensure_ascii=False, indent=indent, separators=separators)` writes it, in `bytes_max`
+/// bytes. (An indent makes 500 bytes of each in a deep list; a value that holds another twice, over and over, has no end.)
 pub(super) fn dump(
     value: &Value,
     indent: Option<usize>,
     separators: Option<[String; 2]>,
-) -> Result<String, serde_json::Error> {
+    bytes_max: usize,
+) -> Result<String, DumpError> {
     let [item, key] =
         separators.unwrap_or_else(|| [if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()]);
-    let mut text = Vec::new();
+    let mut text = Bounded { bytes: Vec::new(), bytes_max };
     let layout = PythonLayout { item, key, indent, depth: 0, empty: true };
-    value.serialize(&mut Serializer::with_formatter(&mut text, layout))?;
-    Ok(String::from_utf8(text).expect("serde_json writes UTF-8"))
+    let written = value.serialize(&mut Serializer::with_formatter(&mut text, layout));
+    written.map_err(|error| if error.is_io() { DumpError::TooLong } else { DumpError::Other(error) })?;
+    Ok(String::from_utf8(text.bytes).expect("serde_json writes UTF-8"))
 }
+
+/// Fails to write what goes beyond its bound.
+struct Bounded {
+    bytes: Vec<u8>,
+    bytes_max: usize,
+}
+
+impl io::Write for Bounded {
+    fn write(&mut self, more: &[u8]) -> io::Result<usize> {
+        if more.len() > self.bytes_max - self.bytes.len() {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.bytes.extend_from_slice(more);
+        Ok(more.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+const SPACES: &[u8] = &[b' '; 64];
 
 struct PythonLayout {
     item: String,
@@ -69,6 +105,9 @@ impl PythonLayout {
     fn open<W: ?Sized + io::Write>(&mut self, out: &mut W, bracket: &[u8]) -> io::Result<()> {
         self.depth += 1;
         self.empty = true;
+        if self.depth > DEPTH_MAX {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
         out.write_all(bracket)
     }
 
@@ -91,7 +130,17 @@ impl PythonLayout {
 
     fn break_line<W: ?Sized + io::Write>(&self, out: &mut W) -> io::Result<()> {
         match self.indent {
-            Some(indent) => write!(out, "\n{:1$}", "", indent * self.depth),
+            Some(indent) => {
+                out.write_all(b"\n")?;
+                // Not as the width of a format, which panics beyond 65,535.
+                let mut spaces = indent.saturating_mul(self.depth);
+                while spaces > 0 {
+                    let some = spaces.min(SPACES.len());
+                    out.write_all(&SPACES[..some])?;
+                    spaces -= some;
+                }
+                Ok(())
+            }
             None => Ok(()),
         }
     }

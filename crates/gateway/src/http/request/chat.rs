@@ -112,6 +112,7 @@ fn explain(error: &TemplateError) -> ApiError {
         }
         TemplateError::Reserved { .. } => ApiError::invalid_value("chat_template_kwargs", message),
         TemplateError::Syntax { .. }
+        | TemplateError::NotCompiled { .. }
         | TemplateError::Refused { .. }
         | TemplateError::Exhausted
         | TemplateError::Failed { .. } => ApiError::invalid("template_error", message).at("messages"),
