@@ -227,6 +227,8 @@ pub struct Metrics {
     pub requests_in_flight: Gauge,
     /// `forebay_connections`: open client connections, public and admin.
     pub connections: Gauge,
+    /// `forebay_body_bytes`: what of large bodies is held, of those that `bodies_bytes_max` bounds.
+    pub body_bytes: Gauge,
     /// `forebay_ttft_seconds{model}`: arrival to the first token, ready to be sent.
     pub ttft: SecondsByModel,
     /// `forebay_itl_seconds{model}`: time between two tokens of one choice.
@@ -331,6 +333,7 @@ impl Metrics {
             requests: Family::default(),
             requests_in_flight: Gauge::default(),
             connections: Gauge::default(),
+            body_bytes: Gauge::default(),
             ttft: Family::new_with_constructor(request_seconds),
             itl: Family::new_with_constructor(token_seconds),
             e2e: Family::new_with_constructor(request_seconds),
@@ -384,6 +387,11 @@ impl Metrics {
             self.requests_in_flight.clone(),
         );
         registry.register("forebay_connections", "Open client connections", self.connections.clone());
+        registry.register(
+            "forebay_body_bytes",
+            "Bytes of large request bodies that are held, of bodies_bytes_max",
+            self.body_bytes.clone(),
+        );
         registry.register("forebay_ttft_seconds", "Arrival to first token", self.ttft.clone());
         registry.register("forebay_itl_seconds", "Time between two tokens of one choice", self.itl.clone());
         registry.register("forebay_e2e_seconds", "Arrival to the end of a good answer", self.e2e.clone());

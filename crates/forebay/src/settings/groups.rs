@@ -250,12 +250,18 @@ settings! {
         connections_max: NonZeroUsize = at_least_one_usize(HttpLimits::default().connections_max) => advanced;
         /// Size of one request's body. A larger one is answered with status 413.
         body_bytes_max: ByteCount = byte_count(HttpLimits::default().body_bytes_max) => advanced;
+        /// Memory of all bodies above 64 KiB together, while they are read and worked on. A body beyond it is answered with
+        /// status 503, to be sent again.
+        bodies_bytes_max: ByteCount = byte_count(HttpLimits::default().bodies_bytes_max) => advanced;
         /// Size of one request's head. A larger one is answered with status 431.
         header_bytes_max: ByteCount = byte_count(HttpLimits::default().header_bytes_max) => advanced;
         /// Longest time that a client may take to send a head, and that a connection may stay idle.
         header_read_seconds_max: Duration = HttpLimits::default().header_read_timeout => advanced;
         /// Longest time that a client may take to send a body. A slower one is answered with status 408.
         body_read_seconds_max: Duration = HttpLimits::default().body_read_timeout => advanced;
+        /// Bytes of a body that must arrive each second, on average and after ten seconds of grace. A slower body is answered
+        /// with status 408; 0 takes any.
+        body_bytes_per_second_min: ByteCount = byte_count(HttpLimits::default().body_bytes_per_second_min) => advanced;
         /// Longest time that a client may take no byte of its answer before its connection is closed.
         write_stall_seconds_max: Duration = HttpLimits::default().write_stall_timeout => advanced;
         /// Longest time that running answers get to finish after a signal to stop.
@@ -293,9 +299,11 @@ impl Http {
         HttpLimits {
             connections_max: self.connections_max.get(),
             body_bytes_max: self.body_bytes_max.as_usize(),
+            bodies_bytes_max: self.bodies_bytes_max.as_usize(),
             header_bytes_max: self.header_bytes_max.as_usize(),
             header_read_timeout: self.header_read_seconds_max,
             body_read_timeout: self.body_read_seconds_max,
+            body_bytes_per_second_min: self.body_bytes_per_second_min.as_usize(),
             write_stall_timeout: self.write_stall_seconds_max,
             shutdown_max: self.shutdown_seconds_max,
         }

@@ -14,6 +14,7 @@ use forebay_types::TokenId;
 use parking_lot::RwLock;
 
 use super::{
+    body::Bodies,
     keys::ApiKeys,
     limits::{HttpLimits, RequestLimits},
     live::LiveIds,
@@ -143,6 +144,8 @@ pub(crate) struct Shared {
     pub(crate) keys: Option<ApiKeys>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) http_limits: HttpLimits,
+    /// The memory of large bodies.
+    pub(crate) bodies: Arc<Bodies>,
     pub(crate) request_limits: RequestLimits,
     /// The tokens of recent prompts' texts.
     pub(crate) texts: Arc<PrefixCache>,
@@ -186,6 +189,7 @@ impl Gateway {
             models: RwLock::new(models),
             attached,
             keys,
+            bodies: Bodies::new(http_limits.bodies_bytes_max, metrics.body_bytes.clone()),
             metrics,
             http_limits,
             texts: Arc::new(PrefixCache::new(PrefixCacheLimits {

@@ -72,7 +72,7 @@ async fn handle(gateway: Gateway, request: Request, endpoint: Endpoint) -> Respo
     let (parts, body) = request.into_parts();
     let context = parts.extensions.get::<Context>().expect("the middleware put it there").clone();
     let mut named = None;
-    let prepared = match body::read(&parts.headers, body, &app.http_limits).await {
+    let prepared = match body::read(&parts.headers, body, &app.http_limits, &app.bodies).await {
         Ok(body) => prepare(app, &context.tenant, endpoint, &body, &mut named).await,
         Err(error) => Err(error),
     };

@@ -12,12 +12,18 @@ pub struct HttpLimits {
     pub connections_max: usize,
     /// Bytes of one request's body; more is answered with 413. Default 16 MiB, several times a 1M-token prompt.
     pub body_bytes_max: usize,
+    /// Bytes of all bodies above 64 KiB together, while they are read and worked on; one more is answered with 503.
+    /// Default 1 GiB: 64 of the largest.
+    pub bodies_bytes_max: usize,
     /// Bytes of one request's head; more is answered with 431. Default 32 KiB.
     pub header_bytes_max: usize,
     /// Time to send a whole head, which is also how long a kept-alive connection may stay idle. Default 60 s.
     pub header_read_timeout: Duration,
-    /// Time to send a whole body; a slower one is answered with 408. Default 60 s.
+    /// Time to send a whole body; a slower one is answered with 408. Default 60 s: 16 MiB at 280 kB/s.
     pub body_read_timeout: Duration,
+    /// Bytes of a body that must arrive each second, on average and after 10 s of grace; a slower one is answered with
+    /// 408. Default 1 KiB; 0 takes any.
+    pub body_bytes_per_second_min: usize,
     /// Time that a client may take no byte of its answer before its connection is closed. Default 60 s. Enforced by the
     /// kernel (`TCP_USER_TIMEOUT`), on Linux.
     pub write_stall_timeout: Duration,
@@ -30,9 +36,11 @@ impl Default for HttpLimits {
         Self {
             connections_max: 16_384,
             body_bytes_max: 16 * 1024 * 1024,
+            bodies_bytes_max: 1024 * 1024 * 1024,
             header_bytes_max: 32 * 1024,
             header_read_timeout: Duration::from_secs(60),
             body_read_timeout: Duration::from_secs(60),
+            body_bytes_per_second_min: 1024,
             write_stall_timeout: Duration::from_secs(60),
             shutdown_max: Duration::from_secs(30),
         }

@@ -302,7 +302,7 @@ pub(crate) async fn policy(State(gateway): State<Gateway>) -> Response {
 pub(crate) async fn set_policy(State(gateway): State<Gateway>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let set = async {
-        let body = body::read(&parts.headers, body, &gateway.0.http_limits).await?;
+        let body = body::read(&parts.headers, body, &gateway.0.http_limits, &gateway.0.bodies).await?;
         let PolicyName { policy: name } = request::parse(&body)?;
         let before = gateway.0.orchestrator.policy();
         gateway

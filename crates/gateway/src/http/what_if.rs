@@ -35,7 +35,7 @@ async fn ask(app: &Shared, request: Request) -> Result<WhatIf, ApiError> {
     let (parts, body) = request.into_parts();
     let context = parts.extensions.get::<Context>().expect("the middleware put it there");
     let context = acting_for(context, app.keys.as_ref(), &parts.headers)?;
-    let body = body::read(&parts.headers, body, &app.http_limits).await?;
+    let body = body::read(&parts.headers, body, &app.http_limits, &app.bodies).await?;
     // What is no object with `messages` is read as a completion, whose errors say what is missing.
     let endpoint = match serde_json::from_slice(&body) {
         Ok(Kind { messages: Some(IgnoredAny) }) => Endpoint::Chat,
