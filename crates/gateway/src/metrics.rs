@@ -227,6 +227,8 @@ pub struct Metrics {
     pub requests_in_flight: Gauge,
     /// `forebay_connections`: open client connections, public and admin.
     pub connections: Gauge,
+    /// `forebay_connections_closed_for_room_total`: idle ones that were closed at `connections_max` for a new client.
+    pub connections_closed_for_room: Counter,
     /// `forebay_body_bytes`: what of large bodies is held, of those that `bodies_bytes_max` bounds.
     pub body_bytes: Gauge,
     /// `forebay_ttft_seconds{model}`: arrival to the first token, ready to be sent.
@@ -333,6 +335,7 @@ impl Metrics {
             requests: Family::default(),
             requests_in_flight: Gauge::default(),
             connections: Gauge::default(),
+            connections_closed_for_room: Counter::default(),
             body_bytes: Gauge::default(),
             ttft: Family::new_with_constructor(request_seconds),
             itl: Family::new_with_constructor(token_seconds),
@@ -387,6 +390,11 @@ impl Metrics {
             self.requests_in_flight.clone(),
         );
         registry.register("forebay_connections", "Open client connections", self.connections.clone());
+        registry.register(
+            "forebay_connections_closed_for_room",
+            "Idle connections that were closed at connections_max for a new client",
+            self.connections_closed_for_room.clone(),
+        );
         registry.register(
             "forebay_body_bytes",
             "Bytes of large request bodies that are held, of bodies_bytes_max",

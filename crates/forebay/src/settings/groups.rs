@@ -246,7 +246,8 @@ settings! {
 settings! {
     /// What one connection and one request may ask of the public address.
     pub(crate) struct Http from "HTTP limits" {
-        /// Connections open at a time on one address. Later ones wait in the kernel's backlog.
+        /// Connections open at a time on one address. One more takes the place of the one that has been idle for longest, and
+        /// waits if none is idle.
         connections_max: NonZeroUsize = at_least_one_usize(HttpLimits::default().connections_max) => advanced;
         /// Size of one request's body. A larger one is answered with status 413.
         body_bytes_max: ByteCount = byte_count(HttpLimits::default().body_bytes_max) => advanced;

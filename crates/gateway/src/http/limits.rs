@@ -7,8 +7,9 @@ use forebay_text::PrefixCacheLimits;
 /// Bounds of connections and bodies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpLimits {
-    /// Open connections of one listener. At the bound nothing more is accepted until one closes; later clients wait in
-    /// the kernel's backlog. Default 16,384: with two descriptors to spare for each it fits a limit of 65,536.
+    /// Open connections of one listener. At the bound the one that has been idle for longest is closed for a new client;
+    /// while none is, later clients wait in the kernel's backlog. Default 16,384: with two descriptors to spare for each it
+    /// fits a limit of 65,536.
     pub connections_max: usize,
     /// Bytes of one request's body; more is answered with 413. Default 16 MiB, several times a 1M-token prompt.
     pub body_bytes_max: usize,
