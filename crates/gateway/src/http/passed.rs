@@ -30,9 +30,10 @@ use super::{
     answer::push_error,
     app::ModelText,
     context::Context as Surroundings,
-    errors::ApiError,
+    errors::{ApiError, abridged},
     observation::Observation,
     request::{self, chat::ChatBody},
+    unfit::refuse_unfit,
 };
 use crate::{
     metrics::Endpoint,
@@ -132,15 +133,18 @@ pub(crate) struct Text<'a> {
 /// Makes a body fit to be passed on.
 ///
 /// # Errors
-/// 400 if it is no JSON object or holds a field that no client may send.
+/// 400 if it is no JSON object, holds a field that no client may send, or what is fit for no engine.
 pub(crate) fn prepare(
     endpoint: Endpoint,
     body: &Bytes,
     peek: &Peek<'_>,
     text: Option<&Text<'_>>,
 ) -> Result<Passed, ApiError> {
-    let mut fields = Fields::parse(body)
-        .map_err(|error| ApiError::invalid("invalid_json", format!("the body is no JSON object: {error}")))?;
+    let mut fields = Fields::parse(body).map_err(|error| {
+        let reason = error.to_string(); // it may quote a field's name
+        ApiError::invalid("invalid_json", format!("the body is no JSON object: {}", abridged(&reason)))
+    })?;
+    refuse_unfit(body)?;
     if let Some(field) = FORBIDDEN.iter().find(|field| fields.get(field).is_some()) {
         return Err(forbidden(field));
     }

@@ -134,6 +134,10 @@ fn explain<'a, T: Deserialize<'a>>(body: &'a [u8], error: &serde_json::Error) ->
     if body.is_empty() {
         return ApiError::invalid("invalid_json", "the body is empty; send a JSON object");
     }
+    if body.starts_with("\u{feff}".as_bytes()) {
+        let message = "the body begins with a byte-order mark; send UTF-8 without one";
+        return ApiError::invalid("invalid_json", message);
+    }
     // serde_json calls a number that fits no f64 a matter of syntax; it is one field's matter.
     let of_a_field =
         error.classify() == Category::Data || error.to_string().starts_with("number out of range");
