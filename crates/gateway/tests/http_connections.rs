@@ -3,86 +3,12 @@
 
 mod http_support;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::time::Duration;
 
-use forebay_gateway::{
-    http::{Ended, HttpLimits, serve_public},
-    metrics::Metrics,
-};
+use forebay_gateway::http::{Ended, HttpLimits};
 use forebay_types::FinishReason;
-use http_support::*;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    sync::oneshot,
-    task::JoinHandle,
-};
-
-struct Server {
-    address: SocketAddr,
-    shutdown: Option<oneshot::Sender<()>>,
-    serving: JoinHandle<Ended>,
-    gateway: forebay_gateway::http::Gateway,
-    metrics: Arc<Metrics>,
-}
-
-impl Server {
-    async fn start(fake: &Arc<Fake>, http_limits: HttpLimits) -> Self {
-        let (gateway, metrics) = Setup { http_limits, ..Setup::default() }.gateway(fake);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (shutdown, asked) = oneshot::channel();
-        let serving = tokio::spawn(serve_public(listener, gateway.clone(), async {
-            let _asked_or_dropped = asked.await;
-        }));
-        Self { address, shutdown: Some(shutdown), serving, gateway, metrics }
-    }
-
-    async fn ask(&self, body: &str) -> TcpStream {
-        let mut stream = TcpStream::connect(self.address).await.unwrap();
-        send(&mut stream, body).await;
-        stream
-    }
-
-    fn stop(&mut self) {
-        self.shutdown.take().unwrap().send(()).unwrap();
-    }
-
-    /// Waits until every connection is closed and everything they held is released.
-    async fn until_idle(&self) {
-        while self.metrics.connections.get() != 0 || self.gateway.live_requests() != 0 {
-            tokio::task::yield_now().await;
-        }
-        assert_eq!(self.metrics.requests_in_flight.get(), 0);
-    }
-}
-
-async fn send(stream: &mut TcpStream, body: &str) {
-    let head = format!("POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len());
-    stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
-}
-
-/// Reads until `text` was received; returns everything so far.
-async fn read_until(stream: &mut TcpStream, text: &str) -> String {
-    let mut received = Vec::new();
-    loop {
-        let read = stream.read_buf(&mut received).await.unwrap();
-        let so_far = String::from_utf8_lossy(&received).into_owned();
-        if so_far.contains(text) {
-            return so_far;
-        }
-        assert_ne!(read, 0, "closed after {so_far}");
-    }
-}
-
-async fn read_to_end(mut stream: TcpStream) -> String {
-    let mut received = String::new();
-    stream.read_to_string(&mut received).await.unwrap();
-    received
-}
-
-const STREAM: &str = r#"{"model":"tiny","prompt":"x","stream":true}"#;
-const WHOLE: &str = r#"{"model":"tiny","prompt":"x"}"#;
+use http_support::{sockets::*, *};
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 #[tokio::test]
 async fn a_client_that_leaves_cancels_its_request_wherever_it_is() {
@@ -193,16 +119,4 @@ async fn a_client_that_sends_too_much_still_reads_why() {
     let head = format!("GET /health HTTP/1.1\r\nhost: x\r\nx-a: {}\r\n\r\n", "a".repeat(5000));
     client.write_all(head.as_bytes()).await.unwrap();
     assert!(read_until(&mut client, "\r\n").await.starts_with("HTTP/1.1 431 "));
-}
-
-#[tokio::test]
-async fn connections_beyond_the_bound_wait() {
-    let limits = HttpLimits { connections_max: 1, ..HttpLimits::default() };
-    let server = Server::start(&greeter(), limits).await;
-    let mut first = server.ask(WHOLE).await;
-    read_until(&mut first, "\"text\":\"hi\"").await;
-    let mut second = server.ask(WHOLE).await; // in the backlog: the first connection is kept open
-    assert_eq!(server.metrics.connections.get(), 1);
-    drop(first);
-    read_until(&mut second, "\"text\":\"hi\"").await;
 }

@@ -1,6 +1,8 @@
 //! A fleet of one scripted line, and clients that ask it.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 
+pub mod sockets;
+
 use std::{
     future::poll_fn,
     sync::{
@@ -43,6 +45,8 @@ pub struct Fake {
     behaviour: Mutex<Behaviour>,
     pub requests: Mutex<Vec<GenerateRequest>>,
     pub ready: std::sync::atomic::AtomicBool,
+    /// Its engines take no tokens, but requests as they come.
+    pub takes_bodies: std::sync::atomic::AtomicBool,
     pub decisions: DecisionLog,
     policy: Mutex<&'static str>,
 }
@@ -55,6 +59,7 @@ impl Fake {
             behaviour: Mutex::new(Box::new(behaviour)),
             requests: Mutex::default(),
             ready: true.into(),
+            takes_bodies: false.into(),
             decisions: DecisionLog::new(100, None),
             policy: Mutex::new("cost"),
         })
@@ -101,8 +106,8 @@ impl Orchestrate for Fake {
                 id: id.into(),
                 context_tokens_max: CONTEXT,
                 created: 7,
-                takes_tokens: true,
-                takes_body: false,
+                takes_tokens: !self.takes_bodies.load(Ordering::Relaxed),
+                takes_body: self.takes_bodies.load(Ordering::Relaxed),
             })
             .into()
     }
