@@ -114,7 +114,9 @@ async fn connections_are_used_again_unless_they_are_old_or_closed() {
     assert_ne!(lines.0.0.connection, lines.1.0.connection);
     lines.0.1.json(200, "{}").await;
     lines.1.1.json(200, "{}").await;
-    (asking.0.await.expect("no panic"), asking.1.await.expect("no panic"));
+    for asking in [asking.0, asking.1] {
+        asking.await.expect("no panic");
+    }
     assert!(connection(&mut double).await < 2);
     // The server closes the one that is idle: the next request goes over a new one and is sent once.
     let asking = ask();

@@ -28,6 +28,7 @@ use hyper::{
     client::conn::{TrySendError, http1},
 };
 use parking_lot::Mutex;
+use tokio::time::sleep_until;
 
 use super::connect::{Connection, Connector};
 
@@ -186,7 +187,7 @@ impl Pool {
 /// Ends with the last idle connection, or with the pool.
 async fn sweep(pool: Weak<Pool>, idle_timeout: Duration) {
     loop {
-        tokio::time::sleep(idle_timeout).await;
+        sleep_until(tokio::time::Instant::now() + idle_timeout).await;
         if !pool.upgrade().is_some_and(|pool| pool.close_old()) {
             return;
         }
