@@ -31,6 +31,7 @@ ROWS = [
     "engine-wire",
     "audit",
     "bpe",
+    "loadgen",
     "text",
     "kv-move",
     "engine-embedded",
@@ -46,7 +47,7 @@ ROWS = [
 ]
 CORES = ["types", "kv-hash", "kv-index", "perf-model", "placement", "admission", "planner", "fleet", "lifecycle", "routing",
          "engine-model", "twin", "profiler", "engine-events", "engine-wire", "audit",
-         "bpe"]
+         "bpe", "loadgen"]
 # What a core may not have anywhere below it: runtimes, sockets, entropy, clocks.
 IMPURE = ["tokio", "async-std", "smol", "mio", "socket2", "hyper", "getrandom", "rand", "rand_core", "chrono", "time",
           "rustix", "libc", "parking_lot"]

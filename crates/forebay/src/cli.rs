@@ -1,12 +1,14 @@
 //! The command line: names, help texts and examples. What the commands do is in modules of their names.
 
 mod audit;
+mod bench;
 mod engines;
 mod index_server;
 mod profile;
 mod simulate;
 
 pub(crate) use audit::AuditArgs;
+pub(crate) use bench::BenchArgs;
 pub(crate) use engines::{AgentArgs, DoctorArgs, EngineArgs, EngineKindArg, RoleArg};
 pub(crate) use index_server::IndexServerArgs;
 pub(crate) use profile::ProfileArgs;
@@ -102,6 +104,15 @@ The engine must be idle. It is sent made-up prompts of token ids, up to 128 at o
 Ctrl-C cancels what runs and writes no profile, but what was measured until then to FILE.partial.
 docs/profile.md says how to read the errors.")]
     Profile(Box<ProfileArgs>),
+    /// Put load on an OpenAI-compatible server and say how it bears it: TTFT, ITL, goodput.
+    #[command(after_help = "Examples:
+  forebay bench --url http://127.0.0.1:8080
+  forebay bench --url http://10.0.0.7:8000 --rate 20 --duration 2m --slo ttft=500ms,itl=30ms
+  forebay bench --url http://new:8080 --against http://old:8080 --requests 200 --slices 8
+  forebay bench --url http://127.0.0.1:8080 --turns 5 --think 2s --shared-tokens 1000 --groups 8
+
+Ctrl-C ends it and prints what was measured. docs/bench.md says what the figures mean.")]
+    Bench(Box<BenchArgs>),
     /// Try a fleet and its policies in virtual time, on a trace or a generated workload.
     #[command(after_help = "Examples:
   forebay simulate --workload five-turn --engines 8 --rate 40 --policy cost,round-robin

@@ -275,7 +275,8 @@ impl Client {
         ClientError::Strange { authority: self.authority.clone(), cause: cause.into() }
     }
 
-    fn request(&self, method: Method, path: &str) -> hyper::http::request::Builder {
+    /// The beginning of a request, with address and key.
+    pub(crate) fn request(&self, method: Method, path: &str) -> hyper::http::request::Builder {
         let request = Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.base))
@@ -321,7 +322,8 @@ impl Client {
         Err(refused(status, &body))
     }
 
-    async fn connect(&self) -> Result<TcpStream, ClientError> {
+    /// A new connection.
+    pub(crate) async fn connect(&self) -> Result<TcpStream, ClientError> {
         let unreachable = |cause| ClientError::Unreachable { authority: self.authority.clone(), cause };
         let stream = timeout(CONNECT_TIME_MAX, TcpStream::connect((self.host.as_str(), self.port)))
             .await
@@ -350,7 +352,7 @@ impl Client {
 }
 
 /// What a status other than 2xx means, with the server's own words if it has any.
-fn refused(status: StatusCode, body: &[u8]) -> ClientError {
+pub(crate) fn refused(status: StatusCode, body: &[u8]) -> ClientError {
     let object = serde_json::from_slice::<ErrorBody>(body)
         .map(|body| body.error)
         .or_else(|_| serde_json::from_slice::<ErrorObject>(body))

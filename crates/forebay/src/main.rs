@@ -6,6 +6,7 @@
 
 mod agent;
 mod audit;
+mod bench;
 mod chat;
 mod cli;
 mod client;
@@ -106,6 +107,14 @@ fn run(
         Command::Profile(args) => {
             // Not `client_runtime`: a batch's streams must be read while one of them is parsed.
             tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(profile::run(
+                args,
+                environment,
+                terminal,
+            ))
+        }
+        Command::Bench(args) => {
+            // Not `client_runtime`: many streams are read at once.
+            tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(bench::run(
                 args,
                 environment,
                 terminal,

@@ -175,7 +175,7 @@ fn share(text: &str) -> Result<f64, String> {
     }
 }
 
-fn slo(text: &str) -> Result<Slo, String> {
+pub(super) fn slo(text: &str) -> Result<Slo, String> {
     let mut slo = Slo { ttft_prefills: 0.0, ..SLO };
     for part in text.split(',') {
         let (name, value) =

@@ -1,6 +1,7 @@
 //! The commands as people and scripts meet them: the real binary against scripted servers on loopback.
 
 mod audit;
+mod bench;
 mod chat;
 mod config;
 mod fleet;
