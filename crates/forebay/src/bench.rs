@@ -28,7 +28,7 @@ use self::{
 };
 use crate::{
     cli::BenchArgs,
-    exit::{Exit, Failed},
+    exit::{Exit, Failed, unless_interrupted},
     files::{folder_of, write_whole},
     serve::{attached_key, entropy},
     terminal::Terminal,
@@ -74,10 +74,8 @@ pub(crate) async fn run(
         }
         anyhow::Ok(sides)
     };
-    let sides = tokio::select! {
-        biased;
-        _ = interrupts.recv() => return Ok(Exit::Interrupted),
-        sides = attached => sides?,
+    let Some(sides) = unless_interrupted(&mut interrupts, attached).await.transpose()? else {
+        return Ok(Exit::Interrupted);
     };
     let mut bench = Bench { args, terminal, seed, clock: Clock::start(), sides, interrupts };
     let cpu_before = watch::own_cpu_seconds();

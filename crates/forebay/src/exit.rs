@@ -2,6 +2,8 @@
 
 use std::{io, process::ExitCode};
 
+use tokio::signal::unix::Signal;
+
 use crate::{client::ClientError, settings::problem::SettingsError};
 
 /// Why the process ends.
@@ -49,6 +51,18 @@ impl Exit {
             _ if is_broken_pipe(error) => Exit::Ok,
             _ => Exit::Failure,
         }
+    }
+}
+
+/// What `work` comes to; `None` once Ctrl-C was pressed, which drops it and with it every request that runs.
+pub(crate) async fn unless_interrupted<T>(
+    interrupts: &mut Signal,
+    work: impl Future<Output = T>,
+) -> Option<T> {
+    tokio::select! {
+        biased;
+        _ = interrupts.recv() => None,
+        done = work => Some(done),
     }
 }
 

@@ -17,7 +17,7 @@ use std::{
 
 use forebay_profiler::{Fit, FitError, Outcome, Scope, Subject, Survey, fit, plan};
 use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
+    signal::unix::{SignalKind, signal},
     time::{sleep_until, timeout},
 };
 
@@ -27,7 +27,7 @@ use self::{
 };
 use crate::{
     cli::ProfileArgs,
-    exit::{Exit, Failed},
+    exit::{Exit, Failed, unless_interrupted},
     files::{folder_of, write_whole},
     serve::entropy,
     terminal::Terminal,
@@ -64,25 +64,15 @@ pub(crate) async fn run(
         check(args, &engine, pair.as_ref(), terminal).await?;
         anyhow::Ok((engine, pair))
     };
-    let Some(attached) = unless_interrupted(&mut interrupts, attached).await else {
+    let Some((engine, pair)) = unless_interrupted(&mut interrupts, attached).await.transpose()? else {
         return Ok(Exit::Interrupted);
     };
-    let (engine, pair) = attached?;
     let out = out.unwrap_or_else(|| PathBuf::from(format!("{}.profile.json", slug(&engine.facts.model))));
     let mut session =
         Session { args, engine: &engine, pair: pair.as_ref(), terminal, survey: None, step_tokens: 0 };
     let measured = unless_interrupted(&mut interrupts, session.measure()).await;
     terminal.progress("");
     session.end(measured, &out)
-}
-
-/// What `work` comes to; `None` once Ctrl-C was pressed, which drops it and with it every request that runs.
-async fn unless_interrupted<T>(interrupts: &mut Signal, work: impl Future<Output = T>) -> Option<T> {
-    tokio::select! {
-        biased;
-        _ = interrupts.recv() => None,
-        done = work => Some(done),
-    }
 }
 
 /// One run of the command, once its engines are known.

@@ -78,7 +78,10 @@ async fn picture(client: &Client, json: bool, terminal: Terminal) -> Result<Stri
         return Ok(format!("{}\n", String::from_utf8_lossy(&body).trim_end()));
     }
     let engines: Vec<EngineStatus> = client.get_list(ENGINES_PATH).await?;
-    // A gateway of an earlier build does not say.
-    let predictions: Vec<Accuracy> = client.get_list(PREDICTIONS_PATH).await.unwrap_or_default();
+    let predictions: Vec<Accuracy> = match client.get_list(PREDICTIONS_PATH).await {
+        // A gateway of an earlier build does not say.
+        Err(ClientError::Refused { status: 404, .. }) => Vec::new(),
+        listed => listed?,
+    };
     Ok(view::render(&engines, &predictions, terminal.width(), terminal.paint_out))
 }

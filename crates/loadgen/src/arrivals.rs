@@ -1,19 +1,19 @@
 //! When requests of an open loop are due.
 
-use crate::rng::Rng;
+use forebay_twin::Draw;
 
 /// Times of a Poisson process in seconds since its start, without end.
 #[derive(Debug, Clone)]
 pub struct Arrivals {
-    rng: Rng,
-    rate: f64,
+    draw: Draw,
+    mean_seconds: f64,
     at_seconds: f64,
 }
 
 impl Arrivals {
     /// `rate` a second in the mean; it is above 0.
     pub fn new(rate: f64, seed: u64) -> Self {
-        Self { rng: Rng::new(seed), rate, at_seconds: 0.0 }
+        Self { draw: Draw::new(seed, "arrivals"), mean_seconds: 1.0 / rate, at_seconds: 0.0 }
     }
 }
 
@@ -21,7 +21,7 @@ impl Iterator for Arrivals {
     type Item = f64;
 
     fn next(&mut self) -> Option<f64> {
-        self.at_seconds -= self.rng.unit().ln() / self.rate;
+        self.at_seconds += self.draw.exponential(self.mean_seconds);
         Some(self.at_seconds)
     }
 }

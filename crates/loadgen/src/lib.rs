@@ -5,13 +5,11 @@ mod compare;
 mod histogram;
 mod prompts;
 mod record;
-mod rng;
 mod tally;
 
 pub use arrivals::Arrivals;
 pub use compare::{Comparison, Verdict, compare, median};
 pub use histogram::{Histogram, Quantiles};
-pub use prompts::{Prompts, Shape};
+pub use prompts::{Prompts, Shape, derived_seed};
 pub use record::{Failure, Outcome, Promise, Recorder, Usage};
-pub use rng::derived_seed;
 pub use tally::{ErrorCount, Figures, Goodput, Tally};

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a text depends on seed, shape and its place (session and turn) alone.
 
-use crate::rng::{Rng, derived_seed};
+use forebay_twin::{Draw, mix};
 
 /// Words that the vocabularies of common models hold whole, with the space before them: one is about one token.
 const WORDS: [&str; 128] = [
@@ -174,14 +174,20 @@ impl Prompts {
     }
 }
 
+/// A seed of its own for part `index` of what `seed` makes.
+pub fn derived_seed(seed: u64, index: u64) -> u64 {
+    // One more: the finaliser leaves 0 as it is.
+    mix(mix(seed.wrapping_add(1)) ^ index.wrapping_add(1).rotate_left(32))
+}
+
 fn words(seed: u64, count: u32) -> String {
-    let mut rng = Rng::new(seed);
+    let mut draw = Draw::new(seed, "words");
     let mut text = String::with_capacity(count as usize * 7);
     for index in 0..count {
         if index > 0 {
             text.push(' ');
         }
-        text.push_str(WORDS[(rng.next() >> 57) as usize]);
+        text.push_str(WORDS[draw.below(WORDS.len() as u64) as usize]);
     }
     text
 }

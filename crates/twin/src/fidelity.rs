@@ -101,34 +101,21 @@ fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{clock::Time, metrics::Ending, metrics::Seen};
-
-    fn outcome(ttft: f64, itl: f64, ending: Ending) -> Outcome {
-        let mut seen = Seen { arrived: Time::ZERO, ..Seen::default() };
-        (0..5).for_each(|token| seen.token(Time::from_seconds(ttft + itl * f64::from(token))));
-        Outcome {
-            seen,
-            ending,
-            prompt_tokens: 100,
-            cached_tokens: 50,
-            alone_seconds: 0.1,
-            request_seconds: 0.0,
-            ttft_predicted: None,
-            split: false,
-            retries: 0,
-            migrations: 0,
-            tenant: 0,
-        }
-    }
+    use crate::metrics::{Ending, outcome_of_tests as outcome};
 
     #[test]
     fn what_was_predicted_stands_beside_what_was_measured() {
         let observed =
             |ttft_seconds, e2e_seconds| Some(Observed { ttft_seconds, e2e_seconds, cached_tokens: 25 });
-        let finished = |ttft| outcome(ttft, 0.01, Ending::Finished);
+        let finished = |ttft| outcome(ttft, 0.01);
         let fidelity = Fidelity::of(
             &[observed(0.1, 0.18), None, observed(0.1, 0.18), observed(9.0, 9.0)],
-            &[finished(0.11), finished(5.0), finished(0.11), outcome(0.1, 0.01, Ending::Failed)],
+            &[
+                finished(0.11),
+                finished(5.0),
+                finished(0.11),
+                Outcome { ending: Ending::Failed, ..outcome(0.1, 0.01) },
+            ],
         );
         assert_eq!(fidelity.requests, 2);
         let of = |name: &str| *fidelity.figures.iter().find(|it| it.figure == name).unwrap();

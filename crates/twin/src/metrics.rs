@@ -299,6 +299,26 @@ pub fn percentile(sorted: &[f64], share: f64) -> f64 {
 #[cfg(test)]
 pub(crate) const SLO_OF_TESTS: Slo = Slo { ttft_seconds: 0.5, ttft_prefills: 2.0, itl_seconds: 0.025 };
 
+/// A finished request of 100 tokens, half of them cached, and an answer of five.
+#[cfg(test)]
+pub(crate) fn outcome_of_tests(ttft: f64, itl: f64) -> Outcome {
+    let mut seen = Seen { arrived: Time::ZERO, ..Seen::default() };
+    (0..5).for_each(|token| seen.token(Time::from_seconds(ttft + itl * f64::from(token))));
+    Outcome {
+        seen,
+        ending: Ending::Finished,
+        prompt_tokens: 100,
+        cached_tokens: 50,
+        alone_seconds: 0.1,
+        request_seconds: 0.0,
+        ttft_predicted: None,
+        split: false,
+        retries: 0,
+        migrations: 0,
+        tenant: 0,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::{SLO_OF_TESTS as SLO, *};

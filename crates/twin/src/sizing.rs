@@ -262,11 +262,9 @@ impl Search {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::Ending;
     use crate::{
-        Time,
         fleet_file::FleetFile,
-        metrics::{EngineSide, SLO_OF_TESTS, Seen},
+        metrics::{Ending, EngineSide, SLO_OF_TESTS, outcome_of_tests as outcome},
     };
     use forebay_perf_model::Profile;
     use proptest::prelude::*;
@@ -275,24 +273,6 @@ mod tests {
     fn engine() -> EngineSpec {
         let profile = |name: &str| Ok(Arc::new(Profile::built_in(name).unwrap()));
         FleetFile::of(1).engines(&profile).unwrap().remove(0)
-    }
-
-    fn outcome(ttft: f64, itl: f64) -> Outcome {
-        let mut seen = Seen { arrived: Time::ZERO, ..Seen::default() };
-        (0..5).for_each(|token| seen.token(Time::from_seconds(ttft + itl * f64::from(token))));
-        Outcome {
-            seen,
-            ending: Ending::Finished,
-            prompt_tokens: 1000,
-            cached_tokens: 0,
-            alone_seconds: 0.1,
-            request_seconds: 0.0,
-            ttft_predicted: None,
-            split: false,
-            retries: 0,
-            migrations: 0,
-            tenant: 0,
-        }
     }
 
     fn trial(engines: u32, outcomes: &[Outcome], given_up: Option<&'static str>) -> Trial {

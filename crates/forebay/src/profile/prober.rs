@@ -16,22 +16,19 @@ use tokio::time::{sleep_until, timeout};
 
 use super::{
     prompts::{Prompts, VOCABULARIES},
-    streams::{End, Heard, Streams},
+    streams::{End, Heard, Streams, TRAIL, ended, enough},
     target::{Look, Target},
 };
 use crate::exit::{Exit, Failed};
 
 /// Tokens that each sequence of a batch has got before its steps count: the first ones come while others are prefilled.
 const SETTLE: usize = 3;
-/// Tokens of each sequence that then count, at least, and how long they take together: those of a small model are read
-/// several at once.
+/// Tokens of each sequence that then count, at least.
 const WINDOW: usize = 33;
-const WINDOW_SECONDS: f64 = 0.03;
 /// Tokens that each sequence of a batch may generate besides those that come while others are prefilled.
 const OUTPUT_TOKENS: u64 = 2_048;
-/// Tokens after which a prompt is sent beside a batch, and how many must follow it.
+/// Tokens after which a prompt is sent beside a batch.
 const LEAD: usize = 17;
-const TRAIL: usize = 2;
 /// Sequences that decode while the cost of starting a hand-over is measured.
 const BESIDE_HANDOVER: u32 = 2;
 /// Looks at an engine that should be idle and is not yet, and how far apart.
@@ -490,20 +487,6 @@ struct Beside {
     sent: f64,
     first: f64,
     usual_seconds: f64,
-}
-
-/// When each of some sequences has got `tokens` since `from`, and for long enough to tell; or one has ended.
-fn enough(heard: &[Heard], from: f64, tokens: usize) -> Option<f64> {
-    let since = |heard: &Heard| heard.arrivals.len() - heard.arrivals.partition_point(|at| *at < from);
-    let last = |heard: &Heard| heard.arrivals.last().copied().unwrap_or(from);
-    let until = if tokens > TRAIL { from + WINDOW_SECONDS } else { from };
-    let done = heard.iter().all(|heard| since(heard) >= tokens && last(heard) >= until);
-    let over = done || heard.iter().any(|heard| heard.end.is_some());
-    over.then(|| heard.iter().map(last).fold(from, f64::max))
-}
-
-fn ended(heard: &Heard) -> Option<Heard> {
-    heard.end.is_some().then(|| heard.clone())
 }
 
 fn failed(sentence: String) -> anyhow::Error {

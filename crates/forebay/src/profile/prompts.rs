@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use forebay_twin::{Draw, mix};
 use forebay_types::TokenId;
 
 /// Lowest token that is used: special tokens stand at the beginning of a vocabulary, as a rule.
@@ -49,17 +50,10 @@ impl Prompts {
     }
 
     fn draw(&self, prompt: u64, length: u32) -> impl Iterator<Item = TokenId> + use<> {
-        let (from, vocabulary) = (mix(self.seed ^ mix(prompt)), u64::from(self.vocabulary));
-        (0..u64::from(length)).map(move |at| LOWEST + (mix(from.wrapping_add(at)) % vocabulary) as u32)
+        let mut draw = Draw::new(self.seed ^ mix(prompt), "prompts");
+        let vocabulary = u64::from(self.vocabulary);
+        (0..length).map(move |_| LOWEST + draw.below(vocabulary) as u32)
     }
-}
-
-/// SplitMix64.
-fn mix(number: u64) -> u64 {
-    let number = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let number = (number ^ number >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let number = (number ^ number >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    number ^ number >> 31
 }
 
 #[cfg(test)]

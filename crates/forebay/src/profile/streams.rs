@@ -10,6 +10,11 @@ use std::{
 use forebay_engines::{Driver, KvHandle, Leg, LegEvent, StartError};
 use tokio::{sync::Notify, task::JoinSet};
 
+/// How long the tokens that count take together, at least: those of a small model are read several at once.
+const WINDOW_SECONDS: f64 = 0.03;
+/// Tokens that must follow what was sent beside a batch: so few say nothing of the time of a step.
+pub(super) const TRAIL: usize = 2;
+
 /// How a request ended.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum End {
@@ -133,4 +138,18 @@ fn of_refusal(error: StartError) -> End {
         StartError::Gone => End::Lost("it is gone".into()),
         error => End::Refused(error),
     }
+}
+
+/// When each of some sequences has got `tokens` since `from`, and for long enough to tell; or one has ended.
+pub(super) fn enough(heard: &[Heard], from: f64, tokens: usize) -> Option<f64> {
+    let since = |heard: &Heard| heard.arrivals.len() - heard.arrivals.partition_point(|at| *at < from);
+    let last = |heard: &Heard| heard.arrivals.last().copied().unwrap_or(from);
+    let until = if tokens > TRAIL { from + WINDOW_SECONDS } else { from };
+    let done = heard.iter().all(|heard| since(heard) >= tokens && last(heard) >= until);
+    let over = done || heard.iter().any(|heard| heard.end.is_some());
+    over.then(|| heard.iter().map(last).fold(from, f64::max))
+}
+
+pub(super) fn ended(heard: &Heard) -> Option<Heard> {
+    heard.end.is_some().then(|| heard.clone())
 }

@@ -23,7 +23,7 @@ use std::{
 use forebay_bpe::Distance;
 use forebay_types::TokenId;
 
-use super::{EncodeError, Encoder, Fingerprint, Mode, Tokenizer};
+use super::{EncodeError, Encoder, Fingerprint, Mode, Tokenizer, fast::Fast};
 
 /// Below, finding a piece costs as much as encoding it. A long turn is cut rarely: each piece that is found in no other
 /// text is a copy made for nothing.
@@ -150,20 +150,9 @@ impl PrefixCache {
         out: &mut Vec<TokenId>,
     ) -> Result<(), EncodeError> {
         let Encoder::Fast(fast) = &tokenizer.0.encoder else {
-            self.bytes_encoded.fetch_add(text.len() as u64, Relaxed);
-            return tokenizer.encode(text, out);
+            return self.encode_whole(Mode::Chat, tokenizer, text, out);
         };
-        let (mut from, mut cuts) = (0, fast.cuts(text));
-        while self.bytes_max > 0
-            && let Some(end) = cuts.next(self.pieces)
-        {
-            self.piece(tokenizer, tenant, &text[from..end], out, |piece, out| {
-                fast.encode(Mode::Chat, piece, out)
-            });
-            from = end;
-        }
-        self.bytes_encoded.fetch_add((text.len() - from) as u64, Relaxed);
-        fast.encode(Mode::Chat, &text[from..], out);
+        self.encode_pieces(fast, tokenizer, tenant, text, out);
         Ok(())
     }
 
@@ -179,14 +168,46 @@ impl PrefixCache {
         out: &mut Vec<TokenId>,
     ) -> Result<(), EncodeError> {
         let Encoder::Fast(fast) = &tokenizer.0.encoder else {
-            self.bytes_encoded.fetch_add(text.len() as u64, Relaxed);
-            return tokenizer.encode_completion(text, out);
+            return self.encode_whole(Mode::Completion, tokenizer, text, out);
         };
         let (before, after) = fast.surroundings();
         out.extend_from_slice(before);
-        self.encode(tokenizer, tenant, text, out)?;
+        self.encode_pieces(fast, tokenizer, tenant, text, out);
         out.extend_from_slice(after);
         Ok(())
+    }
+
+    /// For tokenizers whose texts cannot be cut.
+    fn encode_whole(
+        &self,
+        mode: Mode,
+        tokenizer: &Tokenizer,
+        text: &str,
+        out: &mut Vec<TokenId>,
+    ) -> Result<(), EncodeError> {
+        self.bytes_encoded.fetch_add(text.len() as u64, Relaxed);
+        tokenizer.encode_as(mode, text, out)
+    }
+
+    fn encode_pieces(
+        &self,
+        fast: &Fast,
+        tokenizer: &Tokenizer,
+        tenant: &str,
+        text: &str,
+        out: &mut Vec<TokenId>,
+    ) {
+        let (mut from, mut cuts) = (0, fast.cuts(text));
+        while self.bytes_max > 0
+            && let Some(end) = cuts.next(self.pieces)
+        {
+            self.piece(tokenizer, tenant, &text[from..end], out, |piece, out| {
+                fast.encode(Mode::Chat, piece, out)
+            });
+            from = end;
+        }
+        self.bytes_encoded.fetch_add((text.len() - from) as u64, Relaxed);
+        fast.encode(Mode::Chat, &text[from..], out);
     }
 
     /// What is remembered, and what that was good for.

@@ -141,6 +141,15 @@ pub struct Examination {
     pub findings: Findings,
 }
 
+impl Examination {
+    fn new(attached: Result<Attached, AttachError>, mut findings: Findings) -> Self {
+        if let Err(error) = &attached {
+            findings.add(Severity::Error, error.to_string(), error.mend());
+        }
+        Self { attached, findings }
+    }
+}
+
 /// Why an engine cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AttachError {
@@ -339,22 +348,14 @@ struct First {
 /// Finds out what the engine at `endpoint` is. For a doctor; [`attach`] is the same for those who only want the engine.
 pub async fn examine(endpoint: &Endpoint, spec: &AttachSpec) -> Examination {
     let mut findings = Findings::default();
-    let attached = find_out(endpoint, spec, &mut findings).await;
-    if let Err(error) = &attached {
-        findings.add(Severity::Error, error.to_string(), error.mend());
-    }
-    Examination { attached, findings }
+    Examination::new(find_out(endpoint, spec, &mut findings).await, findings)
 }
 
 /// Reads what the engine at `endpoint` says of itself, and asks it to compute nothing: for those who only look on. What is
 /// found by asking (token routes, hand-over) counts as missing, and is not among the findings.
 pub async fn look(endpoint: &Endpoint, spec: &AttachSpec) -> Examination {
     let mut findings = Findings::default();
-    let attached = read(endpoint, spec, &mut findings).await;
-    if let Err(error) = &attached {
-        findings.add(Severity::Error, error.to_string(), error.mend());
-    }
-    Examination { attached, findings }
+    Examination::new(read(endpoint, spec, &mut findings).await, findings)
 }
 
 async fn read(

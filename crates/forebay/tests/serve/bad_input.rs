@@ -1,64 +1,19 @@
 //! `forebay serve` as a process under clients that mean it ill: what its memory does.
 //!
 //! Memory is what the kernel says of the process, so the bounds are generous; the figures are printed.
-#![cfg(target_os = "linux")]
 
-use std::{
-    fs,
-    io::{BufRead, BufReader, Read, Write},
-    net::TcpStream,
-    process::{Child, Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::{fs, net::TcpStream, time::Instant};
 
-/// Longest wait for anything; a bound on hanging, not a measurement.
-const PATIENCE: Duration = Duration::from_secs(90);
+use crate::rig::{PATIENCE, Serving, exchange};
+
 const MIB: usize = 1 << 20;
 
-/// A serving process, ended with its test.
-struct Serving {
-    child: Child,
-    address: String,
-    admin: String,
+/// With a simulated engine, whose time costs none.
+fn simulated(flags: &[&str]) -> Serving {
+    Serving::start(&[&["--engine", "sim:1", "--sim-speed", "0"], flags].concat())
 }
 
 impl Serving {
-    fn start(flags: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_forebay"))
-            .env_clear()
-            .env("HOME", "/nonexistent")
-            .args(["serve", "--engine", "sim:1", "--sim-speed", "0", "--log-format", "json"])
-            .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
-            .args(flags)
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the binary runs");
-        let mut log = BufReader::new(child.stderr.take().expect("it is piped"));
-        let mut line = String::new();
-        let (address, admin) = loop {
-            line.clear();
-            assert!(log.read_line(&mut line).expect("the log is text") > 0, "it ended");
-            let record: serde_json::Value = serde_json::from_str(&line).expect("a line is an object");
-            let field = |name: &str| record[name].as_str().map(ToOwned::to_owned);
-            if let (Some(public), Some(admin)) = (field("public"), field("admin")) {
-                break (public, admin);
-            }
-        };
-        // The rest is read away, or the pipe would fill.
-        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-        let serving = Self { child, address, admin };
-        let began = Instant::now();
-        while !serving.get(&serving.address, "/ready").starts_with("HTTP/1.1 200") {
-            assert!(began.elapsed() < PATIENCE, "never ready");
-            std::thread::yield_now();
-        }
-        serving
-    }
-
-    fn get(&self, address: &str, path: &str) -> String {
-        exchange(address, format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes())
-    }
-
     fn post(&self, path: &str, body: &str) -> String {
         let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: ");
         exchange(&self.address, format!("{head}{}\r\n\r\n{body}", body.len()).as_bytes())
@@ -96,23 +51,6 @@ impl Serving {
     }
 }
 
-impl Drop for Serving {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Writes as much as is taken, then reads.
-fn exchange(address: &str, request: &[u8]) -> String {
-    let mut stream = TcpStream::connect(address).expect("something listens");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a socket takes it");
-    let _refused_early = stream.write_all(request);
-    let mut answer = Vec::new();
-    let _reset_after_it = stream.read_to_end(&mut answer);
-    String::from_utf8_lossy(&answer).into_owned()
-}
-
 /// As many connections as descriptors allow on both sides, 9,000 at most.
 fn silent_connections() -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -126,7 +64,7 @@ fn silent_connections() -> usize {
 #[test]
 fn nine_thousand_silent_connections_cost_little_and_keep_nobody_out() {
     let count = silent_connections();
-    let serving = Serving::start(&[]);
+    let serving = simulated(&[]);
     serving.serves_another();
     let mut silent = Vec::new();
     let grown = serving.growth(serving.bytes("VmRSS"), || {
@@ -144,7 +82,7 @@ fn nine_thousand_silent_connections_cost_little_and_keep_nobody_out() {
     // The same where there is room for few: each new one takes the place of the one that was silent for longest. Not so
     // many, for the kernel keeps what the server closes and the client does not, and 8,192 of those at most.
     let count = count.min(1_000);
-    let serving = Serving::start(&["--connections-max", "100"]);
+    let serving = simulated(&["--connections-max", "100"]);
     let _silent: Vec<TcpStream> =
         (0..count).map(|_| TcpStream::connect(&serving.address).expect("it listens")).collect();
     serving.serves_another();
@@ -175,7 +113,7 @@ fn bodies_cost_a_small_multiple_of_what_they_weigh() {
     ];
     for (name, body) in shapes {
         // A process each, for the allocator keeps what it had.
-        let serving = Serving::start(&[]);
+        let serving = simulated(&[]);
         serving.serves_another();
         let (before, mut answer) = (serving.bytes("VmRSS"), String::new());
         let grown = serving.growth(before, || answer = serving.post("/v1/chat/completions", &body));
@@ -187,7 +125,7 @@ fn bodies_cost_a_small_multiple_of_what_they_weigh() {
         assert_eq!(answer.get(9..12), Some(expected), "{name}: {answer}");
         assert!(times < 32, "{name}: {times} times its size");
     }
-    let serving = Serving::start(&[]);
+    let serving = simulated(&[]);
     for path in ["/v1/completions", "/v1/chat/completions"] {
         for framing in ["content-length: 104857600", "transfer-encoding: chunked"] {
             let chunk = format!("100000\r\n{}\r\n", " ".repeat(MIB)).repeat(100);
