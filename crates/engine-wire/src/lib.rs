@@ -4,7 +4,7 @@ pub mod answer;
 pub mod body;
 pub mod compat;
 pub mod discovery;
-pub mod fields;
 pub mod metrics;
+pub mod object;
 pub mod sse;
 pub mod transfer;

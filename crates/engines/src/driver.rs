@@ -7,6 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use forebay_engine_wire::object::Object;
 use forebay_kv_move::{BlockRef, Region};
 use forebay_perf_model::StepCoefficients;
 pub use forebay_types::FirstToken;
@@ -222,8 +223,8 @@ pub struct Prompt {
 pub struct ClientBody {
     /// Which route it came in by.
     pub route: ClientRoute,
-    /// One JSON object.
-    pub json: Bytes,
+    /// What it says.
+    pub json: Object,
     /// The client asked for server-sent events.
     pub streams: bool,
 }

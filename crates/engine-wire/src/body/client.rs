@@ -1,34 +1,14 @@
 //! Changes to a client's body, at its top level alone. What a key holds is never looked into.
 
-use std::{borrow::Cow, collections::BTreeSet, fmt};
-
-use serde::{Deserialize, Deserializer, Serialize, de};
-use serde_json::value::RawValue;
+use serde::Serialize;
 
 use super::{EXPORT, Kv, Part, tokens::prefill_rank};
+use crate::object::{Change, Object};
 
-/// Keys of a body's top level. OpenAI's chat requests have about 40.
-const KEYS_MAX: usize = 512;
-
-/// Why a body cannot be changed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RewriteError {
-    /// It is not one JSON object.
-    #[error("the body is no JSON object")]
-    NoObject,
-    /// A key stands twice: engines and we might each believe another of the two.
-    #[error("the body has the key {key:?} twice")]
-    Twice {
-        /// Which.
-        key: String,
-    },
-    /// It has more keys than any request needs.
-    #[error("the body has more than {KEYS_MAX} keys")]
-    TooManyKeys,
-    /// It asks for several answers, and KV is handed over for one.
-    #[error("the body asks for several answers, and KV is handed over for one")]
-    SeveralChoices,
-}
+/// The body asks for several answers, and KV is handed over for one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the body asks for several answers, and KV is handed over for one")]
+pub struct SeveralChoices;
 
 /// What only we may say about where KV comes from and goes to. A client's own would reach another request's KV, or kill the
 /// engine; the gateway refuses them, and here none gets past.
@@ -59,50 +39,16 @@ pub struct ClientEdits<'a> {
     pub kv: Kv<'a>,
 }
 
-/// Makes these changes: keys that were there keep their places, new ones come last, all else stays as it was.
+/// The body with these changes: fields that were there keep their places, new ones come last, all else stays as it was.
 ///
 /// # Errors
-/// If it is no such body.
-pub fn rewrite(body: &[u8], edits: &ClientEdits<'_>) -> Result<Vec<u8>, RewriteError> {
-    let Top(entries) = serde_json::from_slice(body).map_err(|_| RewriteError::NoObject)?;
-    if entries.len() > KEYS_MAX {
-        return Err(RewriteError::TooManyKeys);
-    }
-    let mut keys = BTreeSet::new();
-    if let Some((key, _)) = entries.iter().find(|(key, _)| !keys.insert(key.as_ref())) {
-        return Err(RewriteError::Twice { key: key.chars().take(64).collect() });
-    }
+/// If KV cannot be handed over for it.
+pub fn rewrite(body: &Object, edits: &ClientEdits<'_>) -> Result<Vec<u8>, SeveralChoices> {
     let hands_over = !matches!(edits.kv, Kv::Own);
-    let is_one = |value: &RawValue| matches!(value.get(), "1" | "null");
-    if hands_over && entries.iter().any(|(key, value)| key == "n" && !is_one(value)) {
-        return Err(RewriteError::SeveralChoices);
+    if hands_over && body.get("n").is_some_and(|choices| !matches!(choices, b"1" | b"null")) {
+        return Err(SeveralChoices);
     }
-    let mut changes = edits.changes();
-    let mut object = Object::with_capacity(body.len() + 256);
-    for (key, value) in &entries {
-        match changes.iter().position(|(changed, _)| changed == key) {
-            None => object.entry(key, value.get()),
-            Some(at) => {
-                if let Change::Set(json) | Change::Replace(json) = changes.remove(at).1 {
-                    object.entry(key, &json);
-                }
-            }
-        }
-    }
-    for (key, change) in changes {
-        if let Change::Set(json) = change {
-            object.entry(key, &json);
-        }
-    }
-    Ok(object.finish())
-}
-
-enum Change {
-    /// The key holds this JSON.
-    Set(String),
-    /// If the key is there, it holds this JSON.
-    Replace(String),
-    Remove,
+    Ok(body.with(edits.changes()))
 }
 
 impl ClientEdits<'_> {
@@ -149,60 +95,4 @@ impl ClientEdits<'_> {
 
 fn json<T: Serialize + ?Sized>(value: &T) -> String {
     serde_json::to_string(value).expect("texts and numbers are JSON")
-}
-
-/// One JSON object, written entry by entry.
-struct Object(Vec<u8>);
-
-impl Object {
-    fn with_capacity(bytes: usize) -> Self {
-        let mut json = Vec::with_capacity(bytes);
-        json.push(b'{');
-        Self(json)
-    }
-
-    fn entry(&mut self, key: &str, value: &str) {
-        if self.0.len() > 1 {
-            self.0.push(b',');
-        }
-        serde_json::to_writer(&mut self.0, key).expect("a text is JSON");
-        self.0.push(b':');
-        self.0.extend_from_slice(value.as_bytes());
-    }
-
-    fn finish(mut self) -> Vec<u8> {
-        self.0.push(b'}');
-        self.0
-    }
-}
-
-/// The entries of an object, their values unread.
-struct Top<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
-
-/// A key; borrowed unless it is written with escapes.
-#[derive(Deserialize)]
-struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
-
-impl<'de> Deserialize<'de> for Top<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl<'de> de::Visitor<'de> for Visitor {
-            type Value = Top<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-            fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Top<'de>, A::Error> {
-                let mut entries = Vec::new();
-                while let Some((Key(key), value)) = map.next_entry()? {
-                    entries.push((key, value));
-                    if entries.len() > KEYS_MAX {
-                        // The rest is skipped; there is no use for it.
-                        while map.next_entry::<de::IgnoredAny, de::IgnoredAny>()?.is_some() {}
-                    }
-                }
-                Ok(Top(entries))
-            }
-        }
-        deserializer.deserialize_map(Visitor)
-    }
 }

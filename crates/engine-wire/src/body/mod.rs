@@ -10,7 +10,7 @@
 mod client;
 mod tokens;
 
-pub use client::{ClientEdits, RewriteError, rewrite};
+pub use client::{ClientEdits, SeveralChoices, rewrite};
 pub use tokens::{completions, sglang_generate, vllm_generate};
 
 use forebay_types::{Sampling, TokenId};

@@ -11,6 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use forebay_engine_wire::object::Object;
 use forebay_engines::{
     Accepts, CacheSight, ClientBody, ClientRoute, Driver, EngineFacts, KvAbilities, Leg, LegEvent, LegStream,
     Notice, Prompt, Reports, StartError, Work,
@@ -378,8 +379,8 @@ pub(crate) fn leg(id: u64, prompt: &[TokenId], output_tokens_max: u32) -> Leg {
 
 /// A leg in the client's own words.
 pub(crate) fn client_leg(id: u64, json: &str, streams: bool) -> Leg {
-    let body =
-        ClientBody { route: ClientRoute::Chat, json: Bytes::copy_from_slice(json.as_bytes()), streams };
+    let json = Object::parse(Bytes::copy_from_slice(json.as_bytes())).expect("an object");
+    let body = ClientBody { route: ClientRoute::Chat, json, streams };
     Leg { body: Some(Arc::new(body)), ..leg(id, &[], 10) }
 }
 

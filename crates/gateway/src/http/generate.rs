@@ -11,7 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use forebay_engines::{ClientBody, ClientRoute};
+use forebay_engines::ClientBody;
 use forebay_text::{EncodeError, StopMatcher};
 use forebay_types::{RequestId, Sampling, TenantId, TokenId};
 use smallvec::SmallVec;
@@ -143,7 +143,7 @@ async fn prepare_for_attached(
     if !app.orchestrator.takes_bodies() {
         return Ok(None);
     }
-    let Some(peek) = Peek::of(body) else { return Ok(None) };
+    let Some(peek) = Peek::of(body)? else { return Ok(None) };
     let Some(served) = peek.model.as_deref().and_then(|name| app.orchestrator.served(name)) else {
         return Ok(None);
     };
@@ -155,24 +155,15 @@ async fn prepare_for_attached(
         match prepare_tokens(app, tenant, endpoint, body, named).await {
             Err(error) if PASSED_ON.contains(&error.code) => {}
             prepared => {
-                let audit = app.audits.is_due().then(|| words(endpoint, body));
+                let audit = app.audits.is_due().then(|| peek.words(endpoint));
                 return prepared.map(|job| Some(Ready::Tokens(Job { audit, ..job })));
             }
         }
     }
     *named = Some(served.id.clone());
     let text = text.as_deref().map(|model| passed::Text { model, texts: &app.texts, tenant });
-    let passed = passed::prepare(endpoint, body, &peek, text.as_ref())?;
+    let passed = passed::prepare(endpoint, peek, text.as_ref())?;
     Ok(Some(Ready::Passed(served.id, passed)))
-}
-
-/// A client's own words.
-fn words(endpoint: Endpoint, body: &Bytes) -> Arc<ClientBody> {
-    let route = match endpoint {
-        Endpoint::Chat => ClientRoute::Chat,
-        Endpoint::Completions => ClientRoute::Completions,
-    };
-    Arc::new(ClientBody { route, json: body.clone(), streams: false })
 }
 
 /// What tokens cannot express and an engine may: it is passed on, and the engine judges it.

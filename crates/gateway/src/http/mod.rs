@@ -25,7 +25,6 @@ mod passed;
 mod request;
 mod routes;
 mod server;
-mod unfit;
 mod what_if;
 
 pub use app::{AttachedText, AttachedTexts, Clock, Gateway, ModelText, Parts, Seeds};

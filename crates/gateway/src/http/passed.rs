@@ -8,7 +8,6 @@
 //! another tenant never reaches an engine.
 
 use std::{
-    borrow::Cow,
     io,
     pin::Pin,
     sync::Arc,
@@ -17,23 +16,17 @@ use std::{
 
 use axum::{body::Body, http::StatusCode, response::Response};
 use bytes::Bytes;
-use forebay_engine_wire::fields::Fields;
+use forebay_engine_wire::object::{Flaw, Object};
 use forebay_engines::{ClientBody, ClientRoute, Reply};
-use forebay_text::{Conversation, PrefixCache};
+use forebay_text::{Conversation, Message, PrefixCache};
 use forebay_types::{Sampling, TenantId, TokenId};
 use http_body::Frame;
 use serde::Deserialize;
-use serde_json::value::RawValue;
 use tracing::Span;
 
 use super::{
-    answer::push_error,
-    app::ModelText,
-    context::Context as Surroundings,
-    errors::{ApiError, abridged},
+    answer::push_error, app::ModelText, context::Context as Surroundings, errors::ApiError,
     observation::Observation,
-    request::{self, chat::ChatBody},
-    unfit::refuse_unfit,
 };
 use crate::{
     metrics::Endpoint,
@@ -64,53 +57,69 @@ const STRIPPED: &[&str] = &[
 ];
 /// Bytes of text that stand for a token where nobody here knows the tokens: English has about four.
 const TEXT_UNIT_BYTES: usize = 4;
+/// Fewer bytes than a token of most texts has, so that memory for tokens is taken once.
+const TEXT_BYTES_A_TOKEN: usize = 3;
 /// Answer assumed where the request does not limit it, for load accounting alone.
 const OUTPUT_TOKENS_GUESSED: u32 = 1024;
 
-/// What a body says about its route, leniently: what is wrong with the rest is the engine's to say.
-#[derive(Debug, Deserialize)]
-pub(crate) struct Peek<'a> {
-    #[serde(borrow, default)]
-    pub(crate) model: Option<Cow<'a, str>>,
-    #[serde(default)]
-    stream: Option<bool>,
-    #[serde(borrow, default)]
-    messages: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    prompt: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    pub(crate) tools: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    max_tokens: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    max_completion_tokens: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    n: Option<&'a RawValue>,
+/// A body's fields, and what they say about its route, leniently: what is wrong with the rest is the engine's to say.
+pub(crate) struct Peek {
+    fields: Object,
+    pub(crate) model: Option<String>,
+    streams: bool,
 }
 
-impl<'a> Peek<'a> {
-    /// `None` if the body is no JSON object or its `model` and `stream` are not what they should be.
-    pub(crate) fn of(body: &'a [u8]) -> Option<Self> {
-        serde_json::from_slice(body).ok()
+impl Peek {
+    /// `None` if the body is no JSON object or its `model` and `stream` are not what they should be: who reads it as a
+    /// request says it best.
+    ///
+    /// # Errors
+    /// 400 if it is an object that no engine should be given.
+    pub(crate) fn of(body: &Bytes) -> Result<Option<Self>, ApiError> {
+        let fields = match Object::parse(body.clone()) {
+            Ok(fields) => fields,
+            Err(Flaw::Syntax { .. }) => return Ok(None),
+            Err(flaw) => return Err(ApiError::invalid("invalid_json", flaw.to_string())),
+        };
+        let (Ok(model), Ok(stream)) = (read(&fields, "model"), read::<bool>(&fields, "stream")) else {
+            return Ok(None);
+        };
+        Ok(Some(Self { fields, model, streams: stream.unwrap_or(false) }))
     }
 
     /// Whether the request brings tools that its engine should parse.
     pub(crate) fn has_tools(&self) -> bool {
-        self.tools.is_some_and(|tools| !matches!(tools.get(), "null" | "[]"))
+        self.fields.get("tools").is_some_and(|tools| !matches!(tools, b"null" | b"[]"))
     }
 
-    fn prompt_text(&self, endpoint: Endpoint) -> &str {
-        let raw = match endpoint {
-            Endpoint::Chat => self.messages,
-            Endpoint::Completions => self.prompt,
+    /// The client's own words.
+    pub(crate) fn words(&self, endpoint: Endpoint) -> Arc<ClientBody> {
+        let route = match endpoint {
+            Endpoint::Chat => ClientRoute::Chat,
+            Endpoint::Completions => ClientRoute::Completions,
         };
-        // Without its closing bracket: the next turn's text then begins with this one's.
-        raw.map_or("", |raw| raw.get().trim_end_matches([']', '"']))
+        Arc::new(ClientBody { route, json: self.fields.clone(), streams: self.streams })
     }
 
-    fn number(raw: Option<&RawValue>) -> Option<u32> {
-        raw.and_then(|raw| raw.get().parse().ok())
+    fn prompt_text(&self, endpoint: Endpoint) -> &[u8] {
+        let text = self.fields.get(match endpoint {
+            Endpoint::Chat => "messages",
+            Endpoint::Completions => "prompt",
+        });
+        // Without its closing bracket: the next turn's text then begins with this one's.
+        let text = text.unwrap_or_default();
+        let end = text.iter().rposition(|byte| !matches!(byte, b']' | b'"'));
+        &text[..end.map_or(0, |last| last + 1)]
     }
+
+    fn number(&self, name: &str) -> Option<u32> {
+        read(&self.fields, name).ok()?
+    }
+}
+
+/// What a field holds; `None` if it is not there, or null.
+fn read<'a, T: Deserialize<'a>>(fields: &'a Object, name: &str) -> Result<Option<T>, serde_json::Error> {
+    fields.get(name).map_or(Ok(None), serde_json::from_slice)
 }
 
 /// A request to pass on.
@@ -133,40 +142,28 @@ pub(crate) struct Text<'a> {
 /// Makes a body fit to be passed on.
 ///
 /// # Errors
-/// 400 if it is no JSON object, holds a field that no client may send, or what is fit for no engine.
+/// 400 if it holds a field that no client may send.
 pub(crate) fn prepare(
     endpoint: Endpoint,
-    body: &Bytes,
-    peek: &Peek<'_>,
+    mut peek: Peek,
     text: Option<&Text<'_>>,
 ) -> Result<Passed, ApiError> {
-    let mut fields = Fields::parse(body).map_err(|error| {
-        let reason = error.to_string(); // it may quote a field's name
-        ApiError::invalid("invalid_json", format!("the body is no JSON object: {}", abridged(&reason)))
-    })?;
-    refuse_unfit(body)?;
-    if let Some(field) = FORBIDDEN.iter().find(|field| fields.get(field).is_some()) {
+    if let Some(field) = FORBIDDEN.iter().find(|field| peek.fields.get(field).is_some()) {
         return Err(forbidden(field));
     }
-    let strips = STRIPPED.iter().filter(|field| fields.remove(field)).count();
-    let json = if strips == 0 { body.clone() } else { Bytes::from(fields.to_bytes()) };
-    let (prompt, unit) = match text.and_then(|text| known_tokens(endpoint, body, text)) {
+    for field in STRIPPED {
+        peek.fields.remove(field);
+    }
+    let (prompt, unit) = match text.and_then(|text| known_tokens(endpoint, &peek.fields, text)) {
         Some(tokens) => (tokens, PromptUnit::Tokens),
         None => (text_units(peek.prompt_text(endpoint)), PromptUnit::Text),
     };
-    let asked = Peek::number(peek.max_completion_tokens).or_else(|| Peek::number(peek.max_tokens));
+    let asked = peek.number("max_completion_tokens").or_else(|| peek.number("max_tokens"));
     Ok(Passed {
-        body: Arc::new(ClientBody {
-            route: match endpoint {
-                Endpoint::Chat => ClientRoute::Chat,
-                Endpoint::Completions => ClientRoute::Completions,
-            },
-            json,
-            streams: peek.stream.unwrap_or(false),
-        }),
+        body: peek.words(endpoint),
         prompt,
         unit,
-        choices: Peek::number(peek.n).unwrap_or(1).clamp(1, 128),
+        choices: peek.number("n").unwrap_or(1).clamp(1, 128),
         sampling: Sampling {
             temperature: 1.0,
             top_p: 1.0,
@@ -186,48 +183,39 @@ pub(crate) fn forbidden(field: &'static str) -> ApiError {
 }
 
 /// The prompt's tokens, if this process can tell them: for routing, so any difficulty just means that it cannot.
-fn known_tokens(endpoint: Endpoint, body: &[u8], text: &Text<'_>) -> Option<Arc<[TokenId]>> {
+fn known_tokens(endpoint: Endpoint, fields: &Object, text: &Text<'_>) -> Option<Arc<[TokenId]>> {
     let Text { model, texts, tenant } = *text;
     let (tokenizer, tenant) = (&model.tokenizer, tenant.as_str());
     let mut tokens = Vec::new();
     match endpoint {
         Endpoint::Chat => {
-            let chat: ChatBody<'_> = request::parse(body).ok()?;
+            let messages: Vec<Message<'_>> = read(fields, "messages").ok()??;
             let conversation = Conversation {
-                messages: chat.messages.as_deref()?,
-                tools: chat.tools,
+                messages: &messages,
+                tools: read(fields, "tools").ok()?,
                 add_generation_prompt: true,
-                extra: chat.chat_template_kwargs,
+                extra: read(fields, "chat_template_kwargs").ok()?,
                 now: None,
             };
             let rendered = model.template.render(&conversation).ok()?;
+            tokens.reserve(rendered.len() / TEXT_BYTES_A_TOKEN);
             texts.encode(tokenizer, tenant, &rendered, &mut tokens).ok()?;
         }
-        Endpoint::Completions => {
-            #[derive(Deserialize)]
-            #[serde(untagged)]
-            enum Prompt {
-                Text(String),
-                Tokens(Vec<TokenId>),
+        Endpoint::Completions => match fields.get("prompt")? {
+            prompt @ [b'"', ..] => {
+                let prompt: String = serde_json::from_slice(prompt).ok()?;
+                tokens.reserve(prompt.len() / TEXT_BYTES_A_TOKEN);
+                texts.encode_completion(tokenizer, tenant, &prompt, &mut tokens).ok()?;
             }
-            #[derive(Deserialize)]
-            struct Prompted {
-                prompt: Prompt,
-            }
-            match serde_json::from_slice::<Prompted>(body).ok()?.prompt {
-                Prompt::Text(prompt) => {
-                    texts.encode_completion(tokenizer, tenant, &prompt, &mut tokens).ok()?
-                }
-                Prompt::Tokens(ids) => tokens = ids,
-            }
-        }
+            prompt => tokens = serde_json::from_slice(prompt).ok()?,
+        },
     }
     (!tokens.is_empty()).then(|| tokens.into())
 }
 
 /// Numbers that stand for stretches of text, equal for equal stretches. Never empty.
-fn text_units(text: &str) -> Arc<[TokenId]> {
-    let units = text.as_bytes().chunks(TEXT_UNIT_BYTES).map(|chunk| {
+fn text_units(text: &[u8]) -> Arc<[TokenId]> {
+    let units = text.chunks(TEXT_UNIT_BYTES).map(|chunk| {
         let mut bytes = [0; TEXT_UNIT_BYTES];
         bytes[..chunk.len()].copy_from_slice(chunk);
         TokenId::from_le_bytes(bytes)

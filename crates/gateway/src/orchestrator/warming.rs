@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
+use forebay_engine_wire::object::Object;
 use forebay_engines::{
     ClientBody, ClientRoute, Driver, KvHandle, Leg, LegEvent, LegStream, Prompt, TransferReport, Work,
 };
@@ -133,7 +133,7 @@ fn leg(shared: &Shared, driver: &dyn Driver, rank: RankId, prompt: &Prompt, work
         let json = serde_json::json!({
             "model": &*driver.facts().model, "prompt": text.join(" "), "max_tokens": 1, "temperature": 0,
         });
-        let json = Bytes::from(json.to_string());
+        let json = Object::parse(json.to_string().into()).expect("it is an object");
         Arc::new(ClientBody { route: ClientRoute::Completions, json, streams: false })
     });
     Leg {

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use forebay_admission::GatherSettings;
+use forebay_engine_wire::object::Object;
 use forebay_engines::{ClientBody, ClientRoute};
 use forebay_gateway::orchestrator::{
     ModelProfile, OrchestratorSettings,
@@ -40,7 +41,7 @@ fn request(number: usize, double: &VllmDouble) -> GenerateRequest {
         unit: PromptUnit::Text,
         body: Some(Arc::new(ClientBody {
             route: ClientRoute::Completions,
-            json: json.into(),
+            json: Object::parse(json.into()).expect("an object"),
             streams: false,
         })),
         audit: None,

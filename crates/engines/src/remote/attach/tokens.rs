@@ -207,11 +207,9 @@ async fn compare_chat_lengths(
 
 /// The question that `/tokenize` is asked about a client's body. `None`: it takes no such thing.
 pub(in crate::remote) fn tokenize_question(speech: &Speech, body: &ClientBody) -> Option<Value> {
-    let Value::Object(said) = serde_json::from_slice(&body.json).ok()? else { return None };
+    let is_text = || body.json.get("prompt").is_some_and(|prompt| prompt.starts_with(b"\""));
     let kept: &[&str] = match body.route {
-        ClientRoute::Completions if said.get("prompt").is_some_and(Value::is_string) => {
-            &["prompt", "add_special_tokens"]
-        }
+        ClientRoute::Completions if is_text() => &["prompt", "add_special_tokens"],
         // SGLang's route takes no chats.
         ClientRoute::Chat if speech.dialect == Dialect::Vllm => {
             &["messages", "tools", "chat_template", "chat_template_kwargs", "add_generation_prompt"]
@@ -220,8 +218,8 @@ pub(in crate::remote) fn tokenize_question(speech: &Speech, body: &ClientBody) -
     };
     let mut question = json!({"model": speech.model});
     for name in kept {
-        if let Some(value) = said.get(*name) {
-            question[name] = value.clone();
+        if let Some(value) = body.json.get(name) {
+            question[name] = serde_json::from_slice(value).ok()?;
         }
     }
     Some(question)

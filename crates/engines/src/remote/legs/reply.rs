@@ -6,7 +6,7 @@
 use bytes::{Bytes, BytesMut};
 use forebay_engine_wire::{
     answer::{Fault, Usage, glance, is_done},
-    body::{ClientEdits, Kv, RewriteError, rewrite},
+    body::{ClientEdits, Kv, SeveralChoices, rewrite},
     sse::{SseDecoder, SseLimits},
 };
 
@@ -29,15 +29,8 @@ impl LegTask {
             dp_rank: self.rank_field(),
             kv,
         };
-        rewrite(&body.json, &edits).map_err(|error| {
-            Setback::Refused(match error {
-                RewriteError::SeveralChoices => {
-                    StartError::Malformed { reason: "KV is handed over for one choice at a time" }
-                }
-                RewriteError::NoObject | RewriteError::Twice { .. } | RewriteError::TooManyKeys => {
-                    StartError::Rejected { status: 400, message: error.to_string().into() }
-                }
-            })
+        rewrite(&body.json, &edits).map_err(|SeveralChoices| {
+            Setback::Refused(StartError::Malformed { reason: "KV is handed over for one choice at a time" })
         })
     }
 }
