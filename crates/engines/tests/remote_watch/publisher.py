@@ -5,7 +5,8 @@ line and prints "done" after each:
   publish HEX   sends a payload under the next number and keeps it
   lose HEX      keeps a payload under the next number, but does not send it
   forget N      forgets all but the last N that were kept
-Replies to a replay have the topic in them, as from vLLM 0.26 on, unless the environment has OLD_REPLIES.
+Replies to a replay have the topic in them, as from vLLM 0.26 on, unless the environment has OLD_REPLIES. With FULL_SOCKET
+those after the first ten of an answer are dropped but for every fourth, and so is the end, as a socket does that is full.
 """
 
 import os
@@ -28,10 +29,15 @@ def bind(context, kind, port):
 def answer(replay, kept):
     client, empty, start = replay.recv_multipart()
     old = "OLD_REPLIES" in os.environ
-    for number, payload in kept:
-        if number >= int.from_bytes(start, "big"):
-            topic = [] if old else [TOPIC]
-            replay.send_multipart([client, empty, *topic, number.to_bytes(8, "big"), payload])
+    asked = [(number, payload) for number, payload in kept if number >= int.from_bytes(start, "big")]
+    is_full = "FULL_SOCKET" in os.environ and len(asked) > 10
+    for index, (number, payload) in enumerate(asked):
+        if is_full and index >= 10 and index % 4:
+            continue
+        topic = [] if old else [TOPIC]
+        replay.send_multipart([client, empty, *topic, number.to_bytes(8, "big"), payload])
+    if is_full:
+        return
     end = (-1).to_bytes(8, "big", signed=True)
     replay.send_multipart([client, empty, *([] if old else [b""]), end, b""])
 

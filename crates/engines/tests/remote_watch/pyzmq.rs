@@ -35,14 +35,15 @@ struct Publisher {
 }
 
 impl Publisher {
-    async fn start(ports: Option<(u16, u16)>, old_replies: bool) -> Self {
+    /// `mode` is a variable that the publisher minds.
+    async fn start(ports: Option<(u16, u16)>, mode: Option<&str>) -> Self {
         let mut command = Command::new(python());
         command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/remote_watch/publisher.py"));
         if let Some((events, replay)) = ports {
             command.args([events.to_string(), replay.to_string()]);
         }
-        if old_replies {
-            command.env("OLD_REPLIES", "1");
+        if let Some(mode) = mode {
+            command.env(mode, "1");
         }
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
@@ -117,8 +118,8 @@ async fn watched(publisher: &Publisher) -> Watched {
     Watched::begin(&endpoint, &attached, quick())
 }
 
-async fn late_subscriber_then_gap(old_replies: bool) {
-    let mut publisher = Publisher::start(None, old_replies).await;
+async fn late_subscriber_then_gap(mode: Option<&str>) {
+    let mut publisher = Publisher::start(None, mode).await;
     publisher.store("publish", &[1, 2, 3], 1.0).await;
     publisher.store("publish", &[4], 2.0).await;
     let mut watched = watched(&publisher).await;
@@ -152,18 +153,18 @@ async fn late_subscriber_then_gap(old_replies: bool) {
 
 #[tokio::test]
 async fn late_subscriber_then_gap_with_todays_replies() {
-    late_subscriber_then_gap(false).await;
+    late_subscriber_then_gap(None).await;
 }
 
 #[tokio::test]
 async fn late_subscriber_then_gap_with_older_replies() {
-    late_subscriber_then_gap(true).await;
+    late_subscriber_then_gap(Some("OLD_REPLIES")).await;
 }
 
 /// What is published before the publisher knows of its subscriber reaches nobody; it is learned though nothing follows.
 #[tokio::test]
 async fn what_was_missed_while_subscribing_is_asked_for() {
-    let mut publisher = Publisher::start(None, false).await;
+    let mut publisher = Publisher::start(None, None).await;
     publisher.store("publish", &[1], 1.0).await;
     let mut watched = watched(&publisher).await;
     watched.until("the replay brought it", |it| it.holds(0, "m", &tokens(&[1]))).await;
@@ -173,14 +174,14 @@ async fn what_was_missed_while_subscribing_is_asked_for() {
 
 #[tokio::test]
 async fn a_restarted_publisher_begins_another_life() {
-    let mut publisher = Publisher::start(None, false).await;
+    let mut publisher = Publisher::start(None, None).await;
     for block in 1..=5 {
         publisher.store("publish", &[block], block as f64).await;
     }
     let mut watched = watched(&publisher).await;
     watched.until("it is followed", |it| it.holds(0, "m", &tokens(&[5]))).await;
     let (events, replay) = publisher.kill().await;
-    let mut again = Publisher::start(Some((events, replay)), false).await;
+    let mut again = Publisher::start(Some((events, replay)), None).await;
     // The first ones of a new publisher reach nobody; the replay after the connection is back has them.
     again.store("publish", &[100], 100.0).await;
     again.store("publish", &[101], 101.0).await;
@@ -191,7 +192,7 @@ async fn a_restarted_publisher_begins_another_life() {
 /// Frames of a few megabytes, and many of a few bytes, arrive whole and in order.
 #[tokio::test]
 async fn large_and_many_messages_arrive() {
-    let mut publisher = Publisher::start(None, false).await;
+    let mut publisher = Publisher::start(None, None).await;
     let mut watched = watched(&publisher).await;
     let long: Vec<u64> = (1..=4000).collect();
     publisher.store("publish", &long, 1.0).await;
@@ -202,5 +203,18 @@ async fn large_and_many_messages_arrive() {
         .until("all are known", |it| it.holds(0, "m", &tokens(&long)) && it.holds(0, "m", &tokens(&[10_199])))
         .await;
     assert!((0..200).all(|number| watched.holds(0, "m", &tokens(&[10_000 + number]))));
+    assert!(watched.notices.is_empty(), "{:?}", watched.notices);
+}
+
+/// An engine's answer to a replay is longer than its socket has room for, so much of it is dropped, and its end.
+#[tokio::test]
+async fn a_replay_of_which_much_is_dropped_is_asked_for_again() {
+    let mut publisher = Publisher::start(None, Some("FULL_SOCKET")).await;
+    for number in 0..45 {
+        publisher.store("lose", &[number], number as f64).await;
+    }
+    let mut watched = watched(&publisher).await;
+    watched.until("the last is known", |it| it.holds(0, "m", &tokens(&[44]))).await;
+    assert!((0..45).all(|number| watched.holds(0, "m", &tokens(&[number]))));
     assert!(watched.notices.is_empty(), "{:?}", watched.notices);
 }

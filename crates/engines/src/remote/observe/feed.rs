@@ -30,8 +30,8 @@ const MISPLACED_SHARE: u64 = 20;
 pub(super) enum Step {
     /// Go on.
     Taken,
-    /// Messages are missing: ask for a replay from this number and feed it, then this message again. If there is no replay,
-    /// or it does not help, [`Feed::give_up_gap`].
+    /// Messages are missing, and this one was not taken: ask for a replay from this number and feed it, then this message
+    /// again. If there is no replay, or it does not help, [`Feed::give_up_gap`].
     Missing { from: u64 },
     /// The publisher is another one than before.
     Restarted,
@@ -166,6 +166,14 @@ impl Feed {
         }
     }
 
+    /// The same for a message of a replay.
+    pub(super) fn give_up_gap_of_replay(&mut self, message: &[Bytes]) -> Step {
+        if let Ok(frames::Reply::Batch(message)) = frames::reply(message) {
+            self.forget_before(message.sequence);
+        }
+        self.replayed(message).unwrap_or(Step::Taken)
+    }
+
     /// The rank counts as empty; what it stores from `number` on is learned.
     fn forget_before(&mut self, number: u64) {
         let from = self.sequence.next();
@@ -211,19 +219,11 @@ impl Feed {
             let own = self.rank.dp_rank;
             return self.distrust(&format!("those of rank {own} say that they are of rank {said}"));
         }
-        match (self.sequence.observe(message.sequence, batch.time_seconds, via), via) {
-            (Observed::InOrder, _) => self.apply(&batch),
-            (Observed::Duplicate, _) => Step::Taken,
-            (Observed::Restarted, _) => Step::Restarted,
-            (Observed::Gap { from }, Via::Published) => Step::Missing { from },
-            (Observed::Gap { .. }, Via::Replay) => {
-                // The engine keeps its last batches only.
-                self.forget_before(message.sequence);
-                match self.sequence.observe(message.sequence, batch.time_seconds, via) {
-                    Observed::InOrder => self.apply(&batch),
-                    _ => Step::Restarted,
-                }
-            }
+        match self.sequence.observe(message.sequence, batch.time_seconds, via) {
+            Observed::InOrder => self.apply(&batch),
+            Observed::Duplicate => Step::Taken,
+            Observed::Restarted => Step::Restarted,
+            Observed::Gap { from } => Step::Missing { from },
         }
     }
 

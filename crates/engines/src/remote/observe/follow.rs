@@ -235,16 +235,39 @@ impl Follower {
     }
 
     async fn replay(&mut self, at: &ZmqAddress, proof: Option<u64>) -> Result<(), Result<Leave, ZmqError>> {
-        let from = proof.unwrap_or_else(|| self.feed.replay_from());
+        let mut from = proof.unwrap_or_else(|| self.feed.replay_from());
+        let mut is_proved = proof.is_none();
+        while !self.answer_of_replay(at, from, &mut is_proved).await? {
+            from = self.feed.replay_from();
+        }
+        if is_proved { Ok(()) } else { Err(Ok(Leave::Restarted)) }
+    }
+
+    /// Takes one answer; `false` if it has a hole or no end. An engine sends all it has at once, and its socket drops what
+    /// finds no room there, so that of a long answer the first thousand messages arrive and some of the others.
+    async fn answer_of_replay(
+        &mut self,
+        at: &ZmqAddress,
+        from: u64,
+        is_proved: &mut bool,
+    ) -> Result<bool, Result<Leave, ZmqError>> {
         let mut replay = Replay::ask(at, from).await.map_err(Err)?;
-        let mut proved = proof.is_none();
+        let mut is_first = true;
         loop {
             for _ in 0..BURST_MESSAGES {
-                let message = replay.next().await.map_err(Err)?;
-                let Some(step) = self.feed.replayed(&message) else {
-                    return if proved { Ok(()) } else { Err(Ok(Leave::Restarted)) };
+                let message = match replay.next().await {
+                    Err(ZmqError::TooSlow { .. }) if !is_first => return Ok(false),
+                    message => message.map_err(Err)?,
                 };
-                proved = true;
+                let Some(mut step) = self.feed.replayed(&message) else { return Ok(true) };
+                if let Step::Missing { .. } = step {
+                    if !is_first {
+                        return Ok(false);
+                    }
+                    // The engine keeps its last batches only.
+                    step = self.feed.give_up_gap_of_replay(&message);
+                }
+                (is_first, *is_proved) = (false, true);
                 self.batches += 1;
                 self.heard = Some(std::time::Instant::now());
                 self.verdict(step).map_err(Ok)?;

@@ -152,25 +152,41 @@ impl Ear {
     }
 
     async fn replay(&mut self, at: &ZmqAddress) -> Result<Result<(), ZmqError>, Gone> {
+        loop {
+            match self.answer_of_replay(at).await? {
+                Ok(false) => {}
+                ended => return Ok(ended.map(drop)),
+            }
+        }
+    }
+
+    /// Takes one answer; `false` if it has a hole or no end, as where an engine's socket dropped what found no room there.
+    async fn answer_of_replay(&mut self, at: &ZmqAddress) -> Result<Result<bool, ZmqError>, Gone> {
         let mut replay = match Replay::ask(at, self.sequence.next()).await {
             Ok(replay) => replay,
             Err(error) => return Ok(Err(error)),
         };
+        let mut is_first = true;
         loop {
             let message: Vec<Bytes> = match replay.next().await {
                 Ok(message) => message,
+                Err(ZmqError::TooSlow { .. }) if !is_first => return Ok(Ok(false)),
                 Err(error) => return Ok(Err(error)),
             };
             match frames::reply(&message) {
                 Ok(frames::Reply::Batch(message)) => {
                     if !self.take(message.sequence, message.payload, Via::Replay).await? {
+                        if !is_first {
+                            return Ok(Ok(false));
+                        }
                         self.give_up(message.sequence).await?;
                         self.take(message.sequence, message.payload, Via::Replay).await?;
                     }
                 }
-                Ok(frames::Reply::End) => return Ok(Ok(())),
+                Ok(frames::Reply::End) => return Ok(Ok(true)),
                 Err(_) => self.say(Heard::Missed(1)).await?,
             }
+            is_first = false;
         }
     }
 

@@ -27,8 +27,10 @@ pub const MESSAGE_BYTES_MAX: u64 = PAYLOAD_BYTES_MAX as u64 + 4096;
 const CONNECT_MAX: Duration = Duration::from_secs(1);
 /// For ZMTP's greeting and handshake.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(2);
-/// Between two messages of a replay. vLLM looks for requests ten times a second, between batches.
-const REPLAY_SILENCE_MAX: Duration = Duration::from_secs(5);
+/// Before a replay's first message. vLLM looks for requests ten times a second, between batches.
+const REPLAY_BEGIN_MAX: Duration = Duration::from_secs(5);
+/// Between two messages of a replay, which an engine sends one after the other.
+const REPLAY_SILENCE_MAX: Duration = Duration::from_secs(1);
 
 /// Why nothing more comes from a socket.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -141,6 +143,7 @@ impl Subscriber {
 pub(super) struct Replay {
     guarded: Guarded<DealerSocket>,
     at: ZmqAddress,
+    has_begun: bool,
 }
 
 impl Replay {
@@ -154,7 +157,7 @@ impl Replay {
         let request = frames::replay_request(from).map(Bytes::from).to_vec();
         let request = ZmqMessage::try_from(request).expect("a request has two frames");
         socket.send(request).await.map_err(|error| gate::not_zmq(at, &error))?;
-        Ok(Self { guarded: Guarded { socket, gate }, at: at.clone() })
+        Ok(Self { guarded: Guarded { socket, gate }, at: at.clone(), has_begun: false })
     }
 
     /// The next message's frames; the last one marks the end.
@@ -162,8 +165,11 @@ impl Replay {
     /// # Errors
     /// When the connection is over, or nothing comes for too long.
     pub(super) async fn next(&mut self) -> Result<Vec<Bytes>, ZmqError> {
+        let patience = if self.has_begun { REPLAY_SILENCE_MAX } else { REPLAY_BEGIN_MAX };
         let too_slow = |_| Err(ZmqError::TooSlow { at: self.at.clone() });
-        timeout(REPLAY_SILENCE_MAX, self.guarded.next()).await.unwrap_or_else(too_slow)
+        let message = timeout(patience, self.guarded.next()).await.unwrap_or_else(too_slow);
+        self.has_begun = true;
+        message
     }
 }
 

@@ -133,7 +133,10 @@ fn who_comes_late_learns_by_replay() {
 fn a_ring_that_is_too_short_starts_empty() {
     let mut feed = feed();
     let blocks = 2 * MISPLACED_MIN;
-    for number in 500..500 + blocks {
+    let first = reply(500, vec![stored(500, Some(499)), removed(7)]);
+    assert_eq!(feed.replayed(&first), Some(Step::Missing { from: 0 }));
+    assert_eq!(feed.give_up_gap_of_replay(&first), Step::Taken);
+    for number in 501..500 + blocks {
         let orphan = stored(number, Some(number - 1));
         assert_eq!(feed.replayed(&reply(number, vec![orphan, removed(7)])), Some(Step::Taken));
     }
