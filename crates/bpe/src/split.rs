@@ -12,7 +12,7 @@ mod o200k;
 #[cfg(test)]
 mod tests;
 
-use crate::unicode::{Builder, Classes};
+use crate::unicode::{Builder, Classes, spaces};
 
 pub(crate) use deepseek::DeepSeek;
 pub(crate) use gpt2::Gpt2;
@@ -61,7 +61,8 @@ fn classes() -> Builder {
 /// run, but for its last character if a word follows. `ends` says whether the text ends before a character of a class.
 #[inline]
 fn white_space(classes: &Classes, text: &[u8], at: usize, ends: impl Fn(u8) -> bool) -> usize {
-    let (mut end, mut last, mut after_newline) = (at, at, at);
+    let mut end = spaces(text, at);
+    let (mut last, mut after_newline) = (end.saturating_sub(1).max(at), at);
     let ended = loop {
         if end == text.len() {
             break true;
@@ -88,7 +89,8 @@ fn white_space(classes: &Classes, text: &[u8], at: usize, ends: impl Fn(u8) -> b
 /// `\s+(?!\S)|\s+` at white space.
 #[inline]
 fn white_space_alone(classes: &Classes, text: &[u8], at: usize, ends: impl Fn(u8) -> bool) -> usize {
-    let (mut end, mut last) = (at, at);
+    let mut end = spaces(text, at);
+    let mut last = end.saturating_sub(1).max(at);
     loop {
         if end == text.len() {
             return end;

@@ -77,15 +77,17 @@ impl Classes {
     }
 
     /// The flags of the character that begins at `at`, and its length.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn at(&self, text: &[u8], at: usize) -> (u8, usize) {
         let byte = text[at];
-        if byte < 0x80 {
-            (self.ascii(byte), 1)
-        } else {
-            let (code, length) = decode(text, at);
-            (self.of(code), length)
-        }
+        if byte < 0x80 { (self.ascii(byte), 1) } else { self.beyond_ascii(text, at) }
+    }
+
+    /// Apart, so that what is asked for ASCII stays small enough to become part of every rule.
+    #[inline(never)]
+    fn beyond_ascii(&self, text: &[u8], at: usize) -> (u8, usize) {
+        let (code, length) = decode(text, at);
+        (self.of(code), length)
     }
 
     /// Where the characters that have one of `flags` end, from `at` on.
@@ -148,6 +150,22 @@ pub(crate) fn ascii_letters(text: &[u8], mut at: usize) -> usize {
     at
 }
 
+/// Where the spaces end, from `at` on: code is indented.
+#[inline]
+pub(crate) fn spaces(text: &[u8], mut at: usize) -> usize {
+    while let Some(bytes) = text.get(at..at + 8) {
+        let others = u64::from_le_bytes(bytes.try_into().expect("eight bytes")) ^ 0x2020_2020_2020_2020;
+        if others != 0 {
+            return at + others.trailing_zeros() as usize / 8;
+        }
+        at += 8;
+    }
+    while text.get(at) == Some(&b' ') {
+        at += 1;
+    }
+    at
+}
+
 /// The first and last codes of the ranges of a class.
 fn ranges(class: &str) -> Vec<(u32, u32)> {
     let parsed = regex_syntax::parse(class).expect("classes are constants of this crate");
@@ -180,6 +198,16 @@ mod tests {
         }
         assert_eq!((classes.of('ſ'.into()), classes.of('7'.into()), classes.of('²'.into())), (1, 4, 0));
         assert_eq!(classes.run("aé字!".as_bytes(), 0, 1), 6);
+    }
+
+    #[test]
+    fn spaces_end_where_a_loop_says() {
+        for text in ["", " ", "a ", "        ", "         x", "   \u{a0}      ", "       \n        !   "] {
+            for at in 0..=text.len() {
+                let expected = text.as_bytes()[at..].iter().take_while(|byte| **byte == b' ').count();
+                assert_eq!(spaces(text.as_bytes(), at), at + expected, "{text:?} from {at}");
+            }
+        }
     }
 
     #[test]

@@ -92,8 +92,8 @@ impl RoutedCache {
         let mut run: Vec<BlockHash> = Vec::new();
         let mut places = std::mem::take(&mut self.chain);
         for &hash in chain {
-            match self.places.get(&hash) {
-                Some(&place) => {
+            match self.find(hash, places.last().copied()) {
+                Some(place) => {
                     places.push(place);
                     end_run(&mut run, &mut events);
                 }
@@ -149,6 +149,17 @@ impl RoutedCache {
     /// Whether nothing is held.
     pub fn is_empty(&self) -> bool {
         self.places.is_empty()
+    }
+
+    /// Where a block is held; `parent` is the place of the one before it in its chain. A chain that was noted before lies in
+    /// the list in one piece, its tail first: so the block is nearly always next to its parent, and memory that is read in
+    /// order is many times as fast as the table.
+    fn find(&self, hash: BlockHash, parent: Option<u32>) -> Option<u32> {
+        let beside = parent.map_or(ENDS, |parent| self.blocks[parent as usize].before);
+        if beside != ENDS && self.blocks[beside as usize].hash == hash {
+            return Some(beside);
+        }
+        self.places.get(&hash).copied()
     }
 
     fn at(&mut self, place: u32) -> &mut Block {
