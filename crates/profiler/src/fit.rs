@@ -8,6 +8,7 @@ use forebay_perf_model::{
 };
 
 use crate::{
+    jumps::jumps,
     least_squares::solve,
     point::{Kind, Point},
     survey::Progress,
@@ -262,12 +263,7 @@ impl Terms {
             })
             .collect();
         counts.sort_unstable();
-        let mut knots: Vec<u32> = Vec::new();
-        for count in counts {
-            if knots.last().is_none_or(|last| f64::from(count) >= KNOT_FACTOR * f64::from(*last)) {
-                knots.push(count);
-            }
-        }
+        let knots = knots(&counts, &edges(rows, step_tokens));
         let is_cached = |row: &Row| matches!(row.point, Point::Prefill { .. }) && row.cached_tokens > 0;
         let is_cut =
             |row: &Row| matches!(row.point, Point::Prefill { new_tokens, .. } if new_tokens > step_tokens);
@@ -333,6 +329,34 @@ impl Terms {
         };
         self.knots.iter().zip(&x[CURVE..]).map(point).collect()
     }
+}
+
+/// Tokens of a step on both sides of where steps jump.
+fn edges(rows: &[Row], step_tokens: u32) -> Vec<u32> {
+    let mut curve: Vec<(u32, f64)> = rows
+        .iter()
+        .filter_map(|row| match row.point {
+            Point::Prefill { new_tokens, cached_tokens: 0 } => Some((new_tokens, row.ms)),
+            _ => None,
+        })
+        .filter(|(tokens, _)| *tokens <= step_tokens)
+        .collect();
+    curve.sort_by_key(|(tokens, _)| *tokens);
+    jumps(&curve).into_iter().flat_map(|(before, behind)| [before, behind]).collect()
+}
+
+/// The points of the launch curve, of those that were measured: where it jumps, and elsewhere not too close.
+fn knots(counts: &[u32], edges: &[u32]) -> Vec<u32> {
+    let far = |from: u32, to: u32| f64::from(to) >= KNOT_FACTOR * f64::from(from);
+    let mut knots: Vec<u32> = Vec::new();
+    for &count in counts {
+        let last_is_far = knots.last().is_none_or(|last| far(*last, count));
+        let edge_is_far = edges.iter().filter(|edge| **edge > count).all(|edge| far(count, *edge));
+        if (edges.contains(&count) && knots.last() != Some(&count)) || (last_is_far && edge_is_far) {
+            knots.push(count);
+        }
+    }
+    knots
 }
 
 /// Least squares of relative errors; rows that are far off count less, round by round. A row is its features and its ms.

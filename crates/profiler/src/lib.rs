@@ -2,6 +2,7 @@
 
 mod budget;
 mod fit;
+mod jumps;
 mod least_squares;
 mod plan;
 mod point;

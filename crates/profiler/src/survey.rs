@@ -7,6 +7,7 @@
 //! once; the order depends on the arguments alone.
 
 use crate::{
+    jumps::{between, jumps},
     point::{Kind, Point, Sample},
     trace::median,
 };
@@ -27,6 +28,8 @@ const FIRST_SHARE: f64 = 0.5;
 const STEPS: f64 = 56.0;
 /// Sequences that make a step twice as long: a guess, corrected by what is seen.
 const SEQUENCES_DOUBLE: f64 = 128.0;
+/// Points beyond the plan, to find where steps jump: two jumps between neighbours as far apart as they are in the plan.
+const SEARCHES_MAX: usize = 16;
 /// Weight of the newest measurement in how long those of its kind take.
 const NEWEST: f64 = 0.5;
 
@@ -129,6 +132,16 @@ impl Progress {
         median(seconds().map(|seconds| (seconds / middle - 1.0).abs())).unwrap_or(0.0)
     }
 
+    /// Tokens and time of a prompt of which nothing was cached.
+    fn alone(&self) -> Option<(u32, f64)> {
+        match self.point {
+            Point::Prefill { new_tokens, cached_tokens: 0 } => {
+                Some((new_tokens, median(self.samples.iter().map(|sample| sample.seconds))?))
+            }
+            _ => None,
+        }
+    }
+
     fn is_open(&self) -> bool {
         let wanted = self.wanted();
         self.dropped.is_none() && self.samples.len() < wanted && self.tries < TRIES_PER_SAMPLE * wanted
@@ -144,6 +157,8 @@ pub struct Survey {
     slower: [f64; Kind::ALL.len()],
     seconds_max: f64,
     disturbed: u32,
+    /// Points that were added to find jumps.
+    searches: usize,
 }
 
 impl Survey {
@@ -152,7 +167,7 @@ impl Survey {
         let mut points: Vec<Progress> =
             points.into_iter().map(|point| Progress::measured(point, Vec::new())).collect();
         points.sort_by(|a, b| pace.seconds(&a.point, false).total_cmp(&pace.seconds(&b.point, false)));
-        Self { points, pace, slower: [1.0; Kind::ALL.len()], seconds_max, disturbed: 0 }
+        Self { points, pace, slower: [1.0; Kind::ALL.len()], seconds_max, disturbed: 0, searches: 0 }
     }
 
     /// The number of the point to measure now, `elapsed` seconds after the beginning; `None` when all is done, or the time
@@ -161,9 +176,15 @@ impl Survey {
         let left = self.seconds_max - elapsed;
         loop {
             let open = self.points.iter().enumerate().filter(|(_, progress)| progress.is_open());
-            let (index, first) = open
+            let next = open
                 .map(|(index, progress)| (index, progress.samples.is_empty()))
-                .min_by_key(|(index, _)| (self.points[*index].samples.len(), *index))?;
+                .min_by_key(|(index, _)| (self.points[*index].samples.len(), *index));
+            let Some((index, first)) = next else {
+                let new_tokens = self.search()?;
+                let point = Point::Prefill { new_tokens, cached_tokens: 0 };
+                self.points.push(Progress::measured(point, Vec::new()));
+                continue;
+            };
             let may = if first { FIRST_SHARE * left } else { left };
             if self.seconds(index) <= may {
                 return Some(index);
@@ -171,6 +192,21 @@ impl Survey {
             // With samples it is done; without, it is said why there are none.
             self.points[index].dropped = Some(Why::TooSlow);
         }
+    }
+
+    /// The length of a prompt that shows better where steps jump; `None` if they do not, or it is known.
+    fn search(&mut self) -> Option<u32> {
+        self.searches += 1;
+        let of_one_step = |(tokens, _): &(u32, f64)| *tokens <= self.pace.step_tokens;
+        let mut curve: Vec<_> = self.points.iter().filter_map(Progress::alone).filter(of_one_step).collect();
+        curve.sort_by_key(|(tokens, _)| *tokens);
+        let known = |tokens: &u32| {
+            self.points
+                .iter()
+                .any(|progress| progress.point == Point::Prefill { new_tokens: *tokens, cached_tokens: 0 })
+        };
+        let asked = jumps(&curve).into_iter().filter_map(between).find(|tokens| !known(tokens));
+        asked.filter(|_| self.searches <= SEARCHES_MAX)
     }
 
     /// Takes what an attempt came to, and how many seconds it took.
@@ -305,6 +341,35 @@ mod tests {
         assert!(elapsed < 60.0, "{elapsed}");
         let dropped: Vec<_> = survey.points().iter().map(|progress| progress.dropped.is_some()).collect();
         assert!(dropped[4] && !survey.points()[2].samples.is_empty(), "{dropped:?}");
+    }
+
+    #[test]
+    fn where_steps_jump_is_searched_and_where_they_do_not_is_not() {
+        let lengths = [64, 128, 256, 512, 768, 1_024, 1_536, 2_048].map(prefill);
+        let measured = |jump: u32| {
+            let mut survey = Survey::new(lengths.into(), PACE, 1e6);
+            run(&mut survey, 0.1, |point| match point {
+                Point::Prefill { new_tokens, .. } => {
+                    let late = if *new_tokens > jump { 0.02 } else { 0.0 };
+                    Outcome::Measured(Sample {
+                        seconds: 0.01 + f64::from(*new_tokens) * 2e-5 + late,
+                        ..Sample::default()
+                    })
+                }
+                _ => Outcome::Missed,
+            });
+            let mut lengths: Vec<u32> =
+                survey.points().iter().filter_map(|progress| Some(progress.alone()?.0)).collect();
+            lengths.sort_unstable();
+            lengths
+        };
+        assert_eq!(measured(u32::MAX).len(), 8);
+        for jump in [513, 600, 767] {
+            let lengths = measured(jump);
+            let after = lengths.partition_point(|tokens| *tokens <= jump);
+            assert!(lengths[after] - lengths[after - 1] <= 6, "{jump}: {lengths:?}");
+            assert!(lengths.len() <= 8 + 7, "{jump}: {lengths:?}");
+        }
     }
 
     #[test]

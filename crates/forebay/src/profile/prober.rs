@@ -31,6 +31,8 @@ const OUTPUT_TOKENS: u64 = 2_048;
 const LEAD: usize = 17;
 /// Sequences that decode while the cost of starting a hand-over is measured.
 const BESIDE_HANDOVER: u32 = 2;
+/// Prompts that show how many tokens the engine puts into a step.
+const PROBES: u32 = 3;
 /// Looks at an engine that should be idle and is not yet, and how far apart.
 const LOOKS: u32 = 6;
 const LOOK_PAUSE: Duration = Duration::from_millis(150);
@@ -116,7 +118,7 @@ impl<'a> Prober<'a> {
         })
     }
 
-    /// Finds out how many tokens the engine puts into a step, with a prompt that takes `seconds_max` at most; what it was
+    /// Finds out how many tokens the engine puts into a step, with prompts that take `seconds_max` at most; what it was
     /// taken to be where that shows nothing.
     ///
     /// # Errors
@@ -127,15 +129,20 @@ impl<'a> Prober<'a> {
         longest: u32,
         seconds_max: f64,
     ) -> anyhow::Result<u32> {
-        let affordable = (seconds_max / pace.prefill_token_seconds) as u32;
-        if let Some(tokens) = probe_tokens(longest.min(affordable)) {
+        let affordable = (seconds_max / f64::from(PROBES) / pace.prefill_token_seconds) as u32;
+        let Some(tokens) = probe_tokens(longest.min(affordable)) else { return Ok(self.step_tokens) };
+        let mut counts = Vec::new();
+        // What an engine does for the first time, and what delays a token, looks like a chunk more.
+        for _ in 0..PROBES {
             let mut streams = Streams::new(Instant::now());
             let seen = Box::pin(self.prompt_beside(&mut streams, 1, 16, tokens)).await?;
             if let Ok(seen) = seen {
                 let arrivals = &streams.arrivals(1)[0];
-                let steps = trace::long_steps(arrivals, seen.sent, seen.first, seen.usual_seconds);
-                self.step_tokens = step_tokens(tokens, steps, self.engine.facts.step_tokens_max);
+                counts.push(trace::long_steps(arrivals, seen.sent, seen.first, seen.usual_seconds));
             }
+        }
+        if let Some(steps) = counts.into_iter().filter(|steps| *steps > 0).min() {
+            self.step_tokens = step_tokens(tokens, steps, self.engine.facts.step_tokens_max);
         }
         Ok(self.step_tokens)
     }

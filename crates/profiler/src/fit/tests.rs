@@ -228,6 +228,31 @@ fn too_little_is_said_and_nothing_is_made_of_it() {
     assert!(Profile::from_file(fit.file).is_ok());
 }
 
+/// The profile of an engine with this launch curve.
+fn made_up(launch_ms: Vec<(u32, f64)>) -> Profile {
+    Profile::from_file(ProfileFile {
+        version: ProfileFile::VERSION,
+        name: "truth".to_owned(),
+        measured: "made up".to_owned(),
+        request: RequestFile { fixed_ms: 8.0, token_ms: 0.001 },
+        steps: StepsFile::Rank(RankFile {
+            launch_ms,
+            attention_ms: 9e-7,
+            context_token_ms: 5e-5,
+            mixed_context_token_ms: 0.0,
+            budgets: Vec::new(),
+        }),
+        handover: vec![HandoverFile {
+            layout: KvLayout::CrossLayerBlocks,
+            fixed_ms: 5.0,
+            token_ms: 0.01,
+            start_fixed_ms: 1.0,
+            start_token_ms: 0.001,
+        }],
+    })
+    .expect("its entries are in bounds")
+}
+
 /// A profile whose every term may be large or nearly nothing.
 fn profiles() -> impl Strategy<Value = Profile> {
     let rises = proptest::collection::vec(0.2..3.0_f64, 8);
@@ -274,6 +299,26 @@ fn profiles() -> impl Strategy<Value = Profile> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// One that runs short steps from graphs and longer ones without them.
+    #[test]
+    fn an_engine_whose_steps_jump_is_found(edge in 130_u32..4_000, jump in 0.6..1.5_f64, seed in any::<u64>()) {
+        let jump_ms = jump * (15.0 + 0.02 * f64::from(edge));
+        // It is found to within a few tokens: what is compared must not lie there.
+        let compared = [300, 2_000].into_iter().chain([1, 3, 8, 24, 64, 100, 128].into_iter().flat_map(|it| [512 + it, 4_000 + it]));
+        prop_assume!(compared.map(|tokens: u32| tokens.abs_diff(edge)).all(|apart| apart > 1 + edge / 100));
+        let ms = |tokens: u32| 7.0 + 0.02 * f64::from(tokens) + if tokens > edge { jump_ms } else { 0.0 };
+        let mut tokens = vec![1, 128, edge, edge + 1, 8_192];
+        tokens.dedup();
+        let truth = made_up(tokens.into_iter().map(|tokens| (tokens, ms(tokens))).collect());
+        let (fit, off, what) = recovered(truth, 0.02, 0.0, seed);
+        prop_assert!(off < 0.08, "{}: {:#?}", what, fit);
+        let StepsFile::Rank(found) = fit.file.steps else { panic!("one rank was measured") };
+        let close = |knot: &(u32, f64), at: u32| knot.0.abs_diff(at) <= 1 + edge / 100;
+        let knots = found.launch_ms;
+        let steep = knots.windows(2).find(|pair| pair[1].1 - pair[0].1 > jump_ms / 2.0 && close(&pair[0], edge));
+        prop_assert!(steep.is_some_and(|pair| close(&pair[1], edge)), "{knots:?}");
+    }
 
     #[test]
     fn whatever_the_engine_its_profile_is_found(truth in profiles(), seed in any::<u64>()) {
