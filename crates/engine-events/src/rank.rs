@@ -9,23 +9,23 @@
 //! by [`RankSettings::blocks_max`].
 
 mod chain;
+mod entries;
 mod fault;
 mod group;
 mod held;
-
-use std::collections::hash_map;
 
 use forebay_kv_hash::BlockHasher;
 use forebay_types::{BlockHash, KV_GROUPS_MAX, KvEvent, Tier};
 
 use crate::event::{EngineEvent, EngineHash, EventBatch, Removed, Stored};
 use chain::{Chain, Identity, Own};
+use entries::Entry;
 use group::Group;
 use held::{ALL_TIERS, At, Keyed, TIERS, place};
 
 pub use fault::Fault;
 
-/// Two million: a rank of 32 million tokens in blocks of 16, or of 2 million in pages of one, in some 200 MB.
+/// Two million: a rank of 32 million tokens in blocks of 16, or of 2 million in pages of one, in some 100 MB.
 pub const BLOCKS_MAX_DEFAULT: usize = 1 << 21;
 
 /// What one rank's events are read by.
@@ -92,15 +92,6 @@ pub struct RankStats {
     pub ambiguous: u64,
     /// Removals of what was not stored, since the start, except while history is lost.
     pub removals_unknown: u64,
-}
-
-/// What one engine hash is and how often it is stored.
-#[derive(Debug)]
-struct Entry {
-    stored: [u32; TIERS],
-    /// Our block before those that it completes.
-    before: Option<BlockHash>,
-    identity: Identity,
 }
 
 /// Follows what one DP rank of one life of an engine caches.
@@ -183,10 +174,7 @@ impl RankCache {
 
     /// Everything goes. Engines may mean their own pool alone, so later removals from other tiers are not unknown ones.
     fn clear(&mut self) {
-        let elsewhere =
-            |entry: &Entry| entry.stored.iter().skip(1).map(|&times| u64::from(times)).sum::<u64>();
-        let entries = self.groups.iter().flat_map(|group| group.entries.values());
-        self.stats.left_out = entries.map(elsewhere).sum();
+        self.stats.left_out = self.groups.iter().map(|group| group.entries.stored_elsewhere()).sum();
         self.history = History::Whole;
         self.groups.iter_mut().for_each(Group::clear);
     }
@@ -247,7 +235,7 @@ impl RankCache {
             match self.store_one(hash, at, computed, &own, applied) {
                 // The hash stands for the whole prefix: what follows it has a place again.
                 Stores::Counted if chain.is_none() && !named_only => {
-                    chain = self.groups[usize::from(group)].entries[&hash].identity.chain();
+                    chain = self.groups[usize::from(group)].entries.chain(hash);
                 }
                 Stores::Counted => {}
                 Stores::LeftOut => self.stats.left_out += 1,
@@ -289,7 +277,7 @@ impl RankCache {
                 let (before, rest) = self.groups.split_at(group.into());
                 let (own, after) = rest.split_first()?;
                 let mut all = [own].into_iter().chain(before).chain(after);
-                all.find_map(|group| group.entries.get(&parent)?.identity.chain())
+                all.find_map(|group| group.entries.chain(parent))
             }
             None => {
                 let is_plain = event.lora_name.is_none()
@@ -336,9 +324,8 @@ impl RankCache {
         let blocks: usize = self.groups.iter().map(|group| group.entries.len()).sum();
         let held: usize = self.groups.iter().map(|group| group.held.len()).sum();
         let group = &mut self.groups[usize::from(at.group)];
-        let entry = match group.entries.entry(hash) {
-            hash_map::Entry::Occupied(entry) => {
-                let entry = entry.into_mut();
+        let mut entry = match group.entries.take(hash) {
+            Some(mut entry) => {
                 if computed.is_some_and(|(_, chain)| !entry.identity.agrees(own, chain)) {
                     for tier in ALL_TIERS {
                         if entry.stored[place(tier)] > 0 {
@@ -351,7 +338,7 @@ impl RankCache {
                 }
                 entry
             }
-            hash_map::Entry::Vacant(vacant) => {
+            None => {
                 let Some((before, chain)) = computed else {
                     return Stores::Unknown;
                 };
@@ -360,7 +347,7 @@ impl RankCache {
                     Fault::NoRoom { blocks_max, blocks: 1 }.add_to(&mut applied.faults);
                     return Stores::LeftOut;
                 }
-                vacant.insert(Entry { stored: [0; TIERS], before, identity: Identity::new(own, chain) })
+                Entry { stored: [0; TIERS], before, identity: Identity::new(own, chain) }
             }
         };
         // No engine holds one block four billion times; one that says so has its removals believed too early.
@@ -369,6 +356,7 @@ impl RankCache {
         if *times == 1 {
             group.held.hold(at, entry.before, entry.identity.own(), &mut applied.events);
         }
+        group.entries.put(hash, entry);
         Stores::Counted
     }
 
@@ -399,22 +387,17 @@ impl RankCache {
 impl Group {
     /// Counts one removal of `hash`. Says whether it was stored there.
     fn remove(&mut self, hash: EngineHash, at: At, events: &mut Vec<KvEvent>) -> bool {
-        let hash_map::Entry::Occupied(mut occupied) = self.entries.entry(hash) else {
-            return false;
-        };
-        let entry = occupied.get_mut();
+        let Some(mut entry) = self.entries.take(hash) else { return false };
         let times = &mut entry.stored[place(at.tier)];
-        let Some(left) = times.checked_sub(1) else {
-            return false;
-        };
-        *times = left;
-        if left == 0 {
+        let was_stored = *times > 0;
+        *times = times.saturating_sub(1);
+        if was_stored && *times == 0 {
             self.held.release(at, entry.identity.own(), events);
-            if entry.stored == [0; TIERS] {
-                occupied.remove();
-            }
         }
-        true
+        if entry.stored != [0; TIERS] {
+            self.entries.put(hash, entry);
+        }
+        was_stored
     }
 }
 

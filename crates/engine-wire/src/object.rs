@@ -110,7 +110,8 @@ impl Object {
     ///
     /// # Errors
     /// What is wrong with it, and where.
-    pub fn parse(json: Bytes) -> Result<Self, Flaw> {
+    pub fn parse(json: impl Into<Bytes>) -> Result<Self, Flaw> {
+        let json = json.into();
         if let Err(error) = std::str::from_utf8(&json) {
             return Err(Flaw::Encoding { place: Place::of(&json, error.valid_up_to()) });
         }

@@ -9,7 +9,7 @@ const SHARE: f64 = 0.2;
 /// The curve around is read off points that are this far, as a factor: closer ones show their noise.
 const AROUND: f64 = 1.4;
 /// A jump is known well enough between neighbours this close, as a share of the first.
-const CLOSE_SHARE: f64 = 1.0 / 128.0;
+const CLOSE_SHARE: f64 = 1.0 / 512.0;
 
 /// Neighbours between which `curve` jumps: tokens and times, by tokens, each once.
 pub(crate) fn jumps(curve: &[(u32, f64)]) -> Vec<(u32, u32)> {
@@ -75,7 +75,7 @@ mod tests {
             let at = curve.partition_point(|point| point.0 < tokens);
             curve.insert(at, (tokens, ms));
         }
-        assert_eq!(asked, [640, 576, 544, 528, 520, 516]);
-        assert_eq!(jumps(&curve), [(512, 516)]);
+        assert_eq!(asked, [640, 576, 544, 528, 520, 516, 514, 513]);
+        assert_eq!(jumps(&curve), [(512, 513)]);
     }
 }

@@ -65,6 +65,19 @@ pub fn longest_gap(sequences: &[Vec<f64>], from: f64, to: f64) -> Option<f64> {
     median(sequences.iter().filter_map(|arrivals| gaps(arrivals, from, to).max_by(f64::total_cmp)))
 }
 
+/// Seconds of the step that had more in it, at any time from `from` until `to`, as the sequences that decoded saw it: by how
+/// much they were held up, and a usual step. An engine that is busy with a new prompt sends the tokens of the step before
+/// late, so no gap alone is as long as the step was.
+pub fn step_with_more(sequences: &[Vec<f64>], from: f64, to: f64, usual_seconds: f64) -> Option<f64> {
+    median(sequences.iter().filter_map(|arrivals| {
+        let (mut steps, mut total, mut longest) = (0_u32, 0.0, f64::NEG_INFINITY);
+        for gap in gaps(arrivals, from, to) {
+            (steps, total, longest) = (steps + 1, total + gap, gap.max(longest));
+        }
+        (steps > 0).then(|| longest.max(total - f64::from(steps - 1) * usual_seconds))
+    }))
+}
+
 /// Steps with more in them than the usual, from `from` until `to`, as one sequence saw it.
 pub fn long_steps(arrivals: &[f64], from: f64, to: f64, usual_seconds: f64) -> u32 {
     let long = || gaps(arrivals, from, to).filter(|gap| *gap > LONG * usual_seconds);
@@ -118,6 +131,13 @@ mod tests {
         let sequences = vec![arrivals(40, 0.01, 20, 0.09); 3];
         let gap = longest_gap(&sequences, 0.19, 0.31).expect("a gap");
         assert!((gap - 0.09).abs() < 1e-9, "{gap}");
+        assert!((step_with_more(&sequences, 0.19, 0.31, 0.01).expect("gaps") - 0.09).abs() < 1e-9);
+        // The token before it came 30 ms late.
+        let mut late = sequences[0].clone();
+        late[20] += 0.03;
+        assert!((longest_gap(&[late.clone()], 0.15, 0.31).expect("a gap") - 0.06).abs() < 1e-9);
+        assert!((step_with_more(&[late], 0.15, 0.31, 0.01).expect("gaps") - 0.09).abs() < 1e-9);
+        assert_eq!(step_with_more(&[vec![0.0]], 0.0, 1.0, 0.01), None);
         assert_eq!(long_steps(&sequences[0], 0.0, 10.0, 0.01), 1);
         assert_eq!(long_steps(&sequences[0], 0.0, 0.1, 0.01), 0);
         let delayed: Vec<f64> = [0.0, 0.01, 0.026, 0.126, 0.226, 0.242, 0.342].into();

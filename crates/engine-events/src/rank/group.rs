@@ -1,15 +1,15 @@
 //! Groups of layers: which an engine's events are of, what each needs of a prefix, and its blocks.
 
-use std::{collections::HashMap, num::NonZeroU32};
+use std::num::NonZeroU32;
 
 use forebay_kv_hash::Run;
 use forebay_types::{KvEvent, KvGroup};
 
 use super::{
-    Entry,
-    held::{ALL_TIERS, Held, Keyed, place},
+    entries::Entries,
+    held::{ALL_TIERS, Held, Keyed},
 };
-use crate::event::{EngineHash, GroupKind, Stored};
+use crate::event::{GroupKind, Stored};
 
 /// One group of layers of one rank.
 #[derive(Debug)]
@@ -17,13 +17,13 @@ pub(super) struct Group {
     /// As the engine numbers it.
     pub(super) number: u32,
     pub(super) needs: KvGroup,
-    pub(super) entries: HashMap<EngineHash, Entry, Keyed>,
+    pub(super) entries: Entries,
     pub(super) held: Held,
 }
 
 impl Group {
     pub(super) fn new(number: u32, needs: KvGroup, keyed: Keyed) -> Self {
-        Self { number, needs, entries: HashMap::with_hasher(keyed), held: Held::default() }
+        Self { number, needs, entries: Entries::new(keyed), held: Held::default() }
     }
 
     /// Forgets what is cached, not what it is.
@@ -35,14 +35,8 @@ impl Group {
     /// What is held, as chains in the order of `group`s' tiers.
     pub(super) fn contents(&self, group: u8) -> impl Iterator<Item = KvEvent> + '_ {
         ALL_TIERS.into_iter().flat_map(move |tier| {
-            let stored = self.entries.values().filter(move |entry| entry.stored[place(tier)] > 0);
-            let blocks = stored.flat_map(|entry| {
-                let own = entry.identity.own();
-                let parents = std::iter::once(entry.before).chain(own.iter().copied().map(Some));
-                own.iter().copied().zip(parents)
-            });
             let event = move |Run { parent, hashes }| KvEvent::Stored { parent, hashes, tier, group };
-            forebay_kv_hash::join(blocks).into_iter().map(event)
+            forebay_kv_hash::join(self.entries.blocks(tier)).into_iter().map(event)
         })
     }
 }

@@ -1,8 +1,11 @@
 //! Our blocks that are held, by tier, and the events that come of changes.
 
-use std::hash::BuildHasher;
+use std::{
+    collections::HashSet,
+    hash::{BuildHasher, BuildHasherDefault},
+};
 
-use forebay_kv_hash::{BlockHasher, BlockMap};
+use forebay_kv_hash::{AsItIs, BlockHasher, BlockMap};
 use forebay_types::{BlockHash, KvEvent, Tier};
 use siphasher::sip::SipHasher13;
 
@@ -10,7 +13,7 @@ use siphasher::sip::SipHasher13;
 pub(super) const TIERS: usize = 4;
 pub(super) const ALL_TIERS: [Tier; TIERS] = [Tier::Device, Tier::Host, Tier::Disk, Tier::Remote];
 
-pub(super) fn place(tier: Tier) -> usize {
+pub(super) const fn place(tier: Tier) -> usize {
     match tier {
         Tier::Device => 0,
         Tier::Host => 1,
@@ -22,14 +25,24 @@ pub(super) fn place(tier: Tier) -> usize {
 /// How many engine blocks of one group that complete a block of ours are held, by tier.
 #[derive(Debug, Default)]
 pub(super) struct Held {
+    /// Blocks of which one is, on the device: nearly all.
+    once: HashSet<BlockHash, BuildHasherDefault<AsItIs>>,
+    /// The others.
     counts: BlockMap<[u32; TIERS]>,
     blocks: [u64; TIERS],
 }
 
+/// Once on the device, and nowhere else.
+pub(super) const ONCE: [u32; TIERS] = {
+    let mut counts = [0; TIERS];
+    counts[place(Tier::Device)] = 1;
+    counts
+};
+
 impl Held {
     /// Distinct blocks.
     pub(super) fn len(&self) -> usize {
-        self.counts.len()
+        self.once.len() + self.counts.len()
     }
 
     /// Distinct blocks of each tier.
@@ -47,9 +60,8 @@ impl Held {
     ) {
         let mut parent = before;
         for &block in own {
-            let count = &mut self.counts.entry(block).or_default()[place(at.tier)];
-            *count += 1;
-            if *count == 1 {
+            let count = self.change(block, at.tier, |count| count + 1);
+            if count == 1 {
                 self.blocks[place(at.tier)] += 1;
                 stored(parent, block, at, events);
             }
@@ -60,16 +72,29 @@ impl Held {
     /// One engine block that completes `own` is not held any more.
     pub(super) fn release(&mut self, at: At, own: &[BlockHash], events: &mut Vec<KvEvent>) {
         for &block in own {
-            let counts = self.counts.get_mut(&block).expect("what an engine block completes is held with it");
-            counts[place(at.tier)] -= 1;
-            if counts[place(at.tier)] == 0 {
-                if *counts == [0; TIERS] {
-                    self.counts.remove(&block);
-                }
+            if self.change(block, at.tier, |count| count - 1) == 0 {
                 self.blocks[place(at.tier)] -= 1;
                 removed(block, at, events);
             }
         }
+    }
+
+    /// Changes how many there are of a block on a tier; the new number.
+    fn change(&mut self, block: BlockHash, tier: Tier, change: impl FnOnce(u32) -> u32) -> u32 {
+        let mut counts = match self.once.remove(&block) {
+            true => ONCE,
+            false if self.counts.is_empty() => [0; TIERS],
+            false => self.counts.remove(&block).unwrap_or_default(),
+        };
+        let count = &mut counts[place(tier)];
+        *count = change(*count);
+        let count = *count;
+        match counts {
+            ONCE => drop(self.once.insert(block)),
+            [0, 0, 0, 0] => {}
+            counts => drop(self.counts.insert(block, counts)),
+        }
+        count
     }
 }
 

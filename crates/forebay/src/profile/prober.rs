@@ -275,9 +275,8 @@ impl<'a> Prober<'a> {
             Err(outcome) => return Ok(outcome),
         };
         let arrivals = streams.arrivals(sequences as usize);
-        let Some(seconds) = trace::longest_gap(&arrivals, seen.sent, seen.first) else {
-            return Ok(Outcome::Missed);
-        };
+        let seconds = trace::step_with_more(&arrivals, seen.sent, seen.first, seen.usual_seconds);
+        let Some(seconds) = seconds else { return Ok(Outcome::Missed) };
         let context_tokens = trace::context_tokens(&arrivals, context_tokens, seen.sent, seen.first);
         Ok(Outcome::Measured(Sample { seconds, context_tokens, ..Sample::default() }))
     }
