@@ -26,7 +26,7 @@ pub fn time(options: &Options) -> Result<(), String> {
     let mut found = Vec::new();
     for (ranks, bar_us) in RANKS {
         let kind = Workload::FiveTurn.engine_kind(options.budgets[0], options.blocks);
-        let engine = EngineSpec { kind, dp_ranks: 1, role: Role::Both, gpus: 1 };
+        let engine = EngineSpec { kind, dp_ranks: 1, role: Role::Both, gpus: 1, startup: Time::ZERO };
         let mut gateway = Gateway::new(options.gateway_settings(rule, options.seed), &vec![engine; ranks]);
         let mut rounds = rounds(&mut gateway, ranks);
         rounds.sort_by(f64::total_cmp);

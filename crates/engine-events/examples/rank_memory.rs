@@ -3,6 +3,8 @@
 //! Stores sequences of 64 blocks of 16 tokens under opaque hashes, as vLLM announces them, and prints by how much the
 //! process has grown. Tables double as they grow, so the figure is taken at several sizes. Linux only.
 
+#![expect(clippy::print_stdout, reason = "its output is what it is run for")]
+
 use forebay_engine_events::{EngineEvent, EngineHash, EventBatch, RankCache, RankSettings, Stored};
 use forebay_kv_hash::{BlockHasher, HashKey};
 use forebay_types::Tier;

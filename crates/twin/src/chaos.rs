@@ -115,7 +115,9 @@ fn engines(rule: Rule, draw: &mut Draw) -> Vec<EngineSpec> {
         },
     };
     let dp_ranks = if is_group { 2 } else { 1 };
-    let spec = |number| EngineSpec { kind: kind.clone(), dp_ranks, role: rule.role(number), gpus: 1 };
+    let startup = if is(0.3, draw) { Time::from_seconds(4.0 * draw.unit()) } else { Time::ZERO };
+    let spec =
+        |number| EngineSpec { kind: kind.clone(), dp_ranks, role: rule.role(number), gpus: 1, startup };
     let mut engines: Vec<EngineSpec> = (0..count).map(spec).collect();
     // Now and then one that is pinned, beside those that are not.
     if rule.engines().is_none() && hands_over && is(0.2, draw) {

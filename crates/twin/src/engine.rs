@@ -47,6 +47,8 @@ pub struct EngineSpec {
     pub role: Role,
     /// GPUs that it takes.
     pub gpus: u32,
+    /// From the start of a process in place of one that died until it serves: loading weights, compiling, capturing graphs.
+    pub startup: Time,
 }
 
 impl EngineKind {

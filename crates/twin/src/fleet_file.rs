@@ -12,6 +12,7 @@ use forebay_types::{FirstToken, Role};
 use serde::Deserialize;
 
 use crate::{
+    clock::Time,
     engine::{EngineKind, EngineSpec},
     faults::{Bounds, Fault, FaultEntry},
 };
@@ -20,6 +21,7 @@ const GIB: f64 = (1_u64 << 30) as f64;
 
 /// Engines of one file, all together: far beyond any fleet that a run gets through.
 const ENGINES_MAX: usize = 16_384;
+const STARTUP_SECONDS_MAX: f64 = 86_400.0;
 
 /// A fleet file.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -77,6 +79,8 @@ pub struct EngineEntry {
     pub hand_over: HandOver,
     /// Whether hand-overs begin before prompts that wait.
     pub imports_first: bool,
+    /// Seconds that a process takes to serve which is started in place of one that died.
+    pub startup_seconds: f64,
 }
 
 /// How KV moves between engines.
@@ -147,6 +151,7 @@ impl Default for EngineEntry {
             context_tokens_max: 131_072,
             hand_over: HandOver::CrossLayer,
             imports_first: false,
+            startup_seconds: 0.0,
         }
     }
 }
@@ -302,7 +307,14 @@ impl EngineEntry {
             );
         }
         let gpus = if self.gpus > 0 { self.gpus } else { u32::from(self.dp_ranks) };
-        Ok(EngineSpec { kind, dp_ranks: self.dp_ranks, role: self.role, gpus })
+        if !(0.0..=STARTUP_SECONDS_MAX).contains(&self.startup_seconds) {
+            return Err(format!(
+                "`startup_seconds` is {}; give 0 to {STARTUP_SECONDS_MAX}",
+                self.startup_seconds
+            ));
+        }
+        let startup = Time::from_seconds(self.startup_seconds);
+        Ok(EngineSpec { kind, dp_ranks: self.dp_ranks, role: self.role, gpus, startup })
     }
 
     /// What is left of the memory for KV, in blocks.

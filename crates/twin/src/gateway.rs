@@ -391,7 +391,7 @@ fn facts(
     incarnation: Incarnation,
     settings: &GatewaySettings,
 ) -> EngineFacts {
-    let EngineSpec { kind, dp_ranks, role, gpus: _ } = engine;
+    let EngineSpec { kind, dp_ranks, role, gpus: _, startup: _ } = engine;
     let (dp_ranks, role) = (*dp_ranks, *role);
     let config = kind.scheduler;
     let hands_over = kind.hands_over();

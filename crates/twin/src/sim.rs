@@ -314,6 +314,7 @@ impl<'a> Run<'a> {
                 self.settle();
             }
             Event::Fault(number, begins) => self.fault(number, begins),
+            Event::Started(engine, start) => self.started(engine, start),
             Event::Batch(gateway, batch) => self.cache_changed(gateway, &batch),
             Event::Resync(gateway, rank) => self.resync(gateway, rank),
             Event::Notice(notice) => self.notice(*notice),

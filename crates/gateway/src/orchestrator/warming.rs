@@ -133,7 +133,7 @@ fn leg(shared: &Shared, driver: &dyn Driver, rank: RankId, prompt: &Prompt, work
         let json = serde_json::json!({
             "model": &*driver.facts().model, "prompt": text.join(" "), "max_tokens": 1, "temperature": 0,
         });
-        let json = Object::parse(json.to_string().into()).expect("it is an object");
+        let json = Object::parse(json.to_string()).expect("it is an object");
         Arc::new(ClientBody { route: ClientRoute::Completions, json, streams: false })
     });
     Leg {

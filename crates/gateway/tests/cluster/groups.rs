@@ -41,7 +41,7 @@ fn request(number: usize, double: &VllmDouble) -> GenerateRequest {
         unit: PromptUnit::Text,
         body: Some(Arc::new(ClientBody {
             route: ClientRoute::Completions,
-            json: Object::parse(json.into()).expect("an object"),
+            json: Object::parse(json).expect("an object"),
             streams: false,
         })),
         audit: None,

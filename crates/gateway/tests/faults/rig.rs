@@ -123,7 +123,7 @@ impl Rig {
     /// The tokens of a text, and the text to be audited by.
     pub(crate) async fn ask_audited(&self, text: &str, count: usize) -> Result<Vec<TokenId>, String> {
         let json = serde_json::json!({"prompt": text, "max_tokens": count}).to_string();
-        let json = Object::parse(json.into()).expect("an object");
+        let json = Object::parse(json).expect("an object");
         let words = ClientBody { route: ClientRoute::Completions, json, streams: false };
         let response = self.submit_of(&tokenizer::encode(text), Some(Arc::new(words)), count)?;
         Answer { response, tokens: Vec::new() }.read().await

@@ -228,18 +228,24 @@ fn too_little_is_said_and_nothing_is_made_of_it() {
     assert!(Profile::from_file(fit.file).is_ok());
 }
 
-/// The profile of an engine with this launch curve.
-fn made_up(launch_ms: Vec<(u32, f64)>) -> Profile {
+/// The profile of an engine with this launch curve, and how long its requests and contexts take.
+fn made_up(
+    launch_ms: Vec<(u32, f64)>,
+    request: (f64, f64),
+    attention: f64,
+    context: f64,
+    mixed: f64,
+) -> Profile {
     Profile::from_file(ProfileFile {
         version: ProfileFile::VERSION,
         name: "truth".to_owned(),
         measured: "made up".to_owned(),
-        request: RequestFile { fixed_ms: 8.0, token_ms: 0.001 },
+        request: RequestFile { fixed_ms: request.0, token_ms: request.1 },
         steps: StepsFile::Rank(RankFile {
             launch_ms,
-            attention_ms: 9e-7,
-            context_token_ms: 5e-5,
-            mixed_context_token_ms: 0.0,
+            attention_ms: attention,
+            context_token_ms: context,
+            mixed_context_token_ms: mixed,
             budgets: Vec::new(),
         }),
         handover: vec![HandoverFile {
@@ -273,27 +279,7 @@ fn profiles() -> impl Strategy<Value = Profile> {
                 let last = launch_ms.last().map_or(base, |last| last.1);
                 launch_ms.push((pair[1], last + rise * per_token * f64::from(pair[1] - pair[0])));
             }
-            Profile::from_file(ProfileFile {
-                version: ProfileFile::VERSION,
-                name: "truth".to_owned(),
-                measured: "made up".to_owned(),
-                request: RequestFile { fixed_ms: fixed, token_ms: token },
-                steps: StepsFile::Rank(RankFile {
-                    launch_ms,
-                    attention_ms: attention,
-                    context_token_ms: context,
-                    mixed_context_token_ms: mix * context,
-                    budgets: Vec::new(),
-                }),
-                handover: vec![HandoverFile {
-                    layout: KvLayout::CrossLayerBlocks,
-                    fixed_ms: 5.0,
-                    token_ms: 0.01,
-                    start_fixed_ms: 1.0,
-                    start_token_ms: 0.001,
-                }],
-            })
-            .expect("its entries are in bounds")
+            made_up(launch_ms, (fixed, token), attention, context, mix * context)
         })
 }
 
@@ -310,7 +296,8 @@ proptest! {
         let ms = |tokens: u32| 7.0 + 0.02 * f64::from(tokens) + if tokens > edge { jump_ms } else { 0.0 };
         let mut tokens = vec![1, 128, edge, edge + 1, 8_192];
         tokens.dedup();
-        let truth = made_up(tokens.into_iter().map(|tokens| (tokens, ms(tokens))).collect());
+        let curve = tokens.into_iter().map(|tokens| (tokens, ms(tokens))).collect();
+        let truth = made_up(curve, (8.0, 0.001), 9e-7, 5e-5, 0.0);
         let (fit, off, what) = recovered(truth, 0.02, 0.0, seed);
         prop_assert!(off < 0.08, "{}: {:#?}", what, fit);
         let StepsFile::Rank(found) = fit.file.steps else { panic!("one rank was measured") };

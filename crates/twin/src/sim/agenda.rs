@@ -37,6 +37,8 @@ pub(super) enum Event {
     Gone(u32),
     /// A fault of the plan begins, or ends.
     Fault(u32, bool),
+    /// An engine's new process serves, if this still is the last that was started.
+    Started(u32, u32),
     /// Disturbed KV events reach a gateway.
     Batch(u32, Box<KvEventBatch>),
     /// A gateway's wish for all that a rank caches reaches it.

@@ -38,6 +38,8 @@ pub(super) struct Seat {
     /// Which life this is, from 0.
     pub(super) life: u32,
     pub(super) power: Power,
+    /// Processes that were started, or died while they started.
+    pub(super) starts: u32,
     /// What reached it while it hung.
     inbox: Vec<Inbound>,
     /// A step was over while it hung.
@@ -69,6 +71,7 @@ impl Seat {
             group: Group::new(engine.kind.clone(), std::iter::empty(), hasher),
             life: 0,
             power: Power::Up,
+            starts: 0,
             inbox: Vec::new(),
             step_is_over: false,
             ticket: 0,

@@ -18,6 +18,7 @@ fn settings(workload: Workload, rule: &str, engines: usize, seconds: f64) -> Run
         dp_ranks: workload.defaults().dp_ranks,
         role: rule.role(number),
         gpus: 1,
+        startup: Time::ZERO,
     });
     RunSettings::new(engines.collect(), rule, 1, Time::from_seconds(seconds))
 }
@@ -293,6 +294,23 @@ fn answers_of_an_engine_that_dies_go_on_elsewhere() {
         let (calm, _) = summed(&calm, &steady(100));
         assert_eq!((calm.migrations, calm.retries), (0, 0), "{sight:?}");
         assert!(calm.worst_gap_p99_ms < summary.worst_gap_p99_ms, "{sight:?}");
+    }
+}
+
+#[test]
+fn an_engine_serves_again_once_its_process_has_started() {
+    // The second crash meets a process that is starting.
+    let troubles = [(2.0, 1.0, Trouble::Crash { engine: 0 }), (4.0, 1.0, Trouble::Crash { engine: 0 })];
+    for (startup, back) in [(0.0, 3.0), (0.5, 3.5), (1.5, 6.5), (4.0, 9.0)] {
+        let mut settings = troubled(2, &troubles);
+        settings.is_logged = true;
+        settings.engines.iter_mut().for_each(|engine| engine.startup = Time::from_seconds(startup));
+        let (summary, ran) = summed(&settings, &steady(200));
+        assert_eq!(summary.unfinished, 0, "{startup}");
+        let follows = |line: &&String| line.contains("follows engine 0 as") && !line.contains("as 1 ");
+        let at = ran.log.iter().find(follows).and_then(|line| line.split_whitespace().next());
+        let at: f64 = at.expect("it came back").parse().unwrap();
+        assert!((at - back).abs() < 0.1, "{startup}: {at}");
     }
 }
 

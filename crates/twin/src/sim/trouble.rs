@@ -51,7 +51,7 @@ impl Run<'_> {
         match fault.trouble {
             Trouble::Crash { engine } if begins => self.go_down(engine, false),
             Trouble::Vanish { engine } if begins => self.go_down(engine, true),
-            Trouble::Crash { engine } | Trouble::Vanish { engine } => self.come_back(engine),
+            Trouble::Crash { engine } | Trouble::Vanish { engine } => self.start(engine),
             Trouble::Hang { engine } if begins => self.hang(engine),
             Trouble::Hang { engine } => self.hung(engine),
             Trouble::Slow { engine, factor } => {
@@ -91,6 +91,8 @@ impl Run<'_> {
     fn go_down(&mut self, engine: u32, silently: bool) {
         let in_process = self.is_in_process();
         let seat = &mut self.seats[engine as usize];
+        // One that starts dies, too.
+        seat.starts += 1;
         if matches!(seat.power, Power::Down { .. }) {
             return;
         }
@@ -122,6 +124,25 @@ impl Run<'_> {
         let lives = self.clients.requests.iter().filter_map(|request| request.live.as_ref());
         let on = |rank: RankId| self.seat_of(rank) == (engine, life);
         lives.flat_map(|live| &live.legs).filter(|leg| on(leg.rank)).map(|leg| leg.id).collect()
+    }
+
+    /// A process is started in place of one that died.
+    fn start(&mut self, engine: u32) {
+        let startup = self.settings.engines[engine as usize].startup;
+        if startup == Time::ZERO {
+            return self.come_back(engine);
+        }
+        let seat = &mut self.seats[engine as usize];
+        seat.starts += 1;
+        let start = seat.starts;
+        self.later(startup.seconds(), Event::Started(engine, start));
+    }
+
+    pub(super) fn started(&mut self, engine: u32, start: u32) {
+        if self.seats[engine as usize].starts == start {
+            self.interrupt_all();
+            self.come_back(engine);
+        }
     }
 
     fn come_back(&mut self, engine: u32) {
@@ -158,7 +179,7 @@ impl Run<'_> {
     fn hung(&mut self, engine: u32) {
         let Power::Hung { since } = self.seats[engine as usize].power else {
             // It was killed meanwhile: its keeper starts another.
-            return self.come_back(engine);
+            return self.start(engine);
         };
         let life = self.seats[engine as usize].life;
         if self.now.since(since).seconds() > SILENT_SECONDS {
