@@ -294,6 +294,7 @@ impl Options {
                 dp_ranks: self.dp_ranks(),
                 role: rule.role(number),
                 gpus: u32::from(self.dp_ranks()),
+                startup: Time::ZERO,
             }
         };
         (0..self.engines()).map(engine).collect()
