@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, HashSet};
 use forebay_engine_events::{EngineEvent, EngineHash, EventBatch, Stored};
 use forebay_engine_wire::metrics::Histogram;
 use forebay_twin::{Draw, EngineEntry, FleetFile, Session, Trace, TraceForm, mix};
-use forebay_types::Tier;
 use proptest::prelude::*;
 
 use super::*;
@@ -70,20 +69,12 @@ fn hashes(tokens: &[u32], seat: usize) -> Vec<u64> {
 }
 
 fn stored(seconds: f64, all: &[u64], tokens: &[u32], from: usize, to: usize) -> EventBatch {
-    let event = Stored {
-        hashes: all[from..to].iter().map(|&hash| EngineHash(hash)).collect(),
-        parent: from.checked_sub(1).map(|before| EngineHash(all[before])),
-        tokens: tokens[from * BLOCK..to * BLOCK].into(),
-        block_size_tokens: BLOCK as u32,
-        lora_id: None,
-        lora_name: None,
-        salt: None,
-        extra_keys: None,
-        tier: Tier::Device,
-        group: None,
-        kind: None,
-        window_tokens: None,
-    };
+    let event = Stored::plain(
+        from.checked_sub(1).map(|before| EngineHash(all[before])),
+        all[from..to].iter().map(|&hash| EngineHash(hash)).collect(),
+        tokens[from * BLOCK..to * BLOCK].into(),
+        BLOCK as u32,
+    );
     EventBatch { time_seconds: 1e9 + seconds, events: vec![EngineEvent::Stored(event)], dp_rank: None }
 }
 

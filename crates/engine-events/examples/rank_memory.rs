@@ -7,7 +7,6 @@
 
 use forebay_engine_events::{EngineEvent, EngineHash, EventBatch, RankCache, RankSettings, Stored};
 use forebay_kv_hash::{BlockHasher, HashKey};
-use forebay_types::Tier;
 
 const BLOCK_TOKENS: u32 = 16;
 const SEQUENCE: u64 = 64;
@@ -15,20 +14,7 @@ const SEQUENCE: u64 = 64;
 fn sequence(number: u64) -> EventBatch {
     let hashes = (number * SEQUENCE..(number + 1) * SEQUENCE).map(opaque).map(EngineHash).collect();
     let tokens = (0..SEQUENCE as u32 * BLOCK_TOKENS).map(|token| token ^ (number as u32) << 12).collect();
-    let stored = Stored {
-        hashes,
-        parent: None,
-        tokens,
-        block_size_tokens: BLOCK_TOKENS,
-        lora_id: None,
-        lora_name: None,
-        salt: None,
-        extra_keys: None,
-        tier: Tier::Device,
-        group: None,
-        kind: None,
-        window_tokens: None,
-    };
+    let stored = Stored::plain(None, hashes, tokens, BLOCK_TOKENS);
     EventBatch { time_seconds: 0.0, events: vec![EngineEvent::Stored(stored)], dp_rank: None }
 }
 

@@ -81,6 +81,31 @@ pub struct Stored {
     pub window_tokens: Option<u32>,
 }
 
+impl Stored {
+    /// Blocks of plain text on the device: no adapter, no salt, no other keys, one group of layers.
+    pub fn plain(
+        parent: Option<EngineHash>,
+        hashes: Vec<EngineHash>,
+        tokens: Vec<TokenId>,
+        block_size_tokens: u32,
+    ) -> Self {
+        Self {
+            hashes,
+            parent,
+            tokens,
+            block_size_tokens,
+            lora_id: None,
+            lora_name: None,
+            salt: None,
+            extra_keys: None,
+            tier: Tier::Device,
+            group: None,
+            kind: None,
+            window_tokens: None,
+        }
+    }
+}
+
 /// Blocks went, in any order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Removed {

@@ -25,7 +25,8 @@ use held::{ALL_TIERS, At, Keyed, TIERS, place};
 
 pub use fault::Fault;
 
-/// Two million: a rank of 32 million tokens in blocks of 16, or of 2 million in pages of one, in some 100 MB.
+/// Two million: a rank of 32 million tokens in blocks of 16, or of 2 million in pages of one. Where an engine's
+/// blocks are as large as ours they take some 100 MB; others take more.
 pub const BLOCKS_MAX_DEFAULT: usize = 1 << 21;
 
 /// What one rank's events are read by.

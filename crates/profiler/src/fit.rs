@@ -8,7 +8,7 @@ use forebay_perf_model::{
 };
 
 use crate::{
-    jumps::jumps,
+    jumps::of_prompts,
     least_squares::solve,
     point::{Kind, Point},
     survey::Progress,
@@ -333,16 +333,8 @@ impl Terms {
 
 /// Tokens of a step on both sides of where steps jump.
 fn edges(rows: &[Row], step_tokens: u32) -> Vec<u32> {
-    let mut curve: Vec<(u32, f64)> = rows
-        .iter()
-        .filter_map(|row| match row.point {
-            Point::Prefill { new_tokens, cached_tokens: 0 } => Some((new_tokens, row.ms)),
-            _ => None,
-        })
-        .filter(|(tokens, _)| *tokens <= step_tokens)
-        .collect();
-    curve.sort_by_key(|(tokens, _)| *tokens);
-    jumps(&curve).into_iter().flat_map(|(before, behind)| [before, behind]).collect()
+    let measured = rows.iter().map(|row| (row.point, row.ms));
+    of_prompts(measured, step_tokens).into_iter().flat_map(|(before, behind)| [before, behind]).collect()
 }
 
 /// The points of the launch curve, of those that were measured: where it jumps, and elsewhere not too close.

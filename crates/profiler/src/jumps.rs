@@ -1,7 +1,10 @@
 //! Where steps suddenly take longer: up to some number of tokens an engine replays a graph that it captured, beyond it starts
 //! kernel after kernel. One token more may then double a step.
 //!
-//! In: times by tokens. Out: the neighbours between which there is more than the curve around them explains.
+//! In: times by tokens. Out: the neighbours between which there is more than the curve around them explains. Start at
+//! [`of_prompts`].
+
+use crate::point::Point;
 
 /// How much more than the curve around them two neighbours must be apart, as a factor, and beyond it as a share of the first.
 const TIMES: f64 = 1.3;
@@ -11,8 +14,21 @@ const AROUND: f64 = 1.4;
 /// A jump is known well enough between neighbours this close, as a share of the first.
 const CLOSE_SHARE: f64 = 1.0 / 512.0;
 
+/// Lengths of prompts between which steps jump, of those among `points` that were measured alone, whole and in one step.
+pub(crate) fn of_prompts(points: impl Iterator<Item = (Point, f64)>, step_tokens: u32) -> Vec<(u32, u32)> {
+    let prompt = |(point, time)| match point {
+        Point::Prefill { new_tokens, cached_tokens: 0 } if new_tokens <= step_tokens => {
+            Some((new_tokens, time))
+        }
+        _ => None,
+    };
+    let mut curve: Vec<(u32, f64)> = points.filter_map(prompt).collect();
+    curve.sort_by_key(|(tokens, _)| *tokens);
+    jumps(&curve)
+}
+
 /// Neighbours between which `curve` jumps: tokens and times, by tokens, each once.
-pub(crate) fn jumps(curve: &[(u32, f64)]) -> Vec<(u32, u32)> {
+fn jumps(curve: &[(u32, f64)]) -> Vec<(u32, u32)> {
     let is_jump = |pair: &&[(u32, f64)]| {
         let (from, to) = (pair[0], pair[1]);
         let before = curve.iter().rfind(|point| AROUND * f64::from(point.0) <= f64::from(from.0));

@@ -7,7 +7,7 @@
 //! once; the order depends on the arguments alone.
 
 use crate::{
-    jumps::{between, jumps},
+    jumps::{between, of_prompts},
     point::{Kind, Point, Sample},
     trace::median,
 };
@@ -132,14 +132,8 @@ impl Progress {
         median(seconds().map(|seconds| (seconds / middle - 1.0).abs())).unwrap_or(0.0)
     }
 
-    /// Tokens and time of a prompt of which nothing was cached.
-    fn alone(&self) -> Option<(u32, f64)> {
-        match self.point {
-            Point::Prefill { new_tokens, cached_tokens: 0 } => {
-                Some((new_tokens, median(self.samples.iter().map(|sample| sample.seconds))?))
-            }
-            _ => None,
-        }
+    fn seconds(&self) -> Option<f64> {
+        median(self.samples.iter().map(|sample| sample.seconds))
     }
 
     fn is_open(&self) -> bool {
@@ -180,8 +174,7 @@ impl Survey {
                 .map(|(index, progress)| (index, progress.samples.is_empty()))
                 .min_by_key(|(index, _)| (self.points[*index].samples.len(), *index));
             let Some((index, first)) = next else {
-                let new_tokens = self.search()?;
-                let point = Point::Prefill { new_tokens, cached_tokens: 0 };
+                let point = self.search()?;
                 self.points.push(Progress::measured(point, Vec::new()));
                 continue;
             };
@@ -194,19 +187,17 @@ impl Survey {
         }
     }
 
-    /// The length of a prompt that shows better where steps jump; `None` if they do not, or it is known.
-    fn search(&mut self) -> Option<u32> {
+    /// A prompt that shows better where steps jump; `None` if they do not, or it is known.
+    fn search(&mut self) -> Option<Point> {
+        if self.searches == SEARCHES_MAX {
+            return None;
+        }
+        let measured = self.points.iter().filter_map(|progress| Some((progress.point, progress.seconds()?)));
+        let asked = of_prompts(measured, self.pace.step_tokens).into_iter().filter_map(between);
+        let point = |new_tokens| Point::Prefill { new_tokens, cached_tokens: 0 };
+        let found = asked.map(point).find(|point| self.points.iter().all(|known| known.point != *point))?;
         self.searches += 1;
-        let of_one_step = |(tokens, _): &(u32, f64)| *tokens <= self.pace.step_tokens;
-        let mut curve: Vec<_> = self.points.iter().filter_map(Progress::alone).filter(of_one_step).collect();
-        curve.sort_by_key(|(tokens, _)| *tokens);
-        let known = |tokens: &u32| {
-            self.points
-                .iter()
-                .any(|progress| progress.point == Point::Prefill { new_tokens: *tokens, cached_tokens: 0 })
-        };
-        let asked = jumps(&curve).into_iter().filter_map(between).find(|tokens| !known(tokens));
-        asked.filter(|_| self.searches <= SEARCHES_MAX)
+        Some(found)
     }
 
     /// Takes what an attempt came to, and how many seconds it took.
@@ -358,8 +349,11 @@ mod tests {
                 }
                 _ => Outcome::Missed,
             });
-            let mut lengths: Vec<u32> =
-                survey.points().iter().filter_map(|progress| Some(progress.alone()?.0)).collect();
+            let tokens = |progress: &Progress| match progress.point {
+                Point::Prefill { new_tokens, .. } => new_tokens,
+                _ => 0,
+            };
+            let mut lengths: Vec<u32> = survey.points().iter().map(tokens).collect();
             lengths.sort_unstable();
             lengths
         };

@@ -379,6 +379,9 @@ mod tests {
         check(one(|entry| entry.step_tokens_max = 100), "less than `sequences_max`, 256");
         check(one(|entry| entry.dp_ranks = 8), "says nothing of ranks that step together");
         check(one(|entry| entry.profile = "x".to_owned()), "engine 1: unknown profile x");
+        for seconds in [-1.0, f64::NAN, 1e9] {
+            check(one(|entry| entry.startup_seconds = seconds), "`startup_seconds` is");
+        }
         check(one(|entry| entry.count = 0), "there is no engine");
         check(one(|entry| entry.count = 20_000), "more than 16384 engines");
         check(

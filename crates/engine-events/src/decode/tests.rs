@@ -174,20 +174,7 @@ fn lists_of_every_age_are_read() {
         ];
         List(all[..count].to_vec())
     };
-    let oldest = Stored {
-        hashes: vec![EngineHash(7)],
-        parent: None,
-        tokens: vec![1, 2],
-        block_size_tokens: 2,
-        lora_id: None,
-        lora_name: None,
-        salt: None,
-        extra_keys: None,
-        tier: Tier::Device,
-        group: None,
-        kind: None,
-        window_tokens: None,
-    };
+    let oldest = Stored::plain(None, vec![EngineHash(7)], vec![1, 2], 2);
     let with_medium = Stored { tier: Tier::Host, ..oldest.clone() };
     let with_name = Stored { lora_name: Some("adapter".into()), ..with_medium.clone() };
     let keys = Some(vec![vec![ExtraKey::Text("adapter".into())]]);

@@ -34,20 +34,12 @@ fn stored(parent: Option<u64>, hashes: &[u64]) -> Stored {
 
 fn stored_as(block_size_tokens: u32, parent: Option<u64>, hashes: &[u64]) -> Stored {
     let tokens = hashes.iter().flat_map(|&hash| std::iter::repeat_n(hash as u32, block_size_tokens as usize));
-    Stored {
-        hashes: hashes.iter().copied().map(EngineHash).collect(),
-        parent: parent.map(EngineHash),
-        tokens: tokens.collect(),
+    Stored::plain(
+        parent.map(EngineHash),
+        hashes.iter().copied().map(EngineHash).collect(),
+        tokens.collect(),
         block_size_tokens,
-        lora_id: None,
-        lora_name: None,
-        salt: None,
-        extra_keys: None,
-        tier: Tier::Device,
-        group: None,
-        kind: None,
-        window_tokens: None,
-    }
+    )
 }
 
 fn removed(hashes: &[u64]) -> Removed {

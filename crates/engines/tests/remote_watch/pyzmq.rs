@@ -8,7 +8,7 @@ use forebay_engine_events::{
 };
 use forebay_engine_wire::discovery::KvSource;
 use forebay_engines::remote::attach;
-use forebay_types::{Tier, TokenId};
+use forebay_types::TokenId;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines},
     process::{Child, ChildStdin, ChildStdout, Command},
@@ -78,20 +78,7 @@ fn tokens(blocks: &[u64]) -> Vec<TokenId> {
 }
 
 fn payload(blocks: &[u64], time_seconds: f64) -> Vec<u8> {
-    let stored = Stored {
-        hashes: blocks.iter().copied().map(EngineHash).collect(),
-        parent: None,
-        tokens: tokens(blocks),
-        block_size_tokens: BLOCK,
-        lora_id: None,
-        lora_name: None,
-        salt: None,
-        extra_keys: None,
-        tier: Tier::Device,
-        group: None,
-        kind: None,
-        window_tokens: None,
-    };
+    let stored = Stored::plain(None, blocks.iter().copied().map(EngineHash).collect(), tokens(blocks), BLOCK);
     let batch = EventBatch { time_seconds, events: vec![EngineEvent::Stored(stored)], dp_rank: Some(0) };
     encode(&batch, Dialect::VllmMap)
 }

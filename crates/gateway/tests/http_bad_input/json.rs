@@ -144,4 +144,7 @@ async fn numbers_and_twice_given_fields_are_refused_by_name() {
     check(&server, CHAT, &chat_with(escaped), (400, "kv_transfer_params is set by the server")).await;
     let twice = format!(r#""kv_transfer_params":null,{escaped}"#);
     check(&server, CHAT, &chat_with(&twice), (400, "comes twice")).await;
+    // Before it is known whose it is, and so in what form it goes on.
+    check(&server, CHAT, r#"{"a":1,"a":2}"#, (400, "`a` comes twice")).await;
+    check(&server, CHAT, r#"{"a":1,"model":"nobody"}"#, (404, "nobody")).await;
 }

@@ -185,20 +185,12 @@ pub fn prompt(blocks: &[u32]) -> Vec<TokenId> {
 
 /// An engine's block after another one; blocks are called by their numbers.
 pub fn stored(block: u32, parent: Option<u32>) -> EngineEvent {
-    EngineEvent::Stored(Stored {
-        hashes: vec![EngineHash(block.into())],
-        parent: parent.map(|parent| EngineHash(parent.into())),
-        tokens: prompt(&[block]),
-        block_size_tokens: BLOCK,
-        lora_id: None,
-        lora_name: None,
-        salt: None,
-        extra_keys: None,
-        tier: Tier::Device,
-        group: None,
-        kind: None,
-        window_tokens: None,
-    })
+    EngineEvent::Stored(Stored::plain(
+        parent.map(|parent| EngineHash(parent.into())),
+        vec![EngineHash(block.into())],
+        prompt(&[block]),
+        BLOCK,
+    ))
 }
 
 pub fn removed(block: u32) -> EngineEvent {

@@ -243,8 +243,8 @@ impl Follower {
         if is_proved { Ok(()) } else { Err(Ok(Leave::Restarted)) }
     }
 
-    /// Takes one answer; `false` if it has a hole or no end. An engine sends all it has at once, and its socket drops what
-    /// finds no room there, so that of a long answer the first thousand messages arrive and some of the others.
+    /// Takes one answer; `false` if it has a hole or no end: of a long one the first thousand messages arrive, and some of the
+    /// others.
     async fn answer_of_replay(
         &mut self,
         at: &ZmqAddress,
@@ -255,10 +255,7 @@ impl Follower {
         let mut is_first = true;
         loop {
             for _ in 0..BURST_MESSAGES {
-                let message = match replay.next().await {
-                    Err(ZmqError::TooSlow { .. }) if !is_first => return Ok(false),
-                    message => message.map_err(Err)?,
-                };
+                let Some(message) = replay.next().await.map_err(Err)? else { return Ok(false) };
                 let Some(mut step) = self.feed.replayed(&message) else { return Ok(true) };
                 if let Step::Missing { .. } = step {
                     if !is_first {

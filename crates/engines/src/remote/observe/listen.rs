@@ -160,7 +160,7 @@ impl Ear {
         }
     }
 
-    /// Takes one answer; `false` if it has a hole or no end, as where an engine's socket dropped what found no room there.
+    /// Takes one answer; `false` if it has a hole or no end.
     async fn answer_of_replay(&mut self, at: &ZmqAddress) -> Result<Result<bool, ZmqError>, Gone> {
         let mut replay = match Replay::ask(at, self.sequence.next()).await {
             Ok(replay) => replay,
@@ -169,8 +169,8 @@ impl Ear {
         let mut is_first = true;
         loop {
             let message: Vec<Bytes> = match replay.next().await {
-                Ok(message) => message,
-                Err(ZmqError::TooSlow { .. }) if !is_first => return Ok(Ok(false)),
+                Ok(Some(message)) => message,
+                Ok(None) => return Ok(Ok(false)),
                 Err(error) => return Ok(Err(error)),
             };
             match frames::reply(&message) {

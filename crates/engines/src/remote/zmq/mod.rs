@@ -160,16 +160,21 @@ impl Replay {
         Ok(Self { guarded: Guarded { socket, gate }, at: at.clone(), has_begun: false })
     }
 
-    /// The next message's frames; the last one marks the end.
+    /// The next message's frames; the last one marks the end. `None` if it has begun and nothing more comes: an engine sends
+    /// all it has at once, and its socket drops what finds no room there, perhaps the end too.
     ///
     /// # Errors
-    /// When the connection is over, or nothing comes for too long.
-    pub(super) async fn next(&mut self) -> Result<Vec<Bytes>, ZmqError> {
+    /// When the connection is over, or nothing comes at all.
+    pub(super) async fn next(&mut self) -> Result<Option<Vec<Bytes>>, ZmqError> {
         let patience = if self.has_begun { REPLAY_SILENCE_MAX } else { REPLAY_BEGIN_MAX };
-        let too_slow = |_| Err(ZmqError::TooSlow { at: self.at.clone() });
-        let message = timeout(patience, self.guarded.next()).await.unwrap_or_else(too_slow);
-        self.has_begun = true;
-        message
+        match timeout(patience, self.guarded.next()).await {
+            Ok(message) => {
+                self.has_begun = true;
+                message.map(Some)
+            }
+            Err(_) if self.has_begun => Ok(None),
+            Err(_) => Err(ZmqError::TooSlow { at: self.at.clone() }),
+        }
     }
 }
 

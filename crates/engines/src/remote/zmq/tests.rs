@@ -123,7 +123,7 @@ async fn a_replay_is_asked_for_and_answered() {
         (router, request)
     });
     let mut replay = Replay::ask(&at, 258).await.unwrap();
-    assert_eq!(replay.next().await.unwrap(), ["", "7"]);
+    assert_eq!(replay.next().await.unwrap().unwrap(), ["", "7"]);
     let (router, request) = server.await.unwrap();
     assert_eq!(request[1..], [Bytes::new(), Bytes::from_static(&[0, 0, 0, 0, 0, 0, 1, 2])]);
     drop(router);

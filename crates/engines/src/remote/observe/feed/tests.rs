@@ -30,20 +30,7 @@ fn tokens(block: u64) -> Vec<TokenId> {
 }
 
 fn stored(block: u64, parent: Option<u64>) -> EngineEvent {
-    EngineEvent::Stored(Stored {
-        hashes: vec![EngineHash(block)],
-        parent: parent.map(EngineHash),
-        tokens: tokens(block),
-        block_size_tokens: BLOCK,
-        lora_id: None,
-        lora_name: None,
-        salt: None,
-        extra_keys: None,
-        tier: Tier::Device,
-        group: None,
-        kind: None,
-        window_tokens: None,
-    })
+    EngineEvent::Stored(Stored::plain(parent.map(EngineHash), vec![EngineHash(block)], tokens(block), BLOCK))
 }
 
 fn removed(block: u64) -> EngineEvent {
