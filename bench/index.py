@@ -15,6 +15,8 @@ import tempfile
 
 PACKAGE = pathlib.Path(__file__).resolve().parent / "index"
 OURS = "forebay"
+# The same behind engines' own hashes, with the map from them for each rank.
+OPAQUE = "forebay-opaque"
 
 # Times that the better of Dynamo's two radix trees takes over ours: (events, figure, {ranks: (bar, aim)}). At least.
 RATIOS = [
@@ -35,6 +37,7 @@ NAMES = {
 }
 BYTES_A_BLOCK = (36, 28)
 BYTES_A_FURTHER_RANK = (26, 17)
+BYTES_WITHOUT_A_TABLE_OF_ALL_BLOCKS = (12, 10)
 EVENT_US = 500
 LOOK_UP_US = 1000
 TURN_US = 60
@@ -66,20 +69,29 @@ def at_most(figure, bar, aim, unit, value):
 
 
 def memory_rows(document):
-    ours = [each for each in document.get("memory", []) if each["contender"] == OURS]
-    # With one rank every stored block is a distinct one. The worst phase of growth counts.
-    fills = [each["bytes_per_distinct_block"] for each in ours if each["figure"] == "fill" and each["ranks"] == 1]
-    further = [each["bytes_per_block"] for each in ours if each["figure"] == "further-rank"]
-    return (at_most("memory, a distinct block", *BYTES_A_BLOCK, "B", max(fills, default=None))
-            + at_most("memory, the same block on a further rank", *BYTES_A_FURTHER_RANK, "B", max(further, default=None)))
+    rows = []
+    for contender, how in ((OURS, "our hashes"), (OPAQUE, "engines' hashes")):
+        ours = [each for each in document.get("memory", []) if each["contender"] == contender]
+        # With one rank every stored block is a distinct one. The worst phase of growth counts.
+        fills = [each for each in ours if each["figure"] == "fill" and each["ranks"] == 1]
+        worst = lambda figure: max((each[figure] for each in fills if figure in each), default=None)
+        further = [each["bytes_per_block"] for each in ours if each["figure"] == "further-rank"]
+        rows += at_most(f"memory, a distinct block, {how}", *BYTES_A_BLOCK, "B", worst("bytes_per_distinct_block"))
+        if contender == OURS:
+            rows += at_most("memory, the same without the table that finds every block",
+                            *BYTES_WITHOUT_A_TABLE_OF_ALL_BLOCKS, "B", worst("without_names_per_block"))
+        rows += at_most(f"memory, the same block on a further rank, {how}", *BYTES_A_FURTHER_RANK, "B",
+                        max(further, default=None))
+    return rows
 
 
 def pause_rows(document):
     rows = []
     for each in document.get("pauses", []):
-        if each["contender"] == OURS:
-            rows += at_most("longest event, wall time", EVENT_US, None, "us", each["structure_us"])
-            rows += at_most("longest event, CPU time", EVENT_US, None, "us", each["structure_cpu_us"])
+        if each["contender"] in (OURS, OPAQUE):
+            how = "" if each["contender"] == OURS else ", engines' hashes"
+            rows += at_most(f"longest event{how}, wall time", EVENT_US, None, "us", each["structure_us"])
+            rows += at_most(f"longest event{how}, CPU time", EVENT_US, None, "us", each["structure_cpu_us"])
     turn = document.get("turn")
     if turn:
         rows += at_most("turn of 500 tokens onto 100,000: hashing and look-up", TURN_US, None, "us", turn["turn_us"])

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::{
-    dynamo, forebay, machine,
+    dynamo, forebay, machine, opaque,
     workload::{Event, Query, Workload},
 };
 
@@ -35,6 +35,8 @@ pub trait Contender {
 /// An index's own figures.
 pub struct Reported {
     pub bytes: u64,
+    /// Those of them that a table takes in which changes, but not look-ups, find every block.
+    pub bytes_names: u64,
     pub blocks: u64,
 }
 
@@ -60,11 +62,16 @@ pub struct Entry {
 /// Ours with sixteen events in a batch: what an engine's step sends while it decodes. For small events alone.
 pub const STEPS: &str = "forebay-steps";
 
+/// Ours behind engines' own hashes, with the map from them for each rank. Hashes tokens as well, which the rivals do not:
+/// for bytes alone.
+pub const OPAQUE: &str = "forebay-opaque";
+
 pub const CONTENDERS: &[Entry] = &[
     Entry { name: "radix-tree", role: Role::Rival, new: || Box::new(dynamo::Radix::default()) },
     Entry { name: "crtc", role: Role::Rival, new: || Box::new(dynamo::Compressed::new()) },
     Entry { name: "forebay", role: Role::Ours, new: || Box::new(forebay::Forebay::new()) },
     Entry { name: STEPS, role: Role::Ours, new: || Box::new(forebay::Forebay::with_steps(16)) },
+    Entry { name: OPAQUE, role: Role::Ours, new: || Box::new(opaque::Opaque::new()) },
     Entry { name: "floor-dynamo", role: Role::Floor, new: || Box::new(dynamo::Floor::default()) },
     Entry { name: "floor-forebay", role: Role::Floor, new: || Box::new(forebay::Floor::default()) },
     Entry { name: "crtc-pool", role: Role::Extra, new: || Box::new(dynamo::Pooled::new()) },

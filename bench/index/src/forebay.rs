@@ -169,7 +169,7 @@ impl Contender for Forebay {
 
     fn reported(&self) -> Option<Reported> {
         let stats = self.stats();
-        Some(Reported { bytes: stats.bytes, blocks: stats.blocks })
+        Some(Reported { bytes: stats.bytes, bytes_names: self.index.bytes_of_names(), blocks: stats.blocks })
     }
 
     fn check(&self) -> Result<(), String> {

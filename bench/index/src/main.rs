@@ -10,6 +10,7 @@ mod dynamo;
 mod forebay;
 mod machine;
 mod memory;
+mod opaque;
 mod options;
 mod pauses;
 mod report;

@@ -70,6 +70,7 @@ fn fill(options: &Options, entry: &Entry, workload: &Workload) -> Vec<Value> {
             filled = machine::heap_bytes();
         }
     }
+    contender.check().expect("the workload is sound");
     rows
 }
 
@@ -87,9 +88,15 @@ fn row(
     eprint!("{per_pair:.1} a pair");
     let said = reported.as_ref().map(|said| said.bytes as f64 / distinct as f64);
     said.iter().for_each(|said| eprint!("; itself says {said:.1}"));
+    let names = reported.as_ref().map_or(0, |said| said.bytes_names);
+    let without_names = bytes.saturating_sub(names) as f64 / distinct as f64;
+    if names > 0 {
+        eprint!("; {without_names:.1} without its table of all blocks");
+    }
     eprintln!();
     json!({"contender": entry.name, "figure": "fill", "ranks": ranks, "distinct_blocks": distinct, "pairs": pairs,
         "heap_bytes": bytes, "bytes_per_distinct_block": rounded(per_block, 2), "bytes_per_pair": rounded(per_pair, 2),
+        "without_names_per_block": rounded(without_names, 2),
         "reported_bytes": reported.as_ref().map(|said| said.bytes), "reported_blocks": reported.map(|said| said.blocks)})
 }
 

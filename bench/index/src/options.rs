@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 pub const USAGE: &str = "forebay-bench-index [--blocks N] [--depth D] [--shared S] [--ranks 1,8,64,1000] \
 [--queries N] [--repetitions 7] [--seed X] [--only speed,single,memory,pauses,churn,turn,soak] \
-[--contenders radix-tree,crtc,forebay,floor-dynamo,floor-forebay,crtc-pool] [--pause-blocks N] [--churn-seconds N] \
+[--contenders radix-tree,crtc,forebay,forebay-steps,forebay-opaque,floor-dynamo,floor-forebay,crtc-pool] [--pause-blocks N] [--churn-seconds N] \
 [--soak BLOCKS] [--core N] [--out FILE]";
 
 #[derive(Debug, Clone)]

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     agreement::{Sample, State},
-    contender::{Contender, Entry, Role, STEPS},
+    contender::{Contender, Entry, OPAQUE, Role, STEPS},
     machine,
     options::Options,
     report,
@@ -25,8 +25,7 @@ struct Phases {
 
 /// Events of whole chains and look-ups, for every number of ranks.
 pub fn chains(options: &Options, entries: &[Entry]) -> Result<Vec<Value>, String> {
-    let entries: Vec<Entry> = entries.iter().filter(|entry| entry.name != STEPS).copied().collect();
-    let entries = &entries[..];
+    let entries = &without(entries, &[STEPS, OPAQUE])[..];
     let mut rows = vec![];
     for &ranks in &options.ranks {
         let workload = workload(options, ranks);
@@ -50,6 +49,7 @@ pub fn chains(options: &Options, entries: &[Entry]) -> Result<Vec<Value>, String
 /// Events of one block, as decode sends them, at 8 ranks.
 pub fn single_blocks(options: &Options, entries: &[Entry]) -> Result<Vec<Value>, String> {
     const RANKS: usize = 8;
+    let entries = &without(entries, &[OPAQUE])[..];
     let workload = workload(options, RANKS);
     let phases = Phases {
         stores: workload.one_block_events(&workload.stores),
@@ -58,6 +58,10 @@ pub fn single_blocks(options: &Options, entries: &[Entry]) -> Result<Vec<Value>,
     };
     let measured = repeat(options, entries, &workload, &phases)?;
     Ok(report::speed_rows("single", RANKS, entries, &measured))
+}
+
+fn without(entries: &[Entry], names: &[&str]) -> Vec<Entry> {
+    entries.iter().filter(|entry| !names.contains(&entry.name)).copied().collect()
 }
 
 pub fn workload(options: &Options, ranks: usize) -> Workload {

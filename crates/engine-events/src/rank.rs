@@ -1,7 +1,8 @@
 //! One rank's cache: what its engine announces in, what changes for the index out.
 //!
-//! Start at [`RankCache::apply`]. How engine blocks become ours is in `chain`, how they are counted in `held`, what groups
-//! of layers need in `group`, what can be wrong in `fault`.
+//! Start at [`RankCache::apply`]. How engine blocks become ours is in `chain`, how one more or less is counted in
+//! `count` and `held`, where the hashes of both kinds are kept in `runs`, what groups of layers need in `group`, what can be
+//! wrong in `fault`.
 //!
 //! Invariants: a block of ours is held by a group on a tier exactly while an engine block that completes it is, and that one
 //! while it was stored there more often than removed; `Stored` is said when that begins and `Removed` when it ends, so whoever
@@ -9,24 +10,26 @@
 //! by [`RankSettings::blocks_max`].
 
 mod chain;
-mod entries;
+mod count;
 mod fault;
 mod group;
 mod held;
+mod places;
+mod runs;
 
 use forebay_kv_hash::BlockHasher;
 use forebay_types::{BlockHash, KV_GROUPS_MAX, KvEvent, Tier};
 
-use crate::event::{EngineEvent, EngineHash, EventBatch, Removed, Stored};
-use chain::{Chain, Identity, Own};
-use entries::Entry;
+use crate::event::{EngineEvent, EventBatch, Removed, Stored};
+use chain::{Chain, Own};
+use count::{Computed, End, Entry, Stores};
 use group::Group;
-use held::{ALL_TIERS, At, Keyed, TIERS, place};
+use held::{At, Held, Keyed, TIERS, tier_place};
+use runs::Holder;
 
 pub use fault::Fault;
 
-/// Two million: a rank of 32 million tokens in blocks of 16, or of 2 million in pages of one. Where an engine's
-/// blocks are as large as ours they take some 100 MB; others take more.
+/// Two million: a rank of 32 million tokens in blocks of 16, in some 50 MB; or of 2 million in pages of one, in some 200.
 pub const BLOCKS_MAX_DEFAULT: usize = 1 << 21;
 
 /// What one rank's events are read by.
@@ -39,7 +42,8 @@ pub struct RankSettings {
     /// Block size of the engine's own pool in tokens, as discovered; `None` if it is not known. Blocks of another size on
     /// the device are left out.
     pub engine_block_size_tokens: Option<u32>,
-    /// Engine blocks, and blocks of ours, that are followed, each counted once a group. More are left out and counted.
+    /// Engine blocks, and blocks of ours, that are followed, each counted once a group. More are left out and counted. Four
+    /// times as many may be kept, for what goes on from them.
     pub blocks_max: usize,
 }
 
@@ -101,6 +105,7 @@ pub struct RankCache {
     settings: RankSettings,
     plain_root: BlockHash,
     keyed: Keyed,
+    held: Held,
     /// In the order in which they were met, which is how the index numbers them.
     groups: Vec<Group>,
     /// Numbers of groups that take no part in reusing prefixes; at most [`KV_GROUPS_MAX`].
@@ -112,9 +117,11 @@ pub struct RankCache {
 impl RankCache {
     /// Of a rank that caches nothing yet. One that is met later starts with [`reset`](Self::reset).
     pub fn new(settings: RankSettings) -> Self {
+        let keyed = Keyed::new(&settings.hasher);
         Self {
             plain_root: settings.hasher.root(&settings.model, ""),
-            keyed: Keyed::new(&settings.hasher),
+            held: Held::new(keyed.clone()),
+            keyed,
             groups: Vec::new(),
             apart: Vec::new(),
             history: History::Whole,
@@ -144,19 +151,19 @@ impl RankCache {
 
     /// All that is cached, as the events that would make it from nothing.
     pub fn snapshot(&self) -> Vec<KvEvent> {
-        let groups = (0..).zip(&self.groups).flat_map(|(place, group)| group.contents(place));
+        let groups = (0..self.groups.len()).flat_map(|group| group::contents(&self.held, group as u8));
         group::said(&self.groups).into_iter().chain(groups).collect()
     }
 
     /// Figures.
     pub fn stats(&self) -> RankStats {
-        let blocks = self.groups.first().map_or([0; TIERS], |group| group.held.blocks());
-        let mut engine_blocks = self.groups.iter().map(|group| group.entries.len() as u64);
+        let blocks = self.groups.first().map_or([0; TIERS], |group| group.counts.blocks);
+        let mut engine_blocks = self.groups.iter().map(Group::engine_blocks);
         RankStats {
-            blocks_device: blocks[place(Tier::Device)],
-            blocks_host: blocks[place(Tier::Host)],
-            blocks_disk: blocks[place(Tier::Disk)],
-            blocks_remote: blocks[place(Tier::Remote)],
+            blocks_device: blocks[tier_place(Tier::Device)],
+            blocks_host: blocks[tier_place(Tier::Host)],
+            blocks_disk: blocks[tier_place(Tier::Disk)],
+            blocks_remote: blocks[tier_place(Tier::Remote)],
             engine_blocks: engine_blocks.next().unwrap_or(0),
             engine_blocks_other_groups: engine_blocks.sum(),
             groups: self.groups.len() as u32,
@@ -175,7 +182,12 @@ impl RankCache {
 
     /// Everything goes. Engines may mean their own pool alone, so later removals from other tiers are not unknown ones.
     fn clear(&mut self) {
-        self.stats.left_out = self.groups.iter().map(|group| group.entries.stored_elsewhere()).sum();
+        let elsewhere =
+            |entry: &Entry| entry.stored.iter().skip(1).map(|&times| u64::from(times)).sum::<u64>();
+        let others = self.groups.iter().flat_map(|group| group.others.values());
+        let named = |holder: Holder| holder.is_named() && holder.at().tier != Tier::Device;
+        self.stats.left_out = others.map(elsewhere).sum::<u64>() + self.held.times_all(named);
+        self.held.clear();
         self.history = History::Whole;
         self.groups.iter_mut().for_each(Group::clear);
     }
@@ -224,24 +236,44 @@ impl RankCache {
         }
         let explained = self.stats.left_out > 0 || self.history == History::Lost;
         let mut chain = if named_only { None } else { self.chain_before(event, group) };
+        // Where the chain stands is kept until it goes on, held or not.
+        if let Some(place) = chain.as_ref().and_then(|(_, end)| end.place()) {
+            self.held.runs.pin(place);
+        }
         let mut unknown = 0;
         let mut own = Own::new();
         for (index, &hash) in event.hashes.iter().enumerate() {
-            let before = chain.as_mut().map(|chain| {
-                let before = chain.last();
+            let computed = chain.as_mut().map(|(chain, end)| {
                 self.advance(chain, event, index, &mut own);
-                before
+                let following = event.hashes.len() - index - 1;
+                Computed { end: *end, chain, own: &own, following }
             });
-            let computed = before.zip(chain.as_ref());
-            match self.store_one(hash, at, computed, &own, applied) {
-                // The hash stands for the whole prefix: what follows it has a place again.
-                Stores::Counted if chain.is_none() && !named_only => {
-                    chain = self.groups[usize::from(group)].entries.chain(hash);
+            let pinned = computed.as_ref().and_then(|computed| computed.end.place());
+            let stores = self.store_one(hash, at, computed, applied);
+            match stores {
+                Stores::Counted(end) => match &mut chain {
+                    Some((_, after)) => *after = end,
+                    // The hash stands for the whole prefix: what follows it has a place again.
+                    None if !named_only => chain = self.known(hash, group),
+                    None => {}
+                },
+                Stores::LeftOut => {
+                    self.stats.left_out += 1;
+                    if let Some((_, end)) = &mut chain {
+                        *end = End::NotKept;
+                    }
                 }
-                Stores::Counted => {}
-                Stores::LeftOut => self.stats.left_out += 1,
                 Stores::Unknown => unknown += 1,
             }
+            if let Some(place) = chain.as_ref().and_then(|(_, end)| end.place()) {
+                self.held.runs.pin(place);
+            }
+            if let Some(place) = pinned {
+                self.held.runs.unpin(place);
+            }
+        }
+        if let Some(place) = chain.and_then(|(_, end)| end.place()) {
+            self.held.runs.unpin(place);
         }
         self.stats.left_out += unknown;
         if let (1.., Some(parent), false) = (unknown, event.parent, named_only) {
@@ -271,25 +303,24 @@ impl RankCache {
     }
 
     /// Where the chain stands that the event goes on with; `None` if that is not known.
-    fn chain_before(&self, event: &Stored, group: u8) -> Option<Chain> {
+    fn chain_before(&self, event: &Stored, group: u8) -> Option<(Chain, End)> {
         match event.parent {
             // A hash ends the same prefix in every group, and one that skips blocks may know it from another only.
             Some(parent) => {
-                let (before, rest) = self.groups.split_at(group.into());
-                let (own, after) = rest.split_first()?;
-                let mut all = [own].into_iter().chain(before).chain(after);
-                all.find_map(|group| group.entries.chain(parent))
+                let others = (0..self.groups.len() as u8).filter(|&other| other != group);
+                std::iter::once(group).chain(others).find_map(|group| self.known(parent, group))
             }
             None => {
                 let is_plain = event.lora_name.is_none()
                     && event.lora_id.is_none()
                     && event.salt.is_none()
                     && event.extra_keys.as_ref().and_then(|keys| keys.first()).is_none_or(Vec::is_empty);
-                Some(if is_plain {
+                let chain = if is_plain {
                     Chain::at_root(self.plain_root)
                 } else {
                     chain::root(&self.settings.hasher, &self.settings.model, event)
-                })
+                };
+                Some((chain, End::Root))
             }
         }
     }
@@ -311,56 +342,6 @@ impl RankCache {
         chain.advance(&self.settings.hasher, &event.tokens[index * size..][..size], own);
     }
 
-    /// Counts one store of `hash`. `computed` is our block before it and where the chain stands after it, with `own`
-    /// completed by it; `None` if its prefix is not known.
-    fn store_one(
-        &mut self,
-        hash: EngineHash,
-        at: At,
-        computed: Option<(Option<BlockHash>, &Chain)>,
-        own: &Own,
-        applied: &mut Applied,
-    ) -> Stores {
-        let blocks_max = self.settings.blocks_max;
-        let blocks: usize = self.groups.iter().map(|group| group.entries.len()).sum();
-        let held: usize = self.groups.iter().map(|group| group.held.len()).sum();
-        let group = &mut self.groups[usize::from(at.group)];
-        let mut entry = match group.entries.take(hash) {
-            Some(mut entry) => {
-                if computed.is_some_and(|(_, chain)| !entry.identity.agrees(own, chain)) {
-                    for tier in ALL_TIERS {
-                        if entry.stored[place(tier)] > 0 {
-                            group.held.release(At { tier, ..at }, entry.identity.own(), &mut applied.events);
-                        }
-                    }
-                    entry.identity = Identity::Ambiguous;
-                    self.stats.ambiguous += 1;
-                    Fault::AmbiguousHash { hash, blocks: 1 }.add_to(&mut applied.faults);
-                }
-                entry
-            }
-            None => {
-                let Some((before, chain)) = computed else {
-                    return Stores::Unknown;
-                };
-                if blocks >= blocks_max || held + own.len() > blocks_max {
-                    self.stats.refused += 1;
-                    Fault::NoRoom { blocks_max, blocks: 1 }.add_to(&mut applied.faults);
-                    return Stores::LeftOut;
-                }
-                Entry { stored: [0; TIERS], before, identity: Identity::new(own, chain) }
-            }
-        };
-        // No engine holds one block four billion times; one that says so has its removals believed too early.
-        let times = &mut entry.stored[place(at.tier)];
-        *times = times.saturating_add(1);
-        if *times == 1 {
-            group.held.hold(at, entry.before, entry.identity.own(), &mut applied.events);
-        }
-        group.entries.put(hash, entry);
-        Stores::Counted
-    }
-
     fn remove(&mut self, event: &Removed, applied: &mut Applied) {
         // Those that do not say which were met first.
         let number = event.group.or_else(|| Some(self.groups.first()?.number)).unwrap_or(0);
@@ -371,7 +352,7 @@ impl RankCache {
         for &hash in &event.hashes {
             let was_stored = group.is_some_and(|group| {
                 let at = At { tier: event.tier, group: group as u8 };
-                self.groups[group].remove(hash, at, &mut applied.events)
+                self.remove_one(hash, at, &mut applied.events)
             });
             if was_stored {
             } else if self.stats.left_out > 0 {
@@ -383,33 +364,6 @@ impl RankCache {
             }
         }
     }
-}
-
-impl Group {
-    /// Counts one removal of `hash`. Says whether it was stored there.
-    fn remove(&mut self, hash: EngineHash, at: At, events: &mut Vec<KvEvent>) -> bool {
-        let Some(mut entry) = self.entries.take(hash) else { return false };
-        let times = &mut entry.stored[place(at.tier)];
-        let was_stored = *times > 0;
-        *times = times.saturating_sub(1);
-        if was_stored && *times == 0 {
-            self.held.release(at, entry.identity.own(), events);
-        }
-        if entry.stored != [0; TIERS] {
-            self.entries.put(hash, entry);
-        }
-        was_stored
-    }
-}
-
-/// What became of one stored hash.
-enum Stores {
-    /// It is followed.
-    Counted,
-    /// There was no room.
-    LeftOut,
-    /// Its prefix is not known.
-    Unknown,
 }
 
 #[cfg(test)]

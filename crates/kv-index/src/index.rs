@@ -267,6 +267,11 @@ impl KvIndex {
         }
     }
 
+    /// Of [`IndexStats::bytes`], those of the table in which changes find every block. Look-ups do without it.
+    pub fn bytes_of_names(&self) -> u64 {
+        self.changes().writer.names_bytes() as u64
+    }
+
     /// Leading blocks of `chain`, from a prompt's first block on, that each rank can reuse, into `out`, which is cleared
     /// first: those that it holds or, where its layers are of several groups, the longest prefix that every group can
     /// serve. Ranks with none, stale ones among them, are left out.

@@ -120,6 +120,10 @@ impl Writer {
         self.segments.len()
     }
 
+    pub(crate) fn names_bytes(&self) -> usize {
+        self.names.bytes()
+    }
+
     pub(crate) fn bytes(&self) -> usize {
         self.heap.bytes()
             + self.names.bytes()

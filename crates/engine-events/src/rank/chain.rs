@@ -34,9 +34,14 @@ impl Chain {
         Self { after: root, last: None, tail: SmallVec::new() }
     }
 
-    /// Our last complete block so far.
-    pub(super) fn last(&self) -> Option<BlockHash> {
-        self.last
+    /// After `block`, which is complete.
+    pub(super) fn after_block(block: BlockHash) -> Self {
+        Self { after: block, last: Some(block), tail: SmallVec::new() }
+    }
+
+    /// Whether an engine block that completed `own` completed `block` and no more, and ends with it.
+    pub(super) fn completes_one(&self, own: &Own, block: BlockHash) -> bool {
+        own[..] == [block] && self.tail.is_empty()
     }
 
     /// Goes on over the tokens of one engine block; what that completes goes into `own`, which is cleared first.
@@ -132,7 +137,7 @@ impl Identity {
             Self::Open(open) => Some(open.1.clone()),
             Self::One(_) | Self::Many(_) => {
                 let &last = self.own().last()?;
-                Some(Chain { after: last, last: Some(last), tail: SmallVec::new() })
+                Some(Chain::after_block(last))
             }
             Self::Ambiguous => None,
         }

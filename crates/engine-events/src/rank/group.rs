@@ -1,15 +1,15 @@
 //! Groups of layers: which an engine's events are of, what each needs of a prefix, and its blocks.
 
-use std::num::NonZeroU32;
+use std::{collections::HashMap, num::NonZeroU32};
 
 use forebay_kv_hash::Run;
 use forebay_types::{KvEvent, KvGroup};
 
 use super::{
-    entries::Entries,
-    held::{ALL_TIERS, Held, Keyed},
+    count::Entry,
+    held::{ALL_TIERS, At, Counts, Held, Keyed},
 };
-use crate::event::{GroupKind, Stored};
+use crate::event::{EngineHash, GroupKind, Stored};
 
 /// One group of layers of one rank.
 #[derive(Debug)]
@@ -17,28 +17,37 @@ pub(super) struct Group {
     /// As the engine numbers it.
     pub(super) number: u32,
     pub(super) needs: KvGroup,
-    pub(super) entries: Entries,
-    pub(super) held: Held,
+    /// Engine blocks that are held under the hashes beside ours.
+    pub(super) named: u64,
+    /// Engine blocks that do not complete just one of ours, or one that another hash names, or that stand for nothing.
+    pub(super) others: HashMap<EngineHash, Entry, Keyed>,
+    pub(super) counts: Counts,
 }
 
 impl Group {
     pub(super) fn new(number: u32, needs: KvGroup, keyed: Keyed) -> Self {
-        Self { number, needs, entries: Entries::new(keyed), held: Held::default() }
+        Self { number, needs, named: 0, others: HashMap::with_hasher(keyed), counts: Counts::default() }
     }
 
     /// Forgets what is cached, not what it is.
     pub(super) fn clear(&mut self) {
-        self.entries.clear();
-        self.held = Held::default();
+        (self.named, self.counts) = (0, Counts::default());
+        self.others = HashMap::with_hasher(self.others.hasher().clone());
     }
 
-    /// What is held, as chains in the order of `group`s' tiers.
-    pub(super) fn contents(&self, group: u8) -> impl Iterator<Item = KvEvent> + '_ {
-        ALL_TIERS.into_iter().flat_map(move |tier| {
-            let event = move |Run { parent, hashes }| KvEvent::Stored { parent, hashes, tier, group };
-            forebay_kv_hash::join(self.entries.blocks(tier)).into_iter().map(event)
-        })
+    /// Distinct engine hashes that are followed.
+    pub(super) fn engine_blocks(&self) -> u64 {
+        self.named + self.others.len() as u64
     }
+}
+
+/// What the group in place `group` holds, as chains in the order of tiers.
+pub(super) fn contents(held: &Held, group: u8) -> impl Iterator<Item = KvEvent> + '_ {
+    ALL_TIERS.into_iter().flat_map(move |tier| {
+        let blocks = held.runs.held_by(move |holder| holder.at() == At { tier, group });
+        let event = move |Run { parent, hashes }| KvEvent::Stored { parent, hashes, tier, group };
+        forebay_kv_hash::join(blocks).into_iter().map(event)
+    })
 }
 
 /// What a group needs of a prefix by what an event says of it, with own blocks of `own` tokens. `None` if it takes no

@@ -1,19 +1,22 @@
 //! Our blocks that are held, by tier, and the events that come of changes.
 
 use std::{
-    collections::HashSet,
-    hash::{BuildHasher, BuildHasherDefault},
+    collections::{HashMap, hash_map},
+    hash::BuildHasher,
 };
 
-use forebay_kv_hash::{AsItIs, BlockHasher, BlockMap};
+use forebay_kv_hash::BlockHasher;
 use forebay_types::{BlockHash, KvEvent, Tier};
 use siphasher::sip::SipHasher13;
+use smallvec::SmallVec;
+
+use super::runs::{Holder, Place, Runs};
 
 /// Tiers, as places in an array.
 pub(super) const TIERS: usize = 4;
 pub(super) const ALL_TIERS: [Tier; TIERS] = [Tier::Device, Tier::Host, Tier::Disk, Tier::Remote];
 
-pub(super) const fn place(tier: Tier) -> usize {
+pub(super) fn tier_place(tier: Tier) -> usize {
     match tier {
         Tier::Device => 0,
         Tier::Host => 1,
@@ -22,84 +25,143 @@ pub(super) const fn place(tier: Tier) -> usize {
     }
 }
 
-/// How many engine blocks of one group that complete a block of ours are held, by tier.
-#[derive(Debug, Default)]
+/// Which blocks one rank holds, and by how many stores and engine blocks.
+///
+/// A block of ours is mostly held by one engine block that was stored once: a bit in a mask says so. Anything beyond is in
+/// `more`.
+#[derive(Debug)]
 pub(super) struct Held {
-    /// Blocks of which one is, on the device: nearly all.
-    once: HashSet<BlockHash, BuildHasherDefault<AsItIs>>,
-    /// The others.
-    counts: BlockMap<[u32; TIERS]>,
-    blocks: [u64; TIERS],
+    pub(super) runs: Runs,
+    /// How often more a holder was [added](Self::add) to a block.
+    more: HashMap<(Place, Holder), u32>,
 }
 
-/// Once on the device, and nowhere else.
-pub(super) const ONCE: [u32; TIERS] = {
-    let mut counts = [0; TIERS];
-    counts[place(Tier::Device)] = 1;
-    counts
-};
-
 impl Held {
-    /// Distinct blocks.
-    pub(super) fn len(&self) -> usize {
-        self.once.len() + self.counts.len()
+    pub(super) fn new(keyed: Keyed) -> Self {
+        Self { runs: Runs::new(keyed), more: HashMap::new() }
     }
 
-    /// Distinct blocks of each tier.
-    pub(super) fn blocks(&self) -> [u64; TIERS] {
-        self.blocks
+    pub(super) fn clear(&mut self) {
+        self.runs.clear();
+        self.more = HashMap::new();
     }
 
-    /// One more engine block that completes `own`, a chain after `before`, is held.
+    #[cfg(test)]
+    pub(super) fn has_more(&self) -> bool {
+        !self.more.is_empty()
+    }
+
+    /// How often `holder` was added to the block at `place`, less how often it was taken off.
+    pub(super) fn times(&self, place: Place, holder: Holder) -> u32 {
+        match self.runs.is_held(place, |other| other == holder) {
+            true => self.more.get(&(place, holder)).map_or(1, |more| more.saturating_add(1)),
+            false => 0,
+        }
+    }
+
+    /// Blocks that holders of those were added to, each as often as it was.
+    pub(super) fn times_all(&self, of: impl Fn(Holder) -> bool) -> u64 {
+        let more = self.more.iter().filter(|((_, holder), _)| of(*holder));
+        more.map(|(_, &more)| u64::from(more)).sum::<u64>() + self.runs.count(of)
+    }
+
+    /// Counts one more of `holder` at `place`. Says whether it is the first.
+    fn add(&mut self, place: Place, holder: Holder) -> bool {
+        if !self.runs.is_held(place, |other| other == holder) {
+            self.runs.set(place, holder);
+            return true;
+        }
+        // No engine holds one block four billion times; one that says so has its removals believed too early.
+        let more = self.more.entry((place, holder)).or_default();
+        *more = more.saturating_add(1);
+        false
+    }
+
+    /// Counts one less of `holder` at `place`, where it is. Says whether it was the last.
+    fn take(&mut self, place: Place, holder: Holder) -> bool {
+        match self.more.entry((place, holder)) {
+            hash_map::Entry::Occupied(mut more) if *more.get() > 1 => *more.get_mut() -= 1,
+            hash_map::Entry::Occupied(more) => drop(more.remove()),
+            hash_map::Entry::Vacant(_) => {
+                self.runs.unset(place, holder);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Counts one more of `holder`, which is of `at`, at `place`. Says whether it is the first there.
     pub(super) fn hold(
         &mut self,
+        place: Place,
+        holder: Holder,
         at: At,
-        before: Option<BlockHash>,
-        own: &[BlockHash],
+        counts: &mut Counts,
         events: &mut Vec<KvEvent>,
-    ) {
-        let mut parent = before;
-        for &block in own {
-            let count = self.change(block, at.tier, |count| count + 1);
-            if count == 1 {
-                self.blocks[place(at.tier)] += 1;
-                stored(parent, block, at, events);
-            }
-            parent = Some(block);
+    ) -> bool {
+        let (was_here, was_anywhere) = (self.is_held(place, at), self.is_held_by(place, at.group));
+        let first = self.add(place, holder);
+        counts.anywhere += u64::from(!was_anywhere);
+        if !was_here {
+            counts.blocks[tier_place(at.tier)] += 1;
+            let parent = self.runs.before(place).map(|before| self.runs.own(before));
+            stored(parent, self.runs.own(place), at, events);
         }
+        first
     }
 
-    /// One engine block that completes `own` is not held any more.
-    pub(super) fn release(&mut self, at: At, own: &[BlockHash], events: &mut Vec<KvEvent>) {
-        for &block in own {
-            if self.change(block, at.tier, |count| count - 1) == 0 {
-                self.blocks[place(at.tier)] -= 1;
-                removed(block, at, events);
-            }
+    /// Counts one less, where it is. Says whether it was the last there.
+    pub(super) fn release(
+        &mut self,
+        place: Place,
+        holder: Holder,
+        at: At,
+        counts: &mut Counts,
+        events: &mut Vec<KvEvent>,
+    ) -> bool {
+        let own = self.runs.own(place);
+        // What nothing holds any more has no place.
+        self.runs.pin(place);
+        let last = self.take(place, holder);
+        let (is_here, is_anywhere) = (self.is_held(place, at), self.is_held_by(place, at.group));
+        self.runs.unpin(place);
+        counts.anywhere -= u64::from(!is_anywhere);
+        if !is_here {
+            counts.blocks[tier_place(at.tier)] -= 1;
+            removed(own, at, events);
         }
+        last
     }
 
-    /// Changes how many there are of a block on a tier; the new number.
-    fn change(&mut self, block: BlockHash, tier: Tier, change: impl FnOnce(u32) -> u32) -> u32 {
-        let mut counts = match self.once.remove(&block) {
-            true => ONCE,
-            false if self.counts.is_empty() => [0; TIERS],
-            false => self.counts.remove(&block).unwrap_or_default(),
-        };
-        let count = &mut counts[place(tier)];
-        *count = change(*count);
-        let count = *count;
-        match counts {
-            ONCE => drop(self.once.insert(block)),
-            [0, 0, 0, 0] => {}
-            counts => drop(self.counts.insert(block, counts)),
-        }
-        count
+    /// The `blocks` that end with `last`, in their order.
+    pub(super) fn leading_to(&self, last: Option<Place>, blocks: usize) -> SmallVec<[Place; 4]> {
+        let mut places: SmallVec<[Place; 4]> =
+            std::iter::successors(last, |&place| self.runs.before(place)).take(blocks).collect();
+        places.reverse();
+        places
     }
+
+    /// Whether anything holds the block at `place` in that tier, for those layers.
+    fn is_held(&self, place: Place, at: At) -> bool {
+        self.runs.is_held(place, |holder| holder.at() == at)
+    }
+
+    fn is_held_by(&self, place: Place, group: u8) -> bool {
+        self.runs.is_held(place, |holder| holder.at().group == group)
+    }
+}
+
+/// Distinct blocks that a group holds.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Counts {
+    /// By tier.
+    pub(super) blocks: [u64; TIERS],
+    /// Each once.
+    pub(super) anywhere: u64,
 }
 
 /// Where blocks are, and for which layers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct At {
     pub(super) tier: Tier,
     pub(super) group: u8,

@@ -4,8 +4,9 @@ use forebay_kv_hash::HashKey;
 use forebay_types::{KvGroup, TokenId, device_blocks};
 
 use super::*;
-use crate::event::GroupKind;
+use crate::event::{EngineHash, GroupKind};
 
+mod anything;
 mod identity;
 mod model;
 

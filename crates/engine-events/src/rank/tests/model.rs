@@ -232,5 +232,10 @@ proptest! {
             let known: BTreeSet<usize> = model.stored.iter().map(|&(node, _)| node).collect();
             prop_assert_eq!(stats.engine_blocks, known.len() as u64);
         }
+        for (node, tier) in model.stored.drain(..).rev() {
+            follow(&mut index, &parents, &cache.says(Removed { tier, ..removed(&[node as u64]) }).events);
+        }
+        prop_assert!(index.is_empty());
+        prop_assert_eq!((cache.held.runs.len(), cache.held.has_more()), (0, false), "nothing stays behind");
     }
 }
