@@ -4,7 +4,7 @@
 //! snapshot brings the marked ranks up to date, in place unless someone still holds the previous one.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -37,12 +37,13 @@ pub struct Fleet {
     /// Sorted by id, like the snapshot's ranks.
     pub(crate) ranks: Vec<Rank>,
     reservations: BTreeMap<ReservationId, Reservation>,
-    links: Links,
-    /// When each measured pair was last observed.
+    /// When each measured pair was last observed, and the pairs in that order.
     links_at: BTreeMap<(Incarnation, Incarnation), Duration>,
+    links_by_age: BTreeSet<(Duration, (Incarnation, Incarnation))>,
     /// Pairs whose hand-overs failed lately.
     pairs: RestingPairs,
     counters: Counters,
+    /// Its links are always up to date: here is the only copy, or each change would cost another.
     snapshot: Arc<Snapshot>,
     /// The moment that the snapshot shows; never goes back.
     shown_at: Duration,
@@ -70,10 +71,10 @@ impl Fleet {
             ranks: Vec::new(),
             reservations: BTreeMap::new(),
             links_at: BTreeMap::new(),
+            links_by_age: BTreeSet::new(),
             pairs: RestingPairs::default(),
             counters: Counters::default(),
-            snapshot: Arc::new(Snapshot::new(0, Vec::new(), links.clone())),
-            links,
+            snapshot: Arc::new(Snapshot::new(0, Vec::new(), links)),
             shown_at: Duration::ZERO,
             changed: Changed::default(),
         }
@@ -114,8 +115,7 @@ impl Fleet {
         let shown_at = self.whole_steps(now).max(self.shown_at);
         let aged = shown_at > self.shown_at;
         if self.pairs.wake(shown_at) {
-            self.links.set_resting(self.pairs.resting(shown_at));
-            self.changed.links = true;
+            self.show_resting(shown_at);
         }
         let Changed { members, links, ranks } = std::mem::take(&mut self.changed);
         if !(aged || members || links || !ranks.is_empty()) {
@@ -124,9 +124,6 @@ impl Fleet {
         self.shown_at = shown_at;
         let snapshot = Arc::make_mut(&mut self.snapshot);
         snapshot.generation += 1;
-        if links {
-            snapshot.links = self.links.clone();
-        }
         if members {
             snapshot.set_ranks(self.ranks.iter().map(|rank| rank.view(shown_at, &self.settings)).collect());
         } else {
@@ -253,10 +250,11 @@ impl Fleet {
         let before = self.reservations.len();
         self.reservations.retain(|_, reservation| reservation.rank.incarnation != incarnation);
         self.counters.reservations_voided += (before - self.reservations.len()) as u64;
-        self.links.remove_incarnation(incarnation);
+        self.links_mut().remove_incarnation(incarnation);
         self.pairs.remove_incarnation(incarnation);
-        self.links_at.retain(|&(from, to), _| from != incarnation && to != incarnation);
-        self.changed.links = true;
+        let is_left = |&(from, to): &(Incarnation, Incarnation)| from != incarnation && to != incarnation;
+        self.links_at.retain(|pair, _| is_left(pair));
+        self.links_by_age.retain(|(_, pair)| is_left(pair));
         self.lost.push_back(incarnation);
         while self.lost.len() > self.settings.lost_remembered_max {
             self.lost.pop_front();
@@ -410,23 +408,35 @@ impl Fleet {
         // The first one that is measured is a short one: what it took is what any takes, not what its bytes took.
         if self.index_of(to).is_some_and(|index| self.ranks[index].needs_warming()) {
             let prior = LinkPrior { latency_seconds: seconds.max(LATENCY_MIN), ..LinkPrior::CONNECTOR };
-            self.links.begin(pair.0, pair.1, LinkModel::new(prior));
+            self.links_mut().begin(pair.0, pair.1, LinkModel::new(prior));
         }
         if !self.links_at.contains_key(&pair) && self.links_at.len() >= self.settings.links_max {
-            let oldest = self.links_at.iter().min_by_key(|&(pair, at)| (*at, *pair)).map(|(&pair, _)| pair);
-            let Some(oldest) = oldest else { return Applied::Unchanged };
+            let Some((_, oldest)) = self.links_by_age.pop_first() else { return Applied::Unchanged };
             self.links_at.remove(&oldest);
-            self.links.remove(oldest.0, oldest.1);
+            self.links_mut().remove(oldest.0, oldest.1);
             self.counters.links_evicted += 1;
         }
-        self.links_at.insert(pair, now);
-        self.links.warmed(pair.0, pair.1);
-        if self.pairs.succeeded(pair) {
-            self.links.set_resting(self.pairs.resting(now));
+        if let Some(before) = self.links_at.insert(pair, now) {
+            self.links_by_age.remove(&(before, pair));
         }
-        self.links.observe(pair.0, pair.1, bytes, seconds);
-        self.changed.links = true;
+        self.links_by_age.insert((now, pair));
+        if self.pairs.succeeded(pair) {
+            self.show_resting(now);
+        }
+        let links = self.links_mut();
+        links.warmed(pair.0, pair.1);
+        links.observe(pair.0, pair.1, bytes, seconds);
         Applied::Changed
+    }
+
+    fn links_mut(&mut self) -> &mut Links {
+        self.changed.links = true;
+        &mut Arc::make_mut(&mut self.snapshot).links
+    }
+
+    fn show_resting(&mut self, now: Duration) {
+        let resting = self.pairs.resting(now).collect::<Vec<_>>();
+        self.links_mut().set_resting(resting);
     }
 }
 
@@ -437,13 +447,13 @@ impl Fleet {
         }
         let settings = &self.settings;
         self.pairs.failed((from.incarnation, to.incarnation), now, &settings.breaker, settings.links_max);
-        self.links.set_resting(self.pairs.resting(now));
-        self.changed.links = true;
+        self.show_resting(now);
         Applied::Changed
     }
 
     /// Pairs that could hand over to each other but for never having done so, at most `max`: to be warmed.
     pub fn cold_pairs(&self, max: usize) -> Vec<(RankId, RankId)> {
+        let links = &self.snapshot.links;
         let firsts =
             || self.ranks.iter().filter(|rank| rank.id.dp_rank == 0 && rank.state == RankState::Ready);
         let pairs = firsts().flat_map(|from| firsts().map(move |to| (from, to)));
@@ -452,7 +462,7 @@ impl Fleet {
             .map(|(from, to)| (from.id, to.id))
             .filter(|(from, to)| {
                 let (from, to) = (from.incarnation, to.incarnation);
-                !self.links.is_warm(from, to) && !self.links.is_resting(from, to)
+                !links.is_warm(from, to) && !links.is_resting(from, to)
             })
             .take(max)
             .collect()
