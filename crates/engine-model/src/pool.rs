@@ -6,8 +6,12 @@
 //! A sequence references every block of its prefix, so a cached block's parent is released no earlier than the block
 //! itself; with releases that put suffixes before prefixes, eviction takes children before their parents.
 
-use forebay_kv_hash::{BlockMap, Run};
+mod table;
+
+use forebay_kv_hash::Run;
 use forebay_types::{BlockHash, KvEvent, Tier, TokenId};
+
+use table::Table;
 
 /// Which owner's content a block holds: rises whenever the block gets a new one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -62,7 +66,7 @@ pub(crate) struct Pool {
     /// Tokens of each block that is or was cached, one block after another, as far as any was.
     tokens: Vec<TokenId>,
     free: Vec<u32>,
-    by_hash: BlockMap<u32>,
+    by_hash: Table,
     oldest: Option<u32>,
     newest: Option<u32>,
     cached_unreferenced: u32,
@@ -77,7 +81,7 @@ impl Pool {
             blocks: (0..blocks).map(|_| Block::default()).collect(),
             tokens: Vec::new(),
             free: (0..blocks).rev().collect(),
-            by_hash: BlockMap::default(),
+            by_hash: Table::default(),
             oldest: None,
             newest: None,
             cached_unreferenced: 0,
@@ -130,7 +134,7 @@ impl Pool {
         let mut before = Before::Root(root);
         let mut matched = Vec::new();
         for (hash, tokens) in hashes.iter().zip(tokens.chunks_exact(block_size)) {
-            let Some(&block) = self.by_hash.get(hash) else { break };
+            let Some(block) = self.find(*hash) else { break };
             let entry = &self.blocks[block as usize];
             let Some(cached) = &entry.cached else { break };
             if cached.before != before || self.tokens_of(block, block_size) != tokens {
@@ -179,7 +183,7 @@ impl Pool {
         before: Before,
         tokens: &[TokenId],
     ) -> Option<u32> {
-        if let Some(&other) = self.by_hash.get(&hash)
+        if let Some(other) = self.find(hash)
             && other != block
         {
             let cached = self.blocks[other as usize].cached.as_ref();
@@ -198,6 +202,14 @@ impl Pool {
             self.announce_stored(hash, before);
         }
         Some(block)
+    }
+
+    /// The block that is cached under `hash`.
+    fn find(&self, hash: BlockHash) -> Option<u32> {
+        let is_it = |block: u32| {
+            self.blocks[block as usize].cached.as_ref().is_some_and(|cached| cached.hash == hash)
+        };
+        self.by_hash.get(hash, is_it)
     }
 
     /// The tokens that a cached block holds.
@@ -286,7 +298,7 @@ impl Pool {
 
     fn uncache(&mut self, block: u32) {
         let Some(cached) = self.blocks[block as usize].cached.take() else { return };
-        self.by_hash.remove(&cached.hash);
+        self.by_hash.remove(cached.hash, block);
         if let Some(KvEvent::Removed { hashes, .. }) = self.events.last_mut() {
             hashes.push(cached.hash);
         } else {
@@ -346,7 +358,7 @@ impl Pool {
                 assert!(entry.references == 0 && entry.cached.is_none() && !entry.quarantined);
             }
             if let Some(cached) = &entry.cached {
-                assert_eq!(self.by_hash.get(&cached.hash), Some(&block));
+                assert_eq!(self.find(cached.hash), Some(block));
                 if let Before::Block(parent, generation) = cached.before {
                     let parent = &self.blocks[parent as usize];
                     assert!(
