@@ -146,6 +146,8 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--large", action="store_true", help="also a million short requests on 1,000 engines, once")
+    parser.add_argument("--large-block-tokens", type=int, default=KV_BLOCK_TOKENS,
+                        help="tokens of a KV block of those engines; a quarter of them takes twice the time")
     options = parser.parse_args()
     peers = os.environ.get("PEERS")
     python = peers and pathlib.Path(peers) / "dynamo" / "bin" / "python"
@@ -170,7 +172,8 @@ def main():
         if options.large:
             arrivals = ["--workload", "fresh", "--warm-up", "0", "--rate", str(LARGE["rate"]),
                         "--seconds", str(LARGE["seconds"])]
-            document["large"] = ours(options, folder, "cost", arrivals, LARGE["engines"], 16)
+            document["large"] = ours(options, folder, "cost", arrivals, LARGE["engines"],
+                                     options.large_block_tokens)
 
     found = document["replay"]["forebay, cost"]
     cpu, mib = found["cpu_s"], found["mib"]

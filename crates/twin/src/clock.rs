@@ -9,6 +9,8 @@ pub struct Time(pub u64);
 impl Time {
     /// The beginning of a run.
     pub const ZERO: Self = Self(0);
+    /// After every run.
+    pub const NEVER: Self = Self(u64::MAX);
 
     /// Rounded to a nanosecond. Negative seconds are none.
     pub fn from_seconds(seconds: f64) -> Self {

@@ -54,16 +54,19 @@ fn nth(number: u64, place: u32) -> TokenId {
 /// A prompt written out.
 pub(crate) fn write<'a>(pieces: impl Iterator<Item = &'a Piece> + Clone) -> Arc<[TokenId]> {
     let all: u32 = pieces.clone().map(|piece| piece.tokens).sum();
-    let mut tokens = Vec::with_capacity(all as usize + TOKENS_PER_NUMBER as usize);
+    // Of known length, so that it is written where it stays.
+    let mut prompt: Arc<[TokenId]> = std::iter::repeat_n(0, all as usize).collect();
+    let mut rest = Arc::get_mut(&mut prompt).expect("nobody else has it yet");
     for piece in pieces {
-        let end = tokens.len() + piece.tokens as usize;
-        for index in 0..piece.tokens.div_ceil(TOKENS_PER_NUMBER) {
+        let tokens = rest.split_off_mut(..piece.tokens as usize).expect("counted above");
+        for (index, tokens) in (0..).zip(tokens.chunks_mut(TOKENS_PER_NUMBER as usize)) {
             let number = number(piece.name, index);
-            tokens.extend((0..TOKENS_PER_NUMBER).map(|place| nth(number, place)));
+            for (place, token) in (0..).zip(tokens) {
+                *token = nth(number, place);
+            }
         }
-        tokens.truncate(end);
     }
-    tokens.into()
+    prompt
 }
 
 #[cfg(test)]

@@ -143,6 +143,8 @@ pub struct Run<'a> {
     /// Hand-overs that have begun.
     pulls: HashMap<LegId, Pulling>,
     happened: Happened,
+    /// When the next step of each engine that was left for later is over, or sooner; never, where there is none.
+    quiet_next: Vec<Time>,
     /// Buffers for quiet steps.
     quiet_happened: Happened,
     quiet_words: Vec<(Time, LegId, Word)>,
@@ -199,6 +201,7 @@ impl<'a> Run<'a> {
             waiting: Vec::new(),
             pulls: HashMap::new(),
             happened: Happened::default(),
+            quiet_next: vec![Time::NEVER; engines.len()],
             quiet_happened: Happened::default(),
             quiet_words: Vec::new(),
             quiet_legs: Vec::new(),

@@ -24,6 +24,11 @@ impl Quiet {
         !self.ends.is_empty()
     }
 
+    /// When the first that was not taken is over; never, if there is none.
+    pub(crate) fn next(&self) -> Time {
+        self.ends.get(self.taken).copied().unwrap_or(Time::NEVER)
+    }
+
     /// There are none, and room for the next ones.
     pub(crate) fn clear(&mut self) {
         self.ends.clear();

@@ -45,15 +45,19 @@ impl Run<'_> {
         }
         seat.group.foresee(self.now, steps, seat.slow, &mut seat.quiet);
         seat.ticket += 1;
-        let end = *seat.quiet.ends.last().expect("there are some");
-        self.agenda.add(end, Event::StepEnd(engine, seat.ticket));
+        let last = *seat.quiet.ends.last().expect("there are some");
+        self.quiet_next[engine as usize] = seat.quiet.next();
+        self.agenda.add(last, Event::StepEnd(engine, seat.ticket));
         true
     }
 
     /// Takes the steps of every engine that are over by now.
     pub(super) fn catch_up_all(&mut self) {
-        for engine in 0..self.seats.len() as u32 {
-            self.catch_up(engine);
+        for engine in 0..self.seats.len() {
+            // Every placement asks every engine: one list is read, not each engine's own.
+            if self.quiet_next[engine] <= self.now {
+                self.catch_up(engine as u32);
+            }
         }
     }
 
@@ -64,6 +68,7 @@ impl Run<'_> {
         let from = *taken;
         let over = ends[from..].partition_point(|&end| end <= self.now);
         if over == 0 {
+            self.quiet_next[engine as usize] = seat.quiet.next();
             return;
         }
         let mut quiet = std::mem::take(&mut seat.quiet);
@@ -98,6 +103,8 @@ impl Run<'_> {
         self.now = now;
         self.hear_late(after);
         words.clear();
+        // Only now: whoever hears may have asked this engine, too.
+        self.quiet_next[engine as usize] = quiet.next();
         self.seats[engine as usize].quiet = quiet;
         (self.quiet_words, self.quiet_happened, self.quiet_legs) = (words, happened, legs);
     }
