@@ -31,7 +31,9 @@ pub use record::{Record, RecordSettings, Sample, StepRecord};
 pub use rule::Rule;
 pub use scenario::{BUDGET_TOKENS, Defaults, SLO, Source, Workload};
 pub use sim::{Ran, Run, RunSettings, Violation};
-pub use sizing::{Binds, Promise, Search, Shape, Trial};
+pub use sizing::{
+    Binds, Bisection, KV_PARTS, Promise, Search, Shape, Trial, between, frontier, with_less_kv,
+};
 pub use workload::{
     Chat, Fresh, Lengths, Measured, Observed, Session, StandIn, Trace, TraceError, TraceForm, TraceRequest,
     Turn, recorded,

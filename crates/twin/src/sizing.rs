@@ -4,7 +4,7 @@
 //! that keeps it, and what breaks it with one less. The caller runs the simulations ([`Search`] says which), beside each other if
 //! it likes.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use forebay_types::Role;
 use serde::Serialize;
@@ -198,16 +198,59 @@ impl Trial {
     }
 }
 
-/// The search for one shape's least count of engines: by doubling up to the most that may be, then by halves.
+/// The least amount that is enough, by doubling up to the most that may be and then by halves.
 #[derive(Debug, Clone)]
-pub struct Search {
-    shape: Shape,
+pub struct Bisection {
     most: u32,
-    /// Too few.
+    /// Too little.
     low: u32,
     /// Enough.
     high: Option<u32>,
     next: u32,
+}
+
+impl Bisection {
+    /// Of `least` to `most`, from a first guess.
+    pub fn new(least: u32, most: u32, guess: u32) -> Self {
+        Self { most, low: least - 1, high: None, next: guess.clamp(least, most.max(least)) }
+    }
+
+    /// Of 1 to `enough`, which is known to be.
+    pub fn below(enough: u32) -> Self {
+        Self { most: enough, low: 0, high: Some(enough), next: enough / 2 }
+    }
+
+    /// What to try next; `None`: it is over.
+    pub fn next(&self) -> Option<u32> {
+        (self.next > self.low && self.next <= self.most && self.high.is_none_or(|high| self.next < high))
+            .then_some(self.next)
+    }
+
+    /// Whether `amount` was enough.
+    pub fn tried(&mut self, amount: u32, enough: bool) {
+        if enough {
+            self.high = Some(amount);
+        } else {
+            self.low = amount;
+        }
+        self.next = match self.high {
+            Some(high) => self.low + (high - self.low) / 2,
+            None if self.low >= self.most => self.low,
+            None => (self.low * 2).clamp(self.low + 1, self.most),
+        };
+    }
+
+    /// The least that was enough.
+    pub fn found(&self) -> Option<u32> {
+        self.high
+    }
+}
+
+/// The search for one shape's least count of engines.
+#[derive(Debug, Clone)]
+pub struct Search {
+    shape: Shape,
+    engines: Bisection,
     /// Every fleet tried, in the order of trying.
     pub trials: Vec<Trial>,
 }
@@ -216,8 +259,7 @@ impl Search {
     /// Of up to `most` engines, from a first guess.
     pub fn new(shape: Shape, most: u32, guess: u32) -> Self {
         let least = if matches!(shape, Shape::Split { .. }) { 2 } else { 1 };
-        let next = guess.clamp(least, most.max(least));
-        Self { shape, most, low: least - 1, high: None, next, trials: Vec::new() }
+        Self { shape, engines: Bisection::new(least, most, guess), trials: Vec::new() }
     }
 
     /// Of which shape.
@@ -227,23 +269,13 @@ impl Search {
 
     /// How many engines to try next; `None`: it is over.
     pub fn next(&self) -> Option<u32> {
-        (self.next > self.low && self.next <= self.most && self.high.is_none_or(|high| self.next < high))
-            .then_some(self.next)
+        self.engines.next()
     }
 
     /// What came of the trial that [`Search::next`] asked for.
     pub fn tried(&mut self, trial: Trial) {
-        if trial.keeps() {
-            self.high = Some(trial.engines);
-        } else {
-            self.low = trial.engines;
-        }
+        self.engines.tried(trial.engines, trial.keeps());
         self.trials.push(trial);
-        self.next = match self.high {
-            Some(high) => self.low + (high - self.low) / 2,
-            None if self.low >= self.most => self.low,
-            None => (self.low * 2).clamp(self.low + 1, self.most),
-        };
     }
 
     /// The smallest fleet found that keeps the promise.
@@ -257,6 +289,49 @@ impl Search {
         let broken = self.trials.iter().filter(|trial| !trial.keeps());
         broken.max_by_key(|trial| trial.engines)
     }
+}
+
+/// Parts of an engine's KV pool by which [`with_less_kv`] makes it smaller.
+pub const KV_PARTS: u32 = 16;
+
+/// The fleet with `parts` sixteenths of each engine's KV blocks, rounded up: what cards with less memory, or larger weights,
+/// leave. A sequence is no longer than the pool then.
+pub fn with_less_kv(fleet: &[EngineSpec], parts: u32) -> Vec<EngineSpec> {
+    let smaller = |engine: &EngineSpec| {
+        let mut engine = engine.clone();
+        let scheduler = &mut engine.kind.scheduler;
+        let blocks = u64::from(scheduler.blocks_total) * u64::from(parts);
+        scheduler.blocks_total = blocks.div_ceil(u64::from(KV_PARTS)) as u32;
+        let pool_tokens = scheduler.blocks_total.saturating_mul(scheduler.block_size_tokens);
+        scheduler.context_tokens_max = scheduler.context_tokens_max.min(pool_tokens);
+        engine
+    };
+    fleet.iter().map(smaller).collect()
+}
+
+/// What the most GPUs are good for: of each number of them the fleet with most goodput, from the smallest up.
+pub fn frontier<'a>(trials: impl IntoIterator<Item = &'a Trial>) -> Vec<&'a Trial> {
+    let mut best = BTreeMap::<u32, &Trial>::new();
+    for trial in trials {
+        best.entry(trial.gpus)
+            .and_modify(|best| {
+                // Goodput counts a promise of 90 % that is broken by an inch like one that is kept.
+                let key = |trial: &Trial| (trial.keeps(), trial.goodput);
+                if key(trial) > key(best) {
+                    *best = trial;
+                }
+            })
+            .or_insert(trial);
+    }
+    best.into_values().collect()
+}
+
+/// Counts of engines that say how goodput grows up to `found` and beyond, where those of `tried` leave gaps: at most `points`,
+/// up to `most`.
+pub fn between(tried: &[u32], found: u32, most: u32, points: u32) -> Vec<u32> {
+    let last = (found + found.div_ceil(2)).clamp(1, most.max(1));
+    let step = last.div_ceil(points.max(1)).max(1);
+    (1..=last).filter(|count| (last - count).is_multiple_of(step) && !tried.contains(count)).collect()
 }
 
 #[cfg(test)]
@@ -317,7 +392,48 @@ mod tests {
         assert_eq!(Shape::all(&alone).len(), 3, "without hand-overs there are no roles");
     }
 
+    #[test]
+    fn a_smaller_pool_holds_shorter_sequences() {
+        let fleet = Shape::Fluid { step_tokens_max: 8192 }.fleet(&engine(), 2).unwrap();
+        let of = |parts| {
+            let scheduler = with_less_kv(&fleet, parts)[1].kind.scheduler;
+            (scheduler.blocks_total, scheduler.context_tokens_max)
+        };
+        let whole = fleet[0].kind.scheduler;
+        assert_eq!(of(KV_PARTS), (whole.blocks_total, whole.context_tokens_max));
+        let blocks = whole.blocks_total.div_ceil(16);
+        assert_eq!(of(1), (blocks, blocks * whole.block_size_tokens));
+    }
+
+    #[test]
+    fn the_frontier_has_the_best_fleet_of_each_size() {
+        let of = |engines, ttft, goodput| Trial { goodput, ..trial(engines, &[outcome(ttft, 0.01)], None) };
+        let trials = [of(4, 0.1, 8.0), of(2, 9.0, 3.0), of(4, 9.0, 8.5), of(2, 9.0, 3.5), of(1, 9.0, 0.5)];
+        let found = frontier(&trials).into_iter().map(|trial| (trial.gpus, trial.goodput));
+        assert_eq!(found.collect::<Vec<_>>(), [(1, 0.5), (2, 3.5), (4, 8.0)], "a kept promise comes first");
+    }
+
+    #[test]
+    fn gaps_between_trials_are_filled() {
+        assert_eq!(between(&[4, 2, 3], 3, 64, 8), [1, 5]);
+        assert_eq!(between(&[], 40, 64, 8), [4, 12, 20, 28, 36, 44, 52, 60]);
+        assert_eq!(between(&[1], 1, 1, 8), [0; 0]);
+    }
+
     proptest! {
+        #[test]
+        fn halving_finds_the_least_that_is_enough(least in 1u32..=64, enough in 1u32..=64) {
+            let mut parts = Bisection::below(enough);
+            let mut tries = 0;
+            while let Some(amount) = parts.next() {
+                prop_assert!((1..enough).contains(&amount));
+                parts.tried(amount, amount >= least);
+                tries += 1;
+            }
+            prop_assert!(tries <= 7);
+            prop_assert_eq!(parts.found(), Some(least.min(enough)));
+        }
+
         #[test]
         fn the_least_count_is_found_in_few_trials(least in 1u32..200, most in 1u32..130, guess in 0u32..150) {
             let mut search = Search::new(Shape::Fluid { step_tokens_max: 8192 }, most, guess);

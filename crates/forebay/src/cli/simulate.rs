@@ -110,6 +110,9 @@ pub(crate) struct SizeArgs {
     /// GPUs of the largest fleet to try.
     #[arg(long, value_name = "N", default_value_t = std::num::NonZeroU32::new(64).expect("not 0"))]
     pub(crate) gpus: std::num::NonZeroU32,
+    /// Write a page with the frontier, goodput by GPUs, here. It needs nothing but a browser.
+    #[arg(long, value_name = "FILE.html")]
+    pub(crate) report: Option<PathBuf>,
     /// Write every fleet tried as JSON here; `-` for standard output, in place of the tables.
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,

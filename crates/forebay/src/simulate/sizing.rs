@@ -1,4 +1,8 @@
-//! `forebay size`: the smallest fleet of each shape that keeps a promise.
+//! `forebay size`: the smallest fleet of each shape that keeps a promise, what each further GPU is good for, and how much KV memory
+//! the best fleet needs.
+
+mod page;
+mod show;
 
 use std::{
     path::Path,
@@ -12,27 +16,22 @@ use std::{
 use anyhow::bail;
 use forebay_placement::Policy;
 use forebay_twin::{
-    Binds, EngineSpec, GatewayEntry, GatewaySettings, Promise, Rule, Run, RunSettings, Search, Shape,
-    Summary, Trial,
+    Binds, Bisection, EngineSpec, GatewayEntry, GatewaySettings, KV_PARTS, Promise, Rule, Run, RunSettings,
+    Search, Shape, Summary, Trial, between, frontier, with_less_kv,
 };
+use serde::Serialize;
 use serde_json::json;
 
 use super::{
     input::{Arrivals, building_block},
     write_whole,
 };
-use crate::{
-    cli::SizeArgs,
-    exit::{Exit, Failed},
-    figures::percent,
-    table::{Align, Cell, Table},
-    terminal::{Terminal, Tone},
-};
+use crate::{cli::SizeArgs, exit::Exit, terminal::Terminal};
 
 /// Engines of the first fleet of each shape that is tried.
 const GUESS: u32 = 4;
-/// Widest bar of the frontier.
-const BAR: f64 = 40.0;
+/// Fleets of the best shape that are tried for the frontier alone, at most.
+const FRONTIER_POINTS: u32 = 8;
 
 /// The command.
 ///
@@ -50,30 +49,64 @@ pub(crate) fn size(args: &SizeArgs, terminal: Terminal) -> anyhow::Result<Exit> 
     }
     let began = Instant::now();
     let question = Question { args, engine: &engine, gateway: &gateway, arrivals: &arrivals };
-    let mut searches = search_all(&question, most, terminal);
-    let trials: usize = searches.iter().map(|search| search.trials.len()).sum();
-    let key = |search: &Search| search.found().map_or((u32::MAX, 0.0), |found| (found.gpus, -found.goodput));
-    searches.sort_by(|one, other| key(one).partial_cmp(&key(other)).unwrap_or(std::cmp::Ordering::Equal));
-    terminal.err(&format!("{trials} fleets simulated in {:.1} s\n", began.elapsed().as_secs_f64()));
+    let found = find(&question, most, terminal);
+    terminal.err(&format!("{} fleets simulated in {:.1} s\n", found.fleets, began.elapsed().as_secs_f64()));
 
+    let name = &arrivals.name;
+    if let Some(path) = &args.report {
+        write_whole(path, page::render(args, name, &found).as_bytes())?;
+    }
     let document = json!({
-        "version": 1, "arrivals": arrivals.name, "slo": args.slo, "share": args.percentile, "gpus_max": args.gpus,
-        "shapes": searches.iter().map(|search| json!({
+        "version": 1, "arrivals": name, "slo": args.slo, "share": args.percentile, "gpus_max": args.gpus,
+        "shapes": found.searches.iter().map(|search| json!({
             "shape": search.shape().to_string(), "smallest": search.found(), "trials": search.trials,
         })).collect::<Vec<_>>(),
+        "frontier": found.frontier(), "kv": found.kv,
     });
     let document = format!("{document:#}\n");
     match args.json.as_deref() {
         Some(path) if path == Path::new("-") => terminal.out(&document)?,
         Some(path) => {
             write_whole(path, document.as_bytes())?;
-            show(args, &arrivals, &searches, terminal)?;
+            show::show(args, name, &found, terminal)?;
         }
-        None => show(args, &arrivals, &searches, terminal)?,
+        None => show::show(args, name, &found, terminal)?,
     }
-    match searches.first().and_then(Search::found) {
+    match found.best() {
         Some(_) => Ok(Exit::Ok),
-        None => Err(nobody(args, &searches).into()),
+        None => Err(show::nobody(args, &found.searches).into()),
+    }
+}
+
+/// What came of all runs.
+struct Found {
+    /// Of each shape, the one with the smallest fleet first.
+    searches: Vec<Search>,
+    /// Fleets of the best shape that were tried for the frontier alone.
+    more: Vec<Trial>,
+    kv: Option<KvNeed>,
+    /// Runs.
+    fleets: usize,
+}
+
+/// How much of its KV memory a fleet needs.
+#[derive(Debug, Serialize)]
+struct KvNeed {
+    /// Blocks of one engine as it is.
+    blocks_total: u32,
+    /// The least that keep the promise, to a sixteenth.
+    blocks_enough: u32,
+    /// What less of them break.
+    binds_below: Option<Binds>,
+}
+
+impl Found {
+    fn best(&self) -> Option<&Trial> {
+        self.searches.first().and_then(Search::found)
+    }
+
+    fn frontier(&self) -> Vec<&Trial> {
+        frontier(self.searches.iter().flat_map(|search| &search.trials).chain(&self.more))
     }
 }
 
@@ -84,36 +117,82 @@ struct Question<'a> {
     arrivals: &'a Arrivals,
 }
 
-/// Every shape's search to its end, as many at a time as there are jobs.
-fn search_all(question: &Question<'_>, most: u32, terminal: Terminal) -> Vec<Search> {
-    let shapes = Shape::all(question.engine);
-    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
-    let jobs = question.args.jobs.map_or(processors, std::num::NonZeroUsize::get).min(shapes.len());
-    let (next, tried) = (AtomicUsize::new(0), AtomicUsize::new(0));
+fn find(question: &Question<'_>, most: u32, terminal: Terminal) -> Found {
+    let tried = AtomicUsize::new(0);
+    let try_fleet = |shape: Shape, fleet: Vec<EngineSpec>| {
+        let engines = fleet.len();
+        let trial = try_fleet(question, shape, fleet);
+        let tried = tried.fetch_add(1, Ordering::Relaxed) + 1;
+        terminal.progress(&format!("{tried} fleets tried; {shape}: {engines} engines"));
+        trial
+    };
+    let jobs = question.args.jobs.map(std::num::NonZeroUsize::get);
+    let mut searches = beside_each_other(jobs, &Shape::all(question.engine), |&shape| {
+        let mut search = Search::new(shape, most, GUESS);
+        while let Some(engines) = search.next()
+            && let Some(fleet) = shape.fleet(question.engine, engines)
+        {
+            search.tried(try_fleet(shape, fleet));
+        }
+        search
+    });
+    let key = |search: &Search| search.found().map_or((u32::MAX, 0.0), |found| (found.gpus, -found.goodput));
+    searches.sort_by(|one, other| key(one).partial_cmp(&key(other)).unwrap_or(std::cmp::Ordering::Equal));
+
+    let (mut more, mut kv) = (Vec::new(), None);
+    if let Some(found) = searches[0].found() {
+        let shape = found.shape;
+        let counts: Vec<u32> = searches[0].trials.iter().map(|trial| trial.engines).collect();
+        let counts = between(&counts, found.engines, most, FRONTIER_POINTS);
+        let fleets: Vec<_> = counts.iter().filter_map(|&count| shape.fleet(question.engine, count)).collect();
+        more = beside_each_other(jobs, &fleets, |fleet| try_fleet(shape, fleet.clone()));
+        kv = shape
+            .fleet(question.engine, found.engines)
+            .map(|fleet| kv_need(&fleet, |fleet| try_fleet(shape, fleet)));
+    }
+    terminal.progress("");
+    Found { searches, more, kv, fleets: tried.into_inner() }
+}
+
+/// The least KV blocks with which `fleet` keeps the promise that it keeps.
+fn kv_need(fleet: &[EngineSpec], try_fleet: impl Fn(Vec<EngineSpec>) -> Trial) -> KvNeed {
+    let mut parts = Bisection::below(KV_PARTS);
+    let mut binds_below = None;
+    while let Some(tried) = parts.next() {
+        let trial = try_fleet(with_less_kv(fleet, tried));
+        parts.tried(tried, trial.keeps());
+        // The last that breaks is the one next to what is enough.
+        binds_below = trial.binds.or(binds_below);
+    }
+    let enough = with_less_kv(fleet, parts.found().unwrap_or(KV_PARTS));
+    let blocks = |fleet: &[EngineSpec]| fleet[0].kind.scheduler.blocks_total;
+    KvNeed { blocks_total: blocks(fleet), blocks_enough: blocks(&enough), binds_below }
+}
+
+/// What `one` makes of each item, in their order, as many at a time as there are jobs or processors.
+fn beside_each_other<T: Sync, U: Send>(
+    jobs: Option<usize>,
+    items: &[T],
+    one: impl Fn(&T) -> U + Sync,
+) -> Vec<U> {
+    let processors = || std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    let next = AtomicUsize::new(0);
     let done = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
-        for _ in 0..jobs {
+        for _ in 0..jobs.unwrap_or_else(processors).min(items.len()) {
             scope.spawn(|| {
                 while let number = next.fetch_add(1, Ordering::Relaxed)
-                    && let Some(&shape) = shapes.get(number)
+                    && let Some(item) = items.get(number)
                 {
-                    let mut search = Search::new(shape, most, GUESS);
-                    while let Some(engines) = search.next()
-                        && let Some(fleet) = shape.fleet(question.engine, engines)
-                    {
-                        search.tried(try_fleet(question, shape, fleet));
-                        let tried = tried.fetch_add(1, Ordering::Relaxed) + 1;
-                        terminal.progress(&format!("{tried} fleets tried; {shape}: {engines} engines"));
-                    }
-                    done.lock().expect("nobody panics with it").push((number, search));
+                    let made = one(item);
+                    done.lock().expect("nobody panics with it").push((number, made));
                 }
             });
         }
     });
-    terminal.progress("");
-    let mut searches = done.into_inner().expect("nobody panics with it");
-    searches.sort_by_key(|(number, _)| *number);
-    searches.into_iter().map(|(_, search)| search).collect()
+    let mut done = done.into_inner().expect("nobody panics with it");
+    done.sort_by_key(|(number, _)| *number);
+    done.into_iter().map(|(_, made)| made).collect()
 }
 
 fn try_fleet(question: &Question<'_>, shape: Shape, fleet: Vec<EngineSpec>) -> Trial {
@@ -136,97 +215,4 @@ fn try_fleet(question: &Question<'_>, shape: Shape, fleet: Vec<EngineSpec>) -> T
     let promise = Promise { slo: args.slo, share: args.percentile };
     let summary = Summary::of(&ran.outcomes, &args.slo, ran.engines, ran.given_up);
     Trial::judge(shape, &settings.engines, &ran.outcomes, summary, &promise, arrivals.window_seconds())
-}
-
-fn show(args: &SizeArgs, arrivals: &Arrivals, searches: &[Search], terminal: Terminal) -> anyhow::Result<()> {
-    let percentile = format!("P{}", 100.0 * args.percentile);
-    terminal.out(&format!("{}, {percentile} within {}\n", arrivals.name, promised(args)))?;
-    let mut table = Table::default()
-        .text("SHAPE")
-        .number("GPUS")
-        .number("ENGINES")
-        .number("GOODPUT/S")
-        .number("TTFT MS")
-        .number("ITL MS")
-        .number("BUSY")
-        .optional("CACHED", Align::Right)
-        .text("ONE LESS BREAKS");
-    for search in searches {
-        table.row(row(search));
-    }
-    terminal.out(&table.render(terminal.width(), terminal.paint_out))?;
-    if let Some(best) = searches.first().filter(|search| search.found().is_some()) {
-        terminal.out(&frontier(best))?;
-    }
-    Ok(())
-}
-
-fn row(search: &Search) -> Vec<Cell> {
-    let binds = |trial: Option<&Trial>| {
-        trial.and_then(|trial| trial.binds).map_or("nothing".to_owned(), |binds: Binds| binds.to_string())
-    };
-    let shape = search.shape().to_string();
-    let Some(found) = search.found() else {
-        let none = || Cell::new("-", Tone::Faint);
-        let mut cells = vec![shape.into()];
-        cells.extend((0..7).map(|_| none()));
-        cells.push(format!("as many break it: {}", binds(search.one_less())).into());
-        return cells;
-    };
-    let side = &found.summary.engines;
-    vec![
-        Cell::new(shape, Tone::Strong),
-        found.gpus.to_string().into(),
-        found.engines.to_string().into(),
-        format!("{:.2}", found.goodput).into(),
-        format!("{:.0}", 1e3 * found.ttft_seconds).into(),
-        format!("{:.1}", 1e3 * found.itl_seconds).into(),
-        percent(side.gpu_seconds_busy, side.gpu_seconds).into(),
-        percent(found.summary.cached_share, 1.0).into(),
-        binds(search.one_less()).into(),
-    ]
-}
-
-/// Requests within the promise by GPUs, of the fleets that were tried of one shape.
-fn frontier(search: &Search) -> String {
-    let mut trials: Vec<&Trial> = search.trials.iter().collect();
-    trials.sort_by_key(|trial| trial.gpus);
-    let most = trials.iter().map(|trial| trial.goodput).fold(1e-9, f64::max);
-    let mut text = format!("\ngoodput by GPUs, {}\n", search.shape());
-    for trial in trials {
-        let bar = "#".repeat((BAR * trial.goodput / most).round() as usize);
-        let kept = if trial.keeps() { "kept" } else { "broken" };
-        text += &format!("{:>5} GPUs {:>9.2}/s {bar:<40} {kept}\n", trial.gpus, trial.goodput);
-    }
-    text
-}
-
-fn promised(args: &SizeArgs) -> String {
-    let ms = |seconds: f64| format!("{}ms", (1e4 * seconds).round() / 10.0);
-    let prefills = match args.slo.ttft_prefills {
-        0.0 => String::new(),
-        prefills => format!(",prefills={prefills}"),
-    };
-    format!("ttft={}{prefills},itl={}", ms(args.slo.ttft_seconds), ms(args.slo.itl_seconds))
-}
-
-/// What to say where nothing keeps the promise: the fleet that comes nearest, and what it would keep.
-fn nobody(args: &SizeArgs, searches: &[Search]) -> Failed {
-    let over = |trial: &Trial| {
-        let lost = if trial.binds == Some(Binds::Throughput) { 1e6 } else { 0.0 };
-        lost + (trial.ttft_seconds / args.slo.ttft_seconds).max(trial.itl_seconds / args.slo.itl_seconds)
-    };
-    let trials = searches.iter().flat_map(|search| &search.trials);
-    let nearest = trials.min_by(|one, other| over(one).total_cmp(&over(other)));
-    let nearest = nearest.map_or_else(String::new, |trial| {
-        format!(
-            "; nearest are {} GPUs, {}, which keep ttft={:.0}ms,itl={:.1}ms",
-            trial.gpus,
-            trial.shape,
-            (1e3 * trial.ttft_seconds).ceil(),
-            1e3 * trial.itl_seconds
-        )
-    });
-    let sentence = format!("no fleet of up to {} GPUs keeps {}{nearest}", args.gpus, promised(args));
-    Failed { exit: Exit::Failure, sentence }
 }
