@@ -219,9 +219,24 @@ fn the_smallest_fleet_of_each_shape_is_found() {
             "{shape}"
         );
     }
-    let table = size(&["--gpus", "8", "--slo", "ttft=500ms,itl=25ms"]).ok().out;
+    let folder = Folder::new();
+    let report = folder.path("size.html").display().to_string();
+    let table = size(&["--gpus", "8", "--slo", "ttft=500ms,itl=25ms", "--report", &report]).ok().out;
     assert!(table.starts_with("fresh at 8/s, P90 within ttft=500ms,itl=25ms\n"), "{table}");
-    assert!(table.contains("goodput by GPUs, ") && table.contains(" kept\n"), "{table}");
+    assert!(table.contains("goodput by GPUs") && table.contains(" kept\n"), "{table}");
+
+    let frontier = document["frontier"].as_array().unwrap();
+    let gpus: Vec<u64> = frontier.iter().map(|trial| trial["gpus"].as_u64().unwrap()).collect();
+    assert!(gpus.is_sorted() && gpus.windows(2).all(|pair| pair[0] < pair[1]), "{gpus:?}");
+    assert_eq!(gpus[0], 1, "it begins with the smallest fleet");
+    let [total, enough] =
+        ["blocks_total", "blocks_enough"].map(|name| document["kv"][name].as_u64().unwrap());
+    assert!((1..=total).contains(&enough), "{enough} of {total}");
+    assert!(table.contains(&format!("KV: {enough} of the {total} blocks of an engine")), "{table}");
+    let page = std::fs::read_to_string(&report).unwrap();
+    let points: usize = shapes.iter().map(|shape| shape["trials"].as_array().unwrap().len()).sum();
+    assert!(page.matches("<title>").count() > points, "a point for every fleet tried");
+    assert!(page.contains(&format!("KV: {enough} of the {total} blocks")) && page.ends_with("</html>\n"));
 }
 
 #[test]
