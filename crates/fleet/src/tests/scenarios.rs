@@ -102,3 +102,52 @@ fn ages_move_in_steps_and_an_unchanged_fleet_gives_the_same_snapshot() {
     assert_eq!(first.rank(rank(0, 0)).unwrap().load_age, ms(0), "a snapshot that is held does not change");
     assert_eq!(fleet.snapshot(ms(120)).generation, later.generation, "time does not go back");
 }
+
+/// Counters that are read once a second say little of what prefills take: prompts that were sent there say more.
+#[test]
+fn a_sampled_rank_is_known_to_prefill_by_the_prompts_it_was_given() {
+    let mut fleet = Fleet::new(FleetSettings::default());
+    for (engine, load_sight) in [(1, LoadSight::Sampled), (2, LoadSight::EveryStep)] {
+        fleet.apply(
+            ms(0),
+            Event::Joined(EngineFacts { load_sight, ..facts(&format!("e{engine}"), engine, 1) }),
+        );
+        fleet.apply(ms(0), Event::Ready(Incarnation(engine)));
+    }
+    let of = |engine| RankId { incarnation: Incarnation(engine), dp_rank: 0 };
+    let amount = Reserved {
+        prefill_tokens: 2000,
+        context_tokens: 2000,
+        sequences: 1,
+        decodes: 1,
+        ..Reserved::default()
+    };
+    let seconds = step(2000, 0).seconds - step(0, 0).seconds;
+    // One prompt after another, each in twice the time that it takes: half of the time goes into them.
+    let mut now = Duration::ZERO;
+    for n in 0..(20.0 / (2.0 * seconds)) as u64 {
+        now += Duration::from_secs_f64(2.0 * seconds);
+        for (engine, id) in [(1, 2 * n), (2, 2 * n + 1)] {
+            fleet.apply(now, reserve(id, of(engine), amount));
+            fleet.apply(now, progress(id, Progress::Accepted { at: now }));
+            fleet.apply(now, progress(id, Progress::Decoding));
+            fleet.apply(now, progress(id, Progress::Generated { tokens: 1 }));
+            fleet.apply(now, Event::Released(ReservationId(id)));
+        }
+    }
+    let share = view(&mut fleet, now, of(1)).prefill_share;
+    assert!((0.45..0.6).contains(&share), "{share}");
+    assert_eq!(view(&mut fleet, now, of(2)).prefill_share, 0.0, "its steps say it, and there were none");
+
+    // A leg that only computed its prompt counts once it is over, one that was cancelled before not at all.
+    for (id, started) in [(1_000_000, true), (1_000_001, false)] {
+        let before = view(&mut fleet, now, of(1)).prefill_share;
+        fleet.apply(now, reserve(id, of(1), Reserved { decodes: 0, ..amount }));
+        fleet.apply(now, progress(id, Progress::Accepted { at: now }));
+        if started {
+            fleet.apply(now, progress(id, Progress::Started));
+        }
+        fleet.apply(now, Event::Released(ReservationId(id)));
+        assert_eq!(view(&mut fleet, now, of(1)).prefill_share > before, started);
+    }
+}
