@@ -59,10 +59,28 @@ pub struct Prediction {
     pub ttft_seconds: f64,
     /// As it was.
     pub ttft_seconds_real: f64,
+    /// Mean time between tokens; `None` for an answer of one token, and for one that went on elsewhere after its first.
+    pub itl: Option<Pace>,
     /// Prompt tokens from cache, as predicted.
     pub cached_tokens: u32,
     /// As it was.
     pub cached_tokens_real: u32,
+}
+
+/// Mean seconds between the tokens of one choice's answer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Pace {
+    /// As the placement that led to the first token predicted.
+    pub seconds: f64,
+    /// As it was.
+    pub seconds_real: f64,
+}
+
+impl Pace {
+    /// How far off it was, in seconds: above 0 the prediction was too long.
+    pub fn error_seconds(&self) -> f64 {
+        self.seconds - self.seconds_real
+    }
 }
 
 impl Prediction {
@@ -78,12 +96,25 @@ impl DecisionRecord {
         let ttft_seconds_real = self.ttft_seconds?;
         let led = self.placements.iter().rev().find(|placement| placement.at_seconds <= ttft_seconds_real)?;
         let chosen = led.explanation.candidates.get(led.explanation.chosen as usize)?;
+        let went_on_here = self.placements.last().is_some_and(|last| last.at_seconds <= ttft_seconds_real);
         Some(Prediction {
             ttft_seconds: led.at_seconds + chosen.ttft_seconds,
             ttft_seconds_real,
+            itl: chosen
+                .itl_seconds
+                .filter(|_| went_on_here)
+                .zip(self.itl_seconds())
+                .map(|(seconds, seconds_real)| Pace { seconds, seconds_real }),
             cached_tokens: chosen.cached_tokens,
             cached_tokens_real: self.cached_tokens,
         })
+    }
+
+    /// Mean seconds between tokens of each choice's answer, from the first token to the end. `None` while it runs, and of
+    /// answers of one token.
+    pub fn itl_seconds(&self) -> Option<f64> {
+        let gaps = (self.output_tokens / self.choices.max(1)).checked_sub(1).filter(|&gaps| gaps > 0)?;
+        Some(((self.e2e_seconds? - self.ttft_seconds?) / f64::from(gaps)).max(0.0))
     }
 
     /// Whether a leg of it was given to this engine.

@@ -75,6 +75,9 @@ pub struct Candidate {
     pub total_seconds: f64,
     /// Predicted time to the first token.
     pub ttft_seconds: f64,
+    /// Predicted mean time between tokens of the answer; `None` where decoding has no price, or one token is expected.
+    #[serde(default)]
+    pub itl_seconds: Option<f64>,
     /// Prompt tokens served from cache where the prompt is computed.
     pub cached_tokens: u32,
     /// Blocks that would move.
@@ -360,11 +363,14 @@ impl Record<'_> {
         let (prefill, decode) = (&priced[pair.prefill], &priced[pair.decode]);
         let terms = self.chooser.terms(pair.prefill, pair.decode);
         let moves = pair.prefill != pair.decode;
+        // The price of decoding is its seconds, weighted, of the tokens after the first.
+        let weighted_gaps = self.chooser.weights.decode * f64::from(self.request.output_tokens() - 1);
         Candidate {
             plan: pair.plan(priced),
             terms,
             total_seconds: pair.total_seconds,
             ttft_seconds: self.chooser.ttft(pair.prefill, pair.decode),
+            itl_seconds: (weighted_gaps > 0.0).then(|| terms.decode / weighted_gaps),
             cached_tokens: prefill.cached_tokens,
             transfer_blocks: if moves { decode.missing_blocks } else { 0 },
             transfer_bytes: if moves { decode.missing_bytes() } else { 0 },

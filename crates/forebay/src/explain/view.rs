@@ -73,6 +73,7 @@ fn header(record: &DecisionRecord, paint: Paint) -> String {
         ),
         ("answer", format!("{}{choices}", count(record.output_tokens.into(), "token"))),
         ("TTFT", ttft(record)),
+        ("ITL", itl(record)),
         ("total", record.e2e_seconds.map_or_else(|| "–".to_owned(), seconds)),
     ];
     lines.iter().fold(String::new(), |mut text, (name, value)| {
@@ -80,6 +81,19 @@ fn header(record: &DecisionRecord, paint: Paint) -> String {
         let _ = writeln!(text, "{}  {value}", paint.tone(Tone::Faint, &format!("{name:<7}")));
         text
     })
+}
+
+/// The mean time between tokens beside the one that the placement predicted which led to the first.
+fn itl(record: &DecisionRecord) -> String {
+    let pace = record.prediction().and_then(|prediction| prediction.itl);
+    match (pace, record.itl_seconds()) {
+        (Some(pace), _) if pace.seconds > 0.0 => {
+            let error = 100.0 * (pace.seconds_real / pace.seconds - 1.0);
+            format!("{}, predicted {} ({error:+.0}%)", seconds(pace.seconds_real), seconds(pace.seconds))
+        }
+        (_, Some(real)) => seconds(real),
+        (_, None) => "–".to_owned(),
+    }
 }
 
 /// The actual time to the first token beside the one that the first placement predicted.

@@ -45,9 +45,17 @@ pub(super) fn render(
 /// How far off the predictions of a model are, over the requests that are remembered.
 fn accuracy(of: &Accuracy, paint: Paint) -> String {
     let ms = |seconds: f64| format!("{:.0}", 1e3 * seconds);
+    let itl = if of.itl_p50_seconds > 0.0 {
+        let tenths = |seconds: f64| format!("{:.1}", 1e3 * seconds);
+        let [p50, p90, p99] =
+            [of.itl_error_p50_seconds, of.itl_error_p90_seconds, of.itl_error_p99_seconds].map(tenths);
+        format!(", ITL by {p50} / {p90} / {p99} ms (median ITL {} ms)", tenths(of.itl_p50_seconds))
+    } else {
+        String::new()
+    };
     let line = format!(
-        "predictions for {}: TTFT off by {} / {} / {} ms (P50/P90/P99, median TTFT {} ms), {} of the tokens expected in caches \
-         were missing; {} requests",
+        "predictions for {}: TTFT off by {} / {} / {} ms (P50/P90/P99, median TTFT {} ms){itl}, {} of the tokens expected in \
+         caches were missing; {} requests",
         without_controls(&of.model),
         ms(of.ttft_error_p50_seconds),
         ms(of.ttft_error_p90_seconds),

@@ -11,8 +11,9 @@ use crate::support::{Reply, Server, forebay, run};
 
 const ENGINES: &str = include_str!("../fixtures/engines.json");
 const PREDICTIONS: &str = r#"[{"model": "tiny", "requests": 812, "ttft_error_p50_seconds": 0.004, "ttft_error_p90_seconds": 0.021,
-    "ttft_error_p99_seconds": 0.15, "ttft_bias_seconds": -0.001, "ttft_p50_seconds": 0.118, "cached_tokens_predicted": 200000,
-    "cached_tokens_missed": 5000}]"#;
+    "ttft_error_p99_seconds": 0.15, "ttft_bias_seconds": -0.001, "ttft_p50_seconds": 0.118,
+    "itl_error_p50_seconds": 0.0002, "itl_error_p90_seconds": 0.0011, "itl_error_p99_seconds": 0.0048, "itl_bias_seconds": 0.0001,
+    "itl_p50_seconds": 0.0091, "cached_tokens_predicted": 200000, "cached_tokens_missed": 5000}]"#;
 const SPLIT: &str = include_str!("../fixtures/decision-split.json");
 
 fn list(items: &str) -> String {

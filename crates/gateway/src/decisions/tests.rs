@@ -30,6 +30,7 @@ fn placement(at_seconds: f64, ttft_seconds: f64) -> Placement {
         terms: zero,
         total_seconds: 0.0,
         ttft_seconds,
+        itl_seconds: Some(0.125),
         cached_tokens: 64,
         transfer_blocks: 0,
         transfer_bytes: 0,
@@ -76,6 +77,21 @@ fn a_prediction_is_that_of_the_placement_that_gave_the_first_token() {
     let prediction = record.prediction().expect("it had a first token");
     assert_eq!((prediction.ttft_seconds, prediction.error_seconds()), (1.25, -0.75));
     assert_eq!((prediction.cached_tokens, prediction.cached_tokens_real), (64, 48));
+}
+
+#[test]
+fn the_time_between_tokens_is_judged_of_whole_answers_in_one_place() {
+    let mut record = DecisionRecord { ttft_seconds: Some(2.0), output_tokens: 10, choices: 2, ..record("a") };
+    let itl = |record: &DecisionRecord| record.prediction().expect("it had a first token").itl;
+    assert_eq!(itl(&record), None, "it runs");
+    record.e2e_seconds = Some(3.0);
+    let pace = Pace { seconds: 0.125, seconds_real: 0.25 };
+    assert_eq!((itl(&record), pace.error_seconds()), (Some(pace), -0.125), "five tokens each, four gaps");
+    record.placements.push(Placement { purpose: "migration".into(), ..placement(2.5, 9.0) });
+    assert_eq!(itl(&record), None, "another engine ended it");
+    record.placements.pop();
+    record.output_tokens = 3;
+    assert_eq!(itl(&record), None, "one token each, and a bit");
 }
 
 #[test]

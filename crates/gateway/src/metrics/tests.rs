@@ -1,4 +1,4 @@
-use crate::orchestrator::api::RankStatus;
+use crate::{decisions::Pace, orchestrator::api::RankStatus};
 use std::time::Duration;
 
 use forebay_types::{Leaning, RankLoad, Role};
@@ -25,8 +25,13 @@ fn touched() -> Metrics {
     metrics.decisions.get_or_create(&DecisionLabels { policy: "cost", kind: DecisionKind::Split }).inc();
     metrics.note_split(&model, Savings { ttft_seconds: 1.0, decode_seconds: -0.5, transfer_seconds: 0.25 });
     for ttft_seconds in [0.3, 0.1] {
-        let prediction =
-            Prediction { ttft_seconds, ttft_seconds_real: 0.2, cached_tokens: 50, cached_tokens_real: 30 };
+        let prediction = Prediction {
+            ttft_seconds,
+            ttft_seconds_real: 0.2,
+            itl: Some(Pace { seconds: ttft_seconds / 10.0, seconds_real: 0.02 }),
+            cached_tokens: 50,
+            cached_tokens_real: 30,
+        };
         metrics.note_prediction(&model, &prediction);
     }
     metrics.set_index("announced", &IndexStats::default());
