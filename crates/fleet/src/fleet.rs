@@ -96,7 +96,7 @@ impl Fleet {
             Event::Step { rank, step } => self.observe_step(now, rank, &step),
             Event::Reserved { id, rank, amount } => self.reserve(now, id, rank, amount),
             Event::Progress { id, progress } => self.advance(now, id, progress),
-            Event::Released(id) => self.release(now, id),
+            Event::Released(id) => self.release(id),
             Event::LegOk(rank) => self.judge(now, rank, Breaker::succeeded),
             Event::LegFailed(rank) => self.judge(now, rank, Breaker::failed),
             Event::Transferred { from, to, bytes, seconds } => {
@@ -363,17 +363,12 @@ impl Fleet {
             return Applied::Ignored(Ignored::UnknownReservation);
         };
         let before = (reservation.unseen(), reservation.on_rank());
-        let was_computed = reservation.is_computed(false);
         reservation.advance(now, progress);
-        let computed = (!was_computed && reservation.is_computed(false)).then(|| *reservation.amount());
         let (after, pending) = ((reservation.unseen(), reservation.on_rank()), reservation.is_pending());
         let index = index_of_holder(&self.ranks, reservation);
         let rank = &mut self.ranks[index];
         if pending {
             rank.watched.insert(id);
-        }
-        if let Some(amount) = computed {
-            rank.prompt_computed(now, &amount, &self.settings);
         }
         if before == after {
             return Applied::Unchanged;
@@ -383,15 +378,12 @@ impl Fleet {
         Applied::Changed
     }
 
-    fn release(&mut self, now: Duration, id: ReservationId) -> Applied {
+    fn release(&mut self, id: ReservationId) -> Applied {
         let Some(reservation) = self.reservations.remove(&id) else {
             return Applied::Ignored(Ignored::UnknownReservation);
         };
         let index = index_of_holder(&self.ranks, &reservation);
         let rank = &mut self.ranks[index];
-        if !reservation.is_computed(false) && reservation.is_computed(true) {
-            rank.prompt_computed(now, reservation.amount(), &self.settings);
-        }
         rank.leg_changed((reservation.unseen(), reservation.on_rank()), Default::default());
         rank.watched.remove(&id);
         rank.breaker.released(id);

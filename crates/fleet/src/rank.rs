@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use forebay_perf_model::{QueueShape, RankModel};
+use forebay_perf_model::RankModel;
 use forebay_placement::{RankState, RankView, Reserved};
 use forebay_types::{Leaning, RankId, RankLoad, ReservationId, StepObservation};
 
@@ -110,8 +110,7 @@ impl Rank {
         if !step.seconds.is_finite() || step.seconds < 0.0 {
             return;
         }
-        // Of a rank that is sampled this is one step of many, made from counters.
-        if step.prefill_tokens > 0 && self.sight() == LoadSight::EveryStep {
+        if step.prefill_tokens > 0 {
             let decodes_alone = self.perf.decode_step_seconds(step.decodes, step.context_tokens);
             let on_prefill = (step.seconds - decodes_alone).clamp(0.0, step.seconds);
             self.prefill_share.observe(now, on_prefill, settings.prefill_share_half_life);
@@ -122,30 +121,6 @@ impl Rank {
         // A step of a group is as long as its fullest rank makes it, so one rank's part of it teaches nothing.
         if !self.facts.steps_together || self.facts.profile.is_none() {
             Arc::make_mut(&mut self.perf).observe(step);
-        }
-    }
-
-    /// A leg of this process has its prompt computed here. Where steps are not told, that is what is known of the time that
-    /// prefills take from decodes: by the model, and as if each prompt had steps of its own. Those of others are left out.
-    pub(crate) fn prompt_computed(&mut self, now: Duration, amount: &Reserved, settings: &FleetSettings) {
-        if self.sight() == LoadSight::EveryStep || amount.prefill_tokens == 0 {
-            return;
-        }
-        let RankLoad { decoding, context_tokens, .. } = self.load_now(now);
-        let new = amount.prefill_tokens as f64;
-        let cached = amount.context_tokens.saturating_sub(amount.prefill_tokens) as f64;
-        let prompt = QueueShape {
-            tokens: amount.prefill_tokens,
-            attention: new * cached + new * new / 2.0,
-            budget_tokens: self.facts.step_tokens_max,
-            decodes: decoding,
-            context_tokens,
-            group_decodes: decoding,
-        };
-        let alone = self.perf.decode_step_seconds(decoding, context_tokens) * prompt.steps() as f64;
-        let seconds = self.perf.prices().queue_seconds(&prompt) - alone;
-        if seconds.is_finite() {
-            self.prefill_share.observe(now, seconds.max(0.0), settings.prefill_share_half_life);
         }
     }
 

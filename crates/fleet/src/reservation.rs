@@ -68,17 +68,6 @@ impl Reservation {
         self.reached = self.reached.max(stage);
     }
 
-    /// What it promised.
-    pub(crate) fn amount(&self) -> &Reserved {
-        &self.amount
-    }
-
-    /// Whether its leg's prompt is computed. `is_over`: the leg has ended; one that only computes a prompt for another rank
-    /// says nothing after it began.
-    pub(crate) fn is_computed(&self, is_over: bool) -> bool {
-        self.reached == Stage::Decoding || is_over && self.reached == Stage::Started
-    }
-
     /// Whether a load report may yet show more of it.
     pub(crate) fn is_pending(&self) -> bool {
         self.sight == LoadSight::EveryStep && self.visible < self.reached
