@@ -8,11 +8,11 @@ use std::{
 use forebay_types::BlockHash;
 
 /// By block hash. They are keyed already: what spreads them over a table is in them.
-pub type BlockMap<T> = HashMap<BlockHash, T, BuildHasherDefault<AsItIs>>;
+type BlockMap<T> = HashMap<BlockHash, T, BuildHasherDefault<AsItIs>>;
 
 /// See [`BlockMap`].
 #[derive(Debug, Default, Clone, Copy)]
-pub struct AsItIs(u64);
+struct AsItIs(u64);
 
 impl Hasher for AsItIs {
     fn finish(&self) -> u64 {

@@ -11,7 +11,7 @@ use forebay_types::{BlockHash, TokenId};
 use siphasher::sip::SipHasher13;
 
 pub use chains::{ChainLimits, ChainStats, Reused, SessionChains};
-pub use join::{AsItIs, BlockMap, Run, join};
+pub use join::{Run, join};
 pub use key::HashKey;
 
 /// Computes block hashes for one key and block size. Small and `Copy`: pass it by value.

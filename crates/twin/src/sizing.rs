@@ -122,7 +122,7 @@ pub enum Binds {
 impl fmt::Display for Binds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Throughput => "throughput: its queues grow",
+            Self::Throughput => "throughput: queues grow, or requests are refused",
             Self::Ttft => "time to the first token",
             Self::Itl => "time between tokens",
         })
@@ -309,13 +309,14 @@ pub fn with_less_kv(fleet: &[EngineSpec], parts: u32) -> Vec<EngineSpec> {
     fleet.iter().map(smaller).collect()
 }
 
-/// What the most GPUs are good for: of each number of them the fleet with most goodput, from the smallest up.
+/// The best fleet of each number of GPUs, from the smallest up: one that keeps the promise, and of those the one with most
+/// goodput. Once one keeps it, larger ones are left out unless they have more goodput: not every shape was tried at every size,
+/// and the smaller fleet could be run on theirs.
 pub fn frontier<'a>(trials: impl IntoIterator<Item = &'a Trial>) -> Vec<&'a Trial> {
     let mut best = BTreeMap::<u32, &Trial>::new();
     for trial in trials {
         best.entry(trial.gpus)
             .and_modify(|best| {
-                // Goodput counts a promise of 90 % that is broken by an inch like one that is kept.
                 let key = |trial: &Trial| (trial.keeps(), trial.goodput);
                 if key(trial) > key(best) {
                     *best = trial;
@@ -323,7 +324,18 @@ pub fn frontier<'a>(trials: impl IntoIterator<Item = &'a Trial>) -> Vec<&'a Tria
             })
             .or_insert(trial);
     }
-    best.into_values().collect()
+    let mut kept = None;
+    let is_better = |trial: &&Trial| {
+        let is_better = match kept {
+            Some(goodput) => trial.keeps() && trial.goodput > goodput,
+            None => true,
+        };
+        if is_better && trial.keeps() {
+            kept = Some(trial.goodput);
+        }
+        is_better
+    };
+    best.into_values().filter(is_better).collect()
 }
 
 /// Counts of engines that say how goodput grows up to `found` and beyond, where those of `tried` leave gaps: at most `points`,
@@ -408,9 +420,14 @@ mod tests {
     #[test]
     fn the_frontier_has_the_best_fleet_of_each_size() {
         let of = |engines, ttft, goodput| Trial { goodput, ..trial(engines, &[outcome(ttft, 0.01)], None) };
-        let trials = [of(4, 0.1, 8.0), of(2, 9.0, 3.0), of(4, 9.0, 8.5), of(2, 9.0, 3.5), of(1, 9.0, 0.5)];
-        let found = frontier(&trials).into_iter().map(|trial| (trial.gpus, trial.goodput));
-        assert_eq!(found.collect::<Vec<_>>(), [(1, 0.5), (2, 3.5), (4, 8.0)], "a kept promise comes first");
+        let of_each = [of(4, 0.1, 8.0), of(2, 9.0, 3.0), of(4, 9.0, 8.5), of(2, 9.0, 3.5), of(1, 9.0, 0.5)];
+        let found = |trials: &[Trial]| {
+            let found = frontier(trials).into_iter().map(|trial| (trial.gpus, trial.goodput));
+            found.collect::<Vec<_>>()
+        };
+        assert_eq!(found(&of_each), [(1, 0.5), (2, 3.5), (4, 8.0)], "a kept promise comes first");
+        let larger = [of(5, 9.0, 8.6), of(6, 0.1, 7.9), of(7, 0.1, 8.2)];
+        assert_eq!(found(&[&of_each[..], &larger].concat()), [(1, 0.5), (2, 3.5), (4, 8.0), (7, 8.2)]);
     }
 
     #[test]

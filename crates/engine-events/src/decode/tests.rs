@@ -79,24 +79,12 @@ fn only_event(event: Value) -> EngineEvent {
 }
 
 fn stored() -> Stored {
-    Stored {
-        hashes: vec![EngineHash(u64::MAX), EngineHash(5)],
-        parent: Some(EngineHash(1 << 63)),
-        tokens: vec![0, 127, 128, 255, 256, 65_535, 65_536, u32::MAX],
-        block_size_tokens: 4,
-        lora_id: Some(3),
-        lora_name: Some("adapter".into()),
-        salt: None,
-        extra_keys: None,
-        tier: Tier::Device,
-        group: None,
-        kind: None,
-        window_tokens: None,
-    }
+    Stored { lora_id: Some(3), lora_name: Some("adapter".into()), ..plain() }
 }
 
 fn plain() -> Stored {
-    Stored { lora_id: None, lora_name: None, ..stored() }
+    let tokens = vec![0, 127, 128, 255, 256, 65_535, 65_536, u32::MAX];
+    Stored::plain(Some(EngineHash(1 << 63)), vec![EngineHash(u64::MAX), EngineHash(5)], tokens, 4)
 }
 
 #[test]

@@ -204,7 +204,7 @@ impl RankCache {
         let group = &mut self.groups[usize::from(at.group)];
         let in_group = |holder: Holder| holder.is_named() && holder.at().group == at.group;
         group.named += u64::from(!self.held.runs.is_held(place, in_group));
-        self.held.hold(place, Holder::Named(at), at, &mut group.counts, events);
+        self.held.hold(place, Holder::Named(at), &mut group.counts, events);
     }
 
     fn release_named(&mut self, place: Place, at: At, events: &mut Vec<KvEvent>) {
@@ -212,7 +212,7 @@ impl RankCache {
         let in_group =
             |holder: Holder| holder.is_named() && holder.at().group == at.group && holder.at() != at;
         let elsewhere = self.held.runs.is_held(place, in_group);
-        let was_last = self.held.release(place, Holder::Named(at), at, &mut group.counts, events);
+        let was_last = self.held.release(place, Holder::Named(at), &mut group.counts, events);
         group.named -= u64::from(was_last && !elsewhere);
     }
 
@@ -220,14 +220,14 @@ impl RankCache {
     fn hold_others(&mut self, last: Option<Place>, blocks: usize, at: At, events: &mut Vec<KvEvent>) {
         let counts = &mut self.groups[usize::from(at.group)].counts;
         for place in self.held.leading_to(last, blocks) {
-            self.held.hold(place, Holder::Others(at), at, counts, events);
+            self.held.hold(place, Holder::Others(at), counts, events);
         }
     }
 
     fn release_others(&mut self, last: Option<Place>, blocks: usize, at: At, events: &mut Vec<KvEvent>) {
         let counts = &mut self.groups[usize::from(at.group)].counts;
         for place in self.held.leading_to(last, blocks) {
-            self.held.release(place, Holder::Others(at), at, counts, events);
+            self.held.release(place, Holder::Others(at), counts, events);
         }
     }
 

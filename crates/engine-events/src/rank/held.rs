@@ -90,15 +90,15 @@ impl Held {
         false
     }
 
-    /// Counts one more of `holder`, which is of `at`, at `place`. Says whether it is the first there.
+    /// Counts one more of `holder` at `place`. Says whether it is the first there.
     pub(super) fn hold(
         &mut self,
         place: Place,
         holder: Holder,
-        at: At,
         counts: &mut Counts,
         events: &mut Vec<KvEvent>,
     ) -> bool {
+        let at = holder.at();
         let (was_here, was_anywhere) = (self.is_held(place, at), self.is_held_by(place, at.group));
         let first = self.add(place, holder);
         counts.anywhere += u64::from(!was_anywhere);
@@ -115,10 +115,10 @@ impl Held {
         &mut self,
         place: Place,
         holder: Holder,
-        at: At,
         counts: &mut Counts,
         events: &mut Vec<KvEvent>,
     ) -> bool {
+        let at = holder.at();
         let own = self.runs.own(place);
         // What nothing holds any more has no place.
         self.runs.pin(place);

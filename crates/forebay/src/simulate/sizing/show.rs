@@ -32,7 +32,7 @@ pub(super) fn show(args: &SizeArgs, name: &str, found: &Found, terminal: Termina
         table.row(row(search));
     }
     terminal.out(&table.render(terminal.width(), terminal.paint_out))?;
-    terminal.out("\ngoodput by GPUs, the best fleet of each size\n")?;
+    terminal.out("\ngoodput by GPUs, fleets that no smaller one outdoes\n")?;
     terminal.out(&frontier(&found.frontier()).render(terminal.width(), terminal.paint_out))?;
     if let Some(kv) = &found.kv {
         terminal.out(&format!("\n{}\n", needed(kv)))?;
