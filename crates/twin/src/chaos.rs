@@ -102,6 +102,7 @@ fn engines(rule: Rule, draw: &mut Draw) -> Vec<EngineSpec> {
     let kind = EngineKind {
         profile,
         layout: hands_over.then_some(KvLayout::CrossLayerBlocks),
+        link: None,
         kv_bytes_per_token: 131_072,
         scheduler: SchedulerConfig {
             block_size_tokens: BLOCK_TOKENS,

@@ -30,10 +30,35 @@ pub struct EngineKind {
     pub profile: Arc<Profile>,
     /// How KV lies in memory, which decides how long a hand-over takes; `None`: there are none.
     pub layout: Option<KvLayout>,
+    /// What a hand-over takes over this engine's link; `None`: what the profile measured.
+    pub link: Option<Link>,
     /// Bytes of one token's KV, all layers.
     pub kv_bytes_per_token: u32,
     /// Blocks, budgets and bounds of each rank.
     pub scheduler: SchedulerConfig,
+}
+
+/// What a hand-over over a rank's link takes with the link to itself: `start`, then for each block its descriptors and its bytes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Link {
+    /// Before anything moves: finding the blocks, telling the other end.
+    pub start_seconds: f64,
+    /// For each piece of memory that is moved, beside its bytes.
+    pub descriptor_seconds: f64,
+    /// In each direction.
+    pub bytes_per_second: f64,
+    /// Layers of the model, each with keys and values.
+    pub layers: u32,
+}
+
+impl Link {
+    /// Pieces of memory that a block lies in.
+    fn block_descriptors(&self, layout: KvLayout) -> u32 {
+        match layout {
+            KvLayout::CrossLayerBlocks => 1,
+            KvLayout::PerLayerBlocks => 2 * self.layers,
+        }
+    }
 }
 
 /// One engine of a fleet.
@@ -52,22 +77,47 @@ pub struct EngineSpec {
 }
 
 impl EngineKind {
-    /// Whether engines can hand KV to each other: whether that was measured.
+    /// Whether engines can hand KV to each other: whether that was measured, or a link is given.
     pub fn hands_over(&self) -> bool {
-        self.layout.is_some_and(|layout| self.profile.handover_seconds(layout, 1).is_some())
+        let takes = |layout| self.link.is_some() || self.profile.handover_seconds(layout, 1).is_some();
+        self.layout.is_some_and(takes)
     }
 
-    /// Seconds of a hand-over of so many tokens, and by how much it lengthens the step that begins it.
-    pub(crate) fn handover_seconds(&self, tokens: u32) -> (f64, f64) {
-        let Some(layout) = self.layout else { return (0.0, 0.0) };
-        let start = self.profile.handover_start_seconds(layout, tokens);
-        (self.profile.handover_seconds(layout, tokens).unwrap_or(0.0), start.unwrap_or(0.0))
+    /// What a hand-over of so many blocks takes with the link to itself.
+    pub(crate) fn handover(&self, blocks: u32) -> HandOverCost {
+        let Some(layout) = self.layout else { return HandOverCost::default() };
+        let tokens = blocks * self.scheduler.block_size_tokens;
+        let begins_seconds = self.profile.handover_start_seconds(layout, tokens).unwrap_or(0.0);
+        let (seconds, moving_seconds) = match self.link {
+            Some(link) => {
+                let block = f64::from(link.block_descriptors(layout)) * link.descriptor_seconds
+                    + self.block_bytes() as f64 / link.bytes_per_second;
+                let moving = f64::from(blocks) * block;
+                (link.start_seconds + moving, moving)
+            }
+            None => {
+                let measured = |tokens| self.profile.handover_seconds(layout, tokens).unwrap_or(0.0);
+                (measured(tokens), measured(tokens) - measured(0))
+            }
+        };
+        HandOverCost { seconds, moving_seconds, begins_seconds }
     }
 
     /// Bytes of a block's KV, all layers.
     pub fn block_bytes(&self) -> u64 {
         u64::from(self.kv_bytes_per_token) * u64::from(self.scheduler.block_size_tokens)
     }
+}
+
+/// Seconds of a hand-over that has the link to itself.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(crate) struct HandOverCost {
+    /// From its beginning to its end.
+    pub seconds: f64,
+    /// Of these, the last, in which it takes its part of the link.
+    pub moving_seconds: f64,
+    /// By how much it lengthens the step that begins it.
+    pub begins_seconds: f64,
 }
 
 /// What a rank says of itself, all at once.
@@ -86,7 +136,7 @@ pub(crate) struct Pull {
     /// Takes it in.
     pub rank: RankId,
     pub blocks: u32,
-    pub seconds: f64,
+    pub cost: HandOverCost,
 }
 
 /// What came of a call; a buffer that is used again.
@@ -312,11 +362,8 @@ impl Group {
             budget_tokens: config.step_tokens_max,
         });
         let shape = StepShape::of_group(shapes);
-        let starting = |pull: &Pull| {
-            let tokens = pull.blocks * config.block_size_tokens;
-            self.kind.handover_seconds(tokens).1
-        };
-        let seconds = self.kind.profile.step_seconds(&shape) + pulls.iter().map(starting).sum::<f64>();
+        let starting = pulls.iter().map(|pull| pull.cost.begins_seconds);
+        let seconds = self.kind.profile.step_seconds(&shape) + starting.sum::<f64>();
         let sum = |of: fn(&StepPlan) -> u32| self.ranks.iter().map(|rank| of(&rank.plan)).sum();
         Begun { seconds, prefill_tokens: sum(|plan| plan.prefill_tokens), decodes: sum(|plan| plan.decodes) }
     }
@@ -338,9 +385,7 @@ impl Rank {
         happened.started.extend(self.plan.started.iter().map(|started| (started.leg, started.cached_tokens)));
         for import in &self.plan.imports {
             let blocks = import.blocks.len() as u32;
-            let tokens = blocks * kind.scheduler.block_size_tokens;
-            let (seconds, _) = kind.handover_seconds(tokens);
-            happened.pulls.push(Pull { leg: import.leg, rank: self.id, blocks, seconds });
+            happened.pulls.push(Pull { leg: import.leg, rank: self.id, blocks, cost: kind.handover(blocks) });
         }
         if std::mem::take(&mut self.notable) || !self.plan.started.is_empty() {
             happened.reports.push(self.report(None));

@@ -3,6 +3,8 @@
 //! In: [`FleetFile`], as a shell read it from TOML. Out: [`EngineSpec`]s, or what is wrong with which entry. What is left out
 //! is as vLLM starts an 8B model on an 80 GB GPU.
 
+mod link;
+
 use std::sync::Arc;
 
 use forebay_engine_model::SchedulerConfig;
@@ -16,6 +18,7 @@ use crate::{
     engine::{EngineKind, EngineSpec},
     faults::{Bounds, Fault, FaultEntry},
 };
+pub use link::LinkEntry;
 
 const GIB: f64 = (1_u64 << 30) as f64;
 
@@ -77,6 +80,8 @@ pub struct EngineEntry {
     pub context_tokens_max: u32,
     /// How KV moves to other engines.
     pub hand_over: HandOver,
+    /// Its ranks' links, in place of what the profile measured of hand-overs.
+    pub link: Option<LinkEntry>,
     /// Whether hand-overs begin before prompts that wait.
     pub imports_first: bool,
     /// Seconds that a process takes to serve which is started in place of one that died.
@@ -150,6 +155,7 @@ impl Default for EngineEntry {
             waiting_max: 4096,
             context_tokens_max: 131_072,
             hand_over: HandOver::CrossLayer,
+            link: None,
             imports_first: false,
             startup_seconds: 0.0,
         }
@@ -284,9 +290,11 @@ impl EngineEntry {
             HandOver::PerLayer => Some(KvLayout::PerLayerBlocks),
             HandOver::CrossLayer => Some(KvLayout::CrossLayerBlocks),
         };
+        let link = self.link.map(|link| link.link(layout, &profile)).transpose()?;
         let kind = EngineKind {
             profile,
             layout,
+            link,
             kv_bytes_per_token: self.kv_bytes_per_token,
             scheduler: SchedulerConfig {
                 chunk_tokens_max: if self.chunk_tokens_max == 0 { u32::MAX } else { self.chunk_tokens_max },

@@ -9,6 +9,7 @@ mod faults;
 mod fidelity;
 mod fleet_file;
 mod gateway;
+mod links;
 mod metrics;
 mod record;
 mod rule;
@@ -21,10 +22,12 @@ pub use chaos::Chaos;
 pub use clock::Time;
 pub use content::Piece;
 pub use draw::{Draw, mix};
-pub use engine::{Delivery, EngineKind, EngineSpec};
+pub use engine::{Delivery, EngineKind, EngineSpec, Link};
 pub use faults::{Bounds, Fault, FaultEntry, FaultKind, Trouble};
 pub use fidelity::{Compared, Fidelity};
-pub use fleet_file::{EngineEntry, FleetFile, FleetProblem, GatewayEntry, HandOver, SendsFirst, Sight};
+pub use fleet_file::{
+    EngineEntry, FleetFile, FleetProblem, GatewayEntry, HandOver, LinkEntry, SendsFirst, Sight,
+};
 pub use gateway::{Ask, Gateway, GatewaySettings, Placed};
 pub use metrics::{Ending, EngineSide, Outcome, Seen, Slo, Summary, mean, percentile};
 pub use record::{Record, RecordSettings, Sample, StepRecord};

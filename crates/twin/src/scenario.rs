@@ -136,6 +136,7 @@ impl Workload {
         EngineKind {
             profile: Arc::new(Profile::built_in(defaults.profile).expect("its name is built in")),
             layout: Some(KvLayout::CrossLayerBlocks),
+            link: None,
             kv_bytes_per_token: KV_BYTES_PER_TOKEN,
             scheduler: SchedulerConfig {
                 chunk_tokens_max: u32::MAX,

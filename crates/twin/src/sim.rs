@@ -11,6 +11,7 @@ mod checks;
 mod client;
 mod delivery;
 mod placing;
+mod pulls;
 mod quiet;
 mod request;
 mod seats;
@@ -28,6 +29,7 @@ use crate::{
     engine::{Delivery, EngineKind, EngineSpec, Group, Happened},
     faults::Fault,
     gateway::{Gateway, GatewaySettings},
+    links::Links,
     metrics::{EngineSide, Outcome},
     record::{Record, RecordSettings, Sample},
     rule::Rule,
@@ -37,6 +39,7 @@ use agenda::{Agenda, Event, Notice, Word};
 use checks::Checks;
 pub use checks::Violation;
 use client::Clients;
+use pulls::Pulling;
 use seats::{LOOK_SECONDS, Seat, incarnation};
 
 /// The way back of a token, from the engine to the client's eyes. The profile's time of a request has it in it; what is
@@ -140,8 +143,9 @@ pub struct Run<'a> {
     unanswered: VecDeque<u32>,
     /// Requests that wait to be placed, and in which batch.
     waiting: Vec<(u64, u32)>,
-    /// Hand-overs that have begun.
+    /// Hand-overs that have begun, and of which their engine does not yet know the end.
     pulls: HashMap<LegId, Pulling>,
+    links: Links,
     happened: Happened,
     /// When the next step of each engine that was left for later is over, or sooner; never, where there is none.
     quiet_next: Vec<Time>,
@@ -165,15 +169,6 @@ pub struct Run<'a> {
     /// Engines that came while the registry was away.
     untold: Vec<Notice>,
     leaving_share: f64,
-}
-
-/// A hand-over that goes on.
-#[derive(Debug, Clone, Copy)]
-struct Pulling {
-    from: RankId,
-    to: RankId,
-    blocks: u32,
-    seconds: f64,
 }
 
 impl<'a> Run<'a> {
@@ -200,6 +195,7 @@ impl<'a> Run<'a> {
             unanswered: VecDeque::new(),
             waiting: Vec::new(),
             pulls: HashMap::new(),
+            links: Links::default(),
             happened: Happened::default(),
             quiet_next: vec![Time::NEVER; engines.len()],
             quiet_happened: Happened::default(),
@@ -303,6 +299,7 @@ impl<'a> Run<'a> {
             Event::Queue(sent) => self.queue(sent),
             Event::StepEnd(engine, ticket) => self.end_step(engine, ticket),
             Event::Wake(engine) => self.wake(engine),
+            Event::Moves(leg) => self.moves(leg),
             Event::Pulled(leg, rank) => self.pulled(leg, rank),
             Event::Heard(leg, word) => self.hear(leg, word),
             Event::Reported(report, as_of) => self.report(as_of, &report),

@@ -76,13 +76,13 @@ fn kv_that_arrives_at_a_busy_engine_is_noticed_at_the_second_boundary() {
     group.submit(0, job(2, 1600, 50, Work::Decode { first: vec![(0, 9)] })).unwrap();
     let (begun, _) = step(&mut group, happened).unwrap();
     let kind = Workload::Fresh.engine_kind(8192, None);
-    let started = kind.handover_seconds(1600).1;
+    let started = kind.handover(100).begins_seconds;
     assert!((begun.seconds - alone - started).abs() < 1e-6, "starting it lengthens the step");
     let pulled = [Pull {
         leg: LegId(2),
         rank: RankId { incarnation: Incarnation(1), dp_rank: 0 },
         blocks: 100,
-        seconds: kind.handover_seconds(1600).0,
+        cost: kind.handover(100),
     }];
     assert_eq!(happened.pulls, pulled);
 

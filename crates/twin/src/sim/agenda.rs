@@ -17,7 +17,9 @@ pub(super) enum Event {
     StepEnd(u32, u32),
     /// An engine may have something to compute.
     Wake(u32),
-    /// A hand-over to this rank is done, or has failed.
+    /// A hand-over begins to take its part of the links.
+    Moves(LegId),
+    /// A hand-over to this rank is done, or has failed, unless its end is another one meanwhile.
     Pulled(LegId, RankId),
     /// The gateway hears of a leg.
     Heard(LegId, Word),

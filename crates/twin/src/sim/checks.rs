@@ -162,6 +162,7 @@ impl Run<'_> {
         let (now, live) = (self.now, self.clients.live);
         checks.hold(now, live == 0, || format!("{live} requests have not ended"));
         checks.hold(now, self.waiting.is_empty(), || "requests that ended wait for a place".to_owned());
+        checks.hold(now, self.links.is_empty(), || "a link still has something to do".to_owned());
         checks.hold(now, self.pulls.is_empty(), || format!("{} hand-overs never ended", self.pulls.len()));
         for (number, gateway) in self.gateways.iter().enumerate() {
             let held = gateway.as_ref().map_or(0, Gateway::reservations);

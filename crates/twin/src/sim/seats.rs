@@ -5,7 +5,7 @@ use forebay_kv_hash::BlockHasher;
 use forebay_types::{Incarnation, LegId, RankId, StepObservation};
 
 use super::{
-    Pulling, Run, WAY_BACK_SECONDS,
+    Run, WAY_BACK_SECONDS,
     agenda::{Event, Sent, Word},
     client::Request,
 };
@@ -204,7 +204,8 @@ impl Run<'_> {
         }
     }
 
-    pub(super) fn pulled(&mut self, leg: LegId, rank: RankId) {
+    /// The end of a hand-over reaches the engine that takes it in.
+    pub(super) fn tell_pulled(&mut self, leg: LegId, rank: RankId) {
         if let Some((engine, inbound)) = self.reach(rank, Inbound::Pulled(leg, rank)) {
             self.take_in(engine, inbound);
             self.wake(engine);
@@ -215,15 +216,6 @@ impl Run<'_> {
         if let Some((engine, inbound)) = self.reach(rank, Inbound::Resync(gateway, rank)) {
             self.take_in(engine, inbound);
         }
-    }
-
-    /// Whether the KV that a leg pulls is there: both ends live on, and nothing between them broke.
-    fn pull_succeeded(&self, leg: LegId, rank: RankId) -> bool {
-        let Some(source) = self.pulls.get(&leg).map(|pull| pull.from) else { return false };
-        let (engine, life) = self.seat_of(source);
-        let seat = &self.seats[engine as usize];
-        let lives = seat.life == life && !matches!(seat.power, Power::Down { .. });
-        lives && !self.broken_pairs.contains(&(engine, self.seat_of(rank).0))
     }
 
     pub(super) fn wake(&mut self, engine: u32) {
@@ -281,16 +273,7 @@ impl Run<'_> {
         }
         self.happened.started = started;
         for pull in std::mem::take(&mut self.happened.pulls) {
-            let live = self.clients.requests[Request::of(pull.leg) as usize].live.as_mut();
-            let known =
-                live.and_then(|live| live.leg(pull.leg)).and_then(|leg| Some((leg.source?.1, leg.rank)));
-            // One that was given up is cancelled in a moment; its transfer must end all the same.
-            let from = known.map_or(pull.rank, |(from, _)| from);
-            let pulling = Pulling { from, to: pull.rank, blocks: pull.blocks, seconds: pull.seconds };
-            self.pulls.insert(pull.leg, pulling);
-            let whole = self.pull_succeeded(pull.leg, pull.rank);
-            let seconds = if whole { pull.seconds } else { pull.seconds / 2.0 };
-            self.later(seconds, Event::Pulled(pull.leg, pull.rank));
+            self.begin_pull(pull);
         }
         for (leg, arrived) in std::mem::take(&mut self.happened.imported) {
             self.imported(leg, arrived);
@@ -310,20 +293,6 @@ impl Run<'_> {
         }
         self.later(begun.seconds, Event::StepEnd(engine, ticket));
         Some(begun)
-    }
-
-    /// The engine of a decode leg knows that its KV is there, or will not come: the one that held it may forget it.
-    fn imported(&mut self, leg: LegId, arrived: bool) {
-        let Some(pull) = self.pulls.remove(&leg) else { return };
-        let source = &self.settings.engines[self.seat_of(pull.from).0 as usize].kind;
-        let bytes = u64::from(pull.blocks) * source.block_bytes();
-        if arrived {
-            self.transfers += 1;
-            self.transfer_bytes += bytes;
-        } else {
-            self.transfers_failed += 1;
-        }
-        self.kv_came(leg, arrived.then_some((bytes, pull.seconds)));
     }
 
     pub(super) fn pass_reports(&mut self, engine: u32) {

@@ -4,6 +4,7 @@ use forebay_types::FirstToken;
 use super::*;
 use crate::{
     content::{Kind, Piece, name},
+    engine::Link,
     faults::Trouble,
     metrics::{Ending, Summary, percentile},
     scenario::{SLO, Source, Workload},
@@ -64,7 +65,7 @@ fn a_split_request_takes_what_its_legs_and_the_hand_over_take() {
     let first = settings(Workload::Fresh, "static-1p1d", 2, 1.0);
     let profile = &kind(&first).profile;
     let prefilled = profile.request_seconds(4000) + profile.prefill_seconds(4000, 0, 8192);
-    let pull = kind(&first).handover_seconds(4000).0;
+    let pull = kind(&first).handover(250).seconds;
     let decode = |context| profile.decode_step_seconds(1, context);
     // From the gateway's hearing of the prefill's end: the way there, the hand-over, a step, the way back.
     let second_token = prefilled + profile.request_seconds(0) + pull + decode(4001);
@@ -81,6 +82,31 @@ fn a_split_request_takes_what_its_legs_and_the_hand_over_take() {
     near(seen.ttft().unwrap(), second_token);
     assert_eq!(seen.tokens, 3);
     assert!(seen.last.seconds() > second_token + decode(4002));
+}
+
+#[test]
+fn hand_overs_into_one_engine_share_its_link() {
+    // Two prompts on engines of their own, at the same time; both go on at the third, over a slow link.
+    let mut settings = settings(Workload::Fresh, "static-2p1d", 3, 1.0);
+    for engine in &mut settings.engines {
+        engine.kind.link =
+            Some(Link { start_seconds: 0.002, descriptor_seconds: 0.0, bytes_per_second: 1e9, layers: 32 });
+    }
+    let cost = kind(&settings).handover(250);
+    let gap = |sessions: &[Session]| {
+        let ran = Run::new(&settings, sessions).go();
+        assert_eq!(ran.engines.transfers, sessions.len() as u64);
+        ran.outcomes.iter().map(|outcome| outcome.seen.worst_gap.seconds()).fold(0.0, f64::max)
+    };
+    let alone = gap(&[session(1, 0.0, 4000, 3)]);
+    let shared = gap(&[session(1, 0.0, 4000, 3), session(2, 0.0, 4000, 3)]);
+    assert!(alone > cost.seconds && alone < cost.seconds + 0.05, "{alone} {cost:?}");
+    // Twice as long, to the few steps that the engine may do with what it has meanwhile.
+    let longer = shared - alone - cost.moving_seconds;
+    assert!(longer.abs() < 0.02, "{alone} {shared} {cost:?}");
+    // Far from each other, they do not meet.
+    let apart = gap(&[session(1, 0.0, 4000, 3), session(2, 0.9, 4000, 3)]);
+    near(apart, alone);
 }
 
 #[test]

@@ -105,7 +105,7 @@ impl Run<'_> {
         seat.power = Power::Down { silently };
         let life = seat.life;
         let name = incarnation(engine, life, self.seats.len());
-        self.pulls.retain(|_, pull| pull.to.incarnation != name);
+        self.forget_pulls(name);
         if silently {
             return self.tell_gateways_of_silence(engine, life, since);
         }
@@ -251,7 +251,7 @@ impl Run<'_> {
         if matches!(self.seats[engine as usize].power, Power::Hung { .. }) {
             self.seats[engine as usize].power = Power::Down { silently: true };
             let name = incarnation(engine, life, self.seats.len());
-            self.pulls.retain(|_, pull| pull.to.incarnation != name);
+            self.forget_pulls(name);
         }
     }
 
