@@ -4,6 +4,7 @@
 //! beside each other on threads, and writes. Start at [`run`].
 
 mod chaos;
+mod clients;
 mod document;
 mod figures;
 mod input;

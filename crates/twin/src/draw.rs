@@ -40,6 +40,25 @@ impl Draw {
         radius * (TAU * self.unit()).cos()
     }
 
+    /// Gamma distributed with this shape above 0 and a scale of 1, so with a mean of `shape`.
+    ///
+    /// Marsaglia and Tsang, A Simple Method for Generating Gamma Variables, ACM TOMS 26 (2000); below 1 by a shape larger by 1.
+    pub fn gamma(&mut self, shape: f64) -> f64 {
+        if shape < 1.0 {
+            let smaller = self.unit().powf(1.0 / shape);
+            return self.gamma(shape + 1.0) * smaller;
+        }
+        let d = shape - 1.0 / 3.0;
+        let c = 1.0 / (9.0 * d).sqrt();
+        loop {
+            let x = self.normal();
+            let v = (1.0 + c * x).powi(3);
+            if v > 0.0 && self.unit().ln() < 0.5 * x * x + d * (1.0 - v + v.ln()) {
+                return d * v;
+            }
+        }
+    }
+
     /// A length in tokens with this median, at least `least` and at most `most`.
     pub fn lognormal_tokens(&mut self, median: f64, sigma: f64, least: u32, most: u32) -> u32 {
         let tokens = median * (sigma * self.normal()).exp();

@@ -38,6 +38,6 @@ pub use sizing::{
     Binds, Bisection, KV_PARTS, Promise, Search, Shape, Trial, between, frontier, with_less_kv,
 };
 pub use workload::{
-    Chat, Fresh, Lengths, Measured, Observed, Session, StandIn, Trace, TraceError, TraceForm, TraceRequest,
-    Turn, recorded,
+    Chat, ClientError, ClientMix, Excerpt, Fresh, Lengths, Measured, Observed, Session, StandIn, Trace,
+    TraceError, TraceForm, TraceRequest, Turn, recorded,
 };

@@ -5,6 +5,7 @@
 //! every policy is asked the same.
 
 mod chat;
+mod clients;
 mod fresh;
 mod recorded;
 mod stand_in;
@@ -13,6 +14,7 @@ mod trace;
 use crate::{clock::Time, content::Piece, draw::Draw};
 
 pub use chat::Chat;
+pub use clients::{ClientError, ClientMix, Excerpt};
 pub use fresh::{Fresh, Lengths};
 pub use recorded::{Measured, recorded};
 pub use stand_in::StandIn;

@@ -10,7 +10,7 @@ use crate::settings::parse_duration;
 /// What arrives at a simulated fleet.
 #[derive(Debug, Args)]
 pub(crate) struct ArrivalArgs {
-    /// What arrives: a trace.
+    /// What arrives: a trace, or a directory of clients as ServeGen publishes them.
     #[arg(long, value_name = "FILE", conflicts_with = "workload")]
     pub(crate) trace: Option<PathBuf>,
     /// The trace's form: mooncake, azure or forebay; by its first line if left out.
@@ -22,6 +22,9 @@ pub(crate) struct ArrivalArgs {
     /// What arrives: a generator. five-turn, fresh, stand-in, moe, agent, document or bursts.
     #[arg(long, value_name = "NAME", value_parser = workload)]
     pub(crate) workload: Option<Workload>,
+    /// Seconds of the trace's own time at which to begin.
+    #[arg(long, value_name = "SECONDS", requires = "trace", default_value_t = 0.0, value_parser = not_negative)]
+    pub(crate) from: f64,
     /// The trace's pace, such as x2 for twice as fast.
     #[arg(long, value_name = "SPEED", requires = "trace", conflicts_with = "rate", value_parser = speed)]
     pub(crate) speed: Option<f64>,

@@ -5,10 +5,11 @@ use std::{fs::File, io::Read as _, path::Path, sync::Arc};
 use anyhow::{Context as _, bail};
 use forebay_perf_model::Profile;
 use forebay_twin::{
-    EngineEntry, EngineSpec, Fault, FleetFile, GatewayEntry, Observed, Session, Source, Time, Trace,
+    EngineEntry, EngineSpec, Excerpt, Fault, FleetFile, GatewayEntry, Observed, Session, Source, Time, Trace,
     TraceForm, Workload,
 };
 
+use super::clients::client_mix;
 use crate::{
     cli::{ArrivalArgs, SimulateArgs, SizeArgs},
     serve::profile_named,
@@ -97,6 +98,7 @@ impl Arrivals {
     /// A trace that cannot be read, or has lines that are wrong.
     pub(crate) fn load(args: &ArrivalArgs) -> anyhow::Result<Self> {
         match (&args.trace, args.workload) {
+            (Some(path), _) if path.is_dir() => of_clients(args, path),
             (Some(path), _) => of_trace(args, path),
             (None, Some(workload)) => of_workload(args, workload),
             (None, None) => bail!("give --trace FILE or --workload NAME"),
@@ -121,7 +123,7 @@ fn profile(name: &str) -> Result<Arc<Profile>, String> {
 fn of_trace(args: &ArrivalArgs, path: &Path) -> anyhow::Result<Arrivals> {
     let trace = trace(args, path)?;
     let speed = args.speed.or_else(|| args.rate.map(|rate| trace.speed_of(rate))).unwrap_or(1.0);
-    Ok(of(args, path, &trace, speed))
+    Ok(of(args, path, &trace, speed, replayed(args, &trace, speed)))
 }
 
 /// A recording, at its own pace, with what was measured.
@@ -134,7 +136,7 @@ fn of_recording(args: &ArrivalArgs, path: &Path) -> anyhow::Result<Arrivals> {
             path.display()
         );
     }
-    Ok(Arrivals { observed, ..of(args, path, &trace, 1.0) })
+    Ok(Arrivals { observed, ..of(args, path, &trace, 1.0, replayed(args, &trace, 1.0)) })
 }
 
 fn trace(args: &ArrivalArgs, path: &Path) -> anyhow::Result<Trace> {
@@ -142,13 +144,48 @@ fn trace(args: &ArrivalArgs, path: &Path) -> anyhow::Result<Trace> {
     let form = args.form.or_else(|| TraceForm::guess(&text)).with_context(|| {
         format!("{}: its first line is of no known form; name it with --form", path.display())
     })?;
-    Trace::parse(&text, form, args.skip_bad).with_context(|| path.display().to_string())
+    let mut trace = Trace::parse(&text, form, args.skip_bad).with_context(|| path.display().to_string())?;
+    if args.from > 0.0 {
+        let seconds = trace.seconds();
+        trace.begin_at(args.from);
+        if trace.requests.is_empty() {
+            bail!(
+                "{}: --from {} s is beyond its last request, {seconds} s after the first",
+                path.display(),
+                args.from
+            );
+        }
+    }
+    Ok(trace)
 }
 
-fn of(args: &ArrivalArgs, path: &Path, trace: &Trace, speed: f64) -> Arrivals {
+/// Drawn from a mix of clients: `--speed` lets its time pass faster, `--rate` scales every client.
+fn of_clients(args: &ArrivalArgs, path: &Path) -> anyhow::Result<Arrivals> {
+    if args.form.is_some() || args.skip_bad {
+        bail!("{}: --form and --skip-bad are for files; a directory holds a mix of clients", path.display());
+    }
+    let mix = client_mix(path)?;
+    let speed = args.speed.unwrap_or(1.0);
+    let seconds = args.seconds.unwrap_or_else(|| (mix.end_seconds() - args.from).max(0.0) / speed);
+    let excerpt = Excerpt { from_seconds: args.from, seconds: seconds * speed, rate: args.rate };
+    let trace = mix.trace(&excerpt, args.seed).map_err(anyhow::Error::msg);
+    let trace = trace.with_context(|| path.display().to_string())?;
+    let arrivals = of(args, path, &trace, speed, Time::from_seconds(seconds));
+    let silent = if mix.silent > 0 { format!(", {} silent", mix.silent) } else { String::new() };
+    Ok(Arrivals {
+        name: format!("{}: {} clients{silent}", arrivals.name, mix.sending() + mix.silent),
+        ..arrivals
+    })
+}
+
+/// When a replay of a trace is over.
+fn replayed(args: &ArrivalArgs, trace: &Trace, speed: f64) -> Time {
     // The last request counts too.
     let whole = Time(Time::from_seconds(trace.seconds() / speed).0 + 1);
-    let end = args.seconds.map_or(whole, |seconds| whole.min(Time::from_seconds(seconds)));
+    args.seconds.map_or(whole, |seconds| whole.min(Time::from_seconds(seconds)))
+}
+
+fn of(args: &ArrivalArgs, path: &Path, trace: &Trace, speed: f64, end: Time) -> Arrivals {
     Arrivals {
         name: path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
         sessions: trace.sessions(speed, end),
@@ -175,7 +212,7 @@ fn of_workload(args: &ArrivalArgs, workload: Workload) -> anyhow::Result<Arrival
     })
 }
 
-fn read(path: &Path, bytes_max: u64) -> anyhow::Result<String> {
+pub(super) fn read(path: &Path, bytes_max: u64) -> anyhow::Result<String> {
     let named = || path.display().to_string();
     let file = File::open(path).with_context(named)?;
     let mut text = String::new();

@@ -304,3 +304,55 @@ fn chaos_says_that_all_held_and_logs_a_seed() {
     let nothing = refused(2, &["simulate"]);
     assert!(nothing.contains("give --trace FILE, --workload NAME, --against FILE or --chaos"), "{nothing}");
 }
+
+/// Two clients in ServeGen's form: one even, one that comes in bursts and only from the tenth minute on.
+fn clients(folder: &Folder) -> String {
+    let lengths = r#"{"0": {"input_tokens": "{200: 0.5, 900: 0.5}", "output_tokens": "{20: 1.0}"}}"#;
+    folder.write("chunk-3-trace.csv", "0,2,1,Gamma,1,0.5\n600,2,1,Gamma,1,0.5\n");
+    folder.write("chunk-3-dataset.json", lengths);
+    folder.write("chunk-12-trace.csv", "0,,,,,\n600,6,3,Gamma,0.11,1.5\n");
+    folder.write("chunk-12-dataset.json", lengths);
+    folder.0.path().display().to_string()
+}
+
+#[test]
+fn a_mix_of_clients_is_drawn_from() {
+    let folder = Folder::new();
+    let mix = clients(&folder);
+    let requests = |arguments: &[&str]| {
+        let all = [&["--trace", mix.as_str(), "--engines", "2", "--json", "-"], arguments].concat();
+        let document: Value = serde_json::from_str(&simulate(&all).ok().out).expect("JSON");
+        document["runs"][0]["summary"]["requests"].as_u64().expect("a count")
+    };
+    // Deviations of sums of draws: some 5 % for the even one, some 15 % with the other one's bursts.
+    assert!((100..=140).contains(&requests(&["--seconds", "60"])));
+    let both = requests(&["--seconds", "60", "--from", "600"]);
+    assert!((240..=800).contains(&both), "{both}");
+    let scaled = requests(&["--seconds", "60", "--rate", "4"]);
+    assert!((190..=290).contains(&scaled), "{scaled}");
+    let fast = requests(&["--seconds", "30", "--speed", "x4"]);
+    assert!((190..=290).contains(&fast), "{fast}");
+}
+
+#[test]
+fn what_is_wrong_with_a_mix_of_clients_is_named() {
+    let folder = Folder::new();
+    let mix = clients(&folder);
+    let check = |arguments: &[&str], expected: &str| {
+        let ran = simulate(&[&["--trace", mix.as_str()], arguments].concat());
+        assert_eq!(ran.code, 1, "{ran:?}");
+        assert!(ran.err.contains(expected), "{}", ran.err);
+    };
+    check(&["--form", "azure"], "a directory holds a mix of clients");
+    check(&["--rate", "1000000"], "give --rate or --seconds");
+    check(&["--from", "500", "--seconds", "0.0001", "--rate", "0.001"], "nothing was drawn");
+    folder.write("chunk-4-trace.csv", "0,1,1,Gamma,1,1");
+    check(&[], "chunk-4-dataset.json");
+    folder.write("chunk-4-dataset.json", "[]");
+    check(&[], "line 1, column 1: invalid type: sequence");
+    folder.write("chunk-3-trace.csv", "0,2,1,Gamma,1");
+    check(&[], "line 1, column 1: expected 6 fields");
+    let empty = tempfile::tempdir().expect("a folder of its own");
+    let ran = simulate(&["--trace", &empty.path().display().to_string()]);
+    assert!(ran.err.contains("no chunk-N-trace.csv in it"), "{}", ran.err);
+}

@@ -20,6 +20,7 @@ use crate::{
     draw::mix,
 };
 use read::Reader;
+pub(super) use read::{TOKENS_MAX, said};
 
 /// Tokens that one of Mooncake's `hash_ids` stands for.
 pub(super) const MOONCAKE_BLOCK_TOKENS: u32 = 512;
@@ -195,6 +196,12 @@ impl Trace {
             (Some(first), Some(last)) => last.at_seconds - first.at_seconds,
             _ => 0.0,
         }
+    }
+
+    /// Leaves out what came sooner than so many seconds after the first request.
+    pub fn begin_at(&mut self, seconds: f64) {
+        let Some(first) = self.requests.first().map(|request| request.at_seconds) else { return };
+        self.requests.retain(|request| request.at_seconds - first >= seconds);
     }
 
     /// Its requests as sessions of one turn, `speed` times as fast as they came, up to `end`.

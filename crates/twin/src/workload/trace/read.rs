@@ -8,7 +8,7 @@ use super::{MOONCAKE_BLOCK_TOKENS, Observed, Trace, TraceForm, TraceRequest};
 use crate::draw::mix;
 
 /// Tokens of the longest prompt or answer that a trace may have: far beyond any model's, and far below what overflows.
-const TOKENS_MAX: u32 = 100_000_000;
+pub(crate) const TOKENS_MAX: u32 = 100_000_000;
 
 /// A column, and what is wrong there.
 type Problem = (usize, String);
@@ -158,12 +158,13 @@ impl Reader {
 }
 
 fn json<'a, T: Deserialize<'a>>(line: &'a str) -> Result<T, Problem> {
-    serde_json::from_str(line).map_err(|error| {
-        let text = error.to_string();
-        // Its own position is of this one line.
-        let said = text.rsplit_once(" at line ").map_or(text.as_str(), |(said, _)| said);
-        (error.column(), said.to_owned())
-    })
+    serde_json::from_str(line).map_err(|error| (error.column(), said(&error)))
+}
+
+/// What an error says, without the position that it ends with.
+pub(crate) fn said(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    text.rsplit_once(" at line ").map_or(text.as_str(), |(said, _)| said).to_owned()
 }
 
 fn check(request: &TraceRequest, before: Option<&TraceRequest>) -> Result<(), Problem> {
