@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::{
     engine::EngineSpec,
-    metrics::{Outcome, Slo, Summary, percentile},
+    metrics::{Ending, Outcome, Slo, Summary, percentile},
 };
 
 /// Steps of the engines that decode, in a fleet whose engines differ: small, so that answers are smooth, and what a prompt
@@ -140,7 +140,8 @@ pub struct Trial {
     pub gpus: u32,
     /// What broke the promise; `None`: it was kept.
     pub binds: Option<Binds>,
-    /// Time to the first token at the promised share, seconds; beyond `ttft_prefills` times the prompt's own.
+    /// Time to the first token at the promised share, seconds; beyond `ttft_prefills` times the prompt's own. Infinite where fewer
+    /// than that share got one.
     pub ttft_seconds: f64,
     /// Mean time between tokens of an answer at that share, seconds.
     pub itl_seconds: f64,
@@ -167,7 +168,12 @@ impl Trial {
         let excess = |outcome: &Outcome| {
             Some(outcome.seen.ttft()? - promise.slo.ttft_prefills * outcome.alone_seconds)
         };
-        let ttft_seconds = at_share(outcomes.iter().filter_map(excess).collect());
+        let asked = outcomes.iter().filter(|outcome| outcome.ending != Ending::Left).count();
+        let excesses: Vec<f64> = outcomes.iter().filter_map(excess).collect();
+        let ttft_seconds = match (excesses.len() as f64) < promise.share * asked as f64 {
+            true => f64::INFINITY,
+            false => at_share(excesses),
+        };
         let itl_seconds = at_share(outcomes.iter().filter_map(|outcome| outcome.seen.itl()).collect());
         let lost = summary.given_up.is_some() || summary.unfinished > 0;
         let binds = if lost {
@@ -376,6 +382,11 @@ mod tests {
         assert_eq!(binds(0.6, 0.02), None, "0.5 s and twice 0.1 are promised");
         assert_eq!(binds(0.8, 0.02), Some(Binds::Ttft));
         assert_eq!(binds(0.71, 0.05), Some(Binds::Itl));
+        let silent = Outcome { seen: crate::Seen::default(), ..outcome(0.1, 0.01) };
+        let mostly_silent = trial(2, &[outcome(0.1, 0.01), silent], Some("too slow"));
+        assert_eq!(mostly_silent.ttft_seconds, f64::INFINITY, "nobody knows when the other one's came");
+        let left = Outcome { ending: Ending::Left, ..silent };
+        assert!(trial(2, &[outcome(0.1, 0.01), left], None).ttft_seconds < 0.1);
         let unfinished = Outcome { ending: Ending::Open, ..outcome(0.1, 0.01) };
         assert_eq!(trial(2, &[unfinished], None).binds, Some(Binds::Throughput));
         assert_eq!(trial(2, &[outcome(0.1, 0.01)], Some("the queue grows")).binds, Some(Binds::Throughput));

@@ -6,7 +6,10 @@ use std::fmt::Write as _;
 
 use forebay_twin::{Search, Trial};
 
-use super::{Found, show};
+use super::{
+    Found,
+    show::{self, ttft_ms},
+};
 use crate::cli::SizeArgs;
 
 const TEMPLATE: &str = include_str!("frontier.html");
@@ -153,11 +156,11 @@ fn legend(searches: &[Search]) -> String {
 fn words(trial: &Trial) -> String {
     let promise = trial.binds.map_or("keeps the promise".to_owned(), |binds| format!("breaks {binds}"));
     format!(
-        "{} GPUs, {}: {:.2} a second, TTFT {:.0} ms, ITL {:.1} ms, {promise}",
+        "{} GPUs, {}: {:.2} a second, TTFT {} ms, ITL {:.1} ms, {promise}",
         trial.gpus,
         trial.shape,
         trial.goodput,
-        1e3 * trial.ttft_seconds,
+        ttft_ms(trial),
         1e3 * trial.itl_seconds
     )
 }
@@ -168,7 +171,7 @@ fn row(trial: &Trial) -> String {
         trial.gpus.to_string(),
         format!("{:.2}", trial.goodput),
         trial.shape.to_string(),
-        format!("{:.0}", 1e3 * trial.ttft_seconds),
+        ttft_ms(trial),
         format!("{:.1}", 1e3 * trial.itl_seconds),
         promise,
     ];

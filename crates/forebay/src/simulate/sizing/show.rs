@@ -89,12 +89,17 @@ fn row(search: &Search) -> Vec<Cell> {
         found.gpus.to_string().into(),
         found.engines.to_string().into(),
         format!("{:.2}", found.goodput).into(),
-        format!("{:.0}", 1e3 * found.ttft_seconds).into(),
+        ttft_ms(found).into(),
         format!("{:.1}", 1e3 * found.itl_seconds).into(),
         percent(side.gpu_seconds_busy, side.gpu_seconds).into(),
         percent(found.summary.cached_share, 1.0).into(),
         binds(search.one_less()).into(),
     ]
+}
+
+/// Milliseconds, where that many got a first token.
+pub(super) fn ttft_ms(trial: &Trial) -> String {
+    if trial.ttft_seconds.is_finite() { format!("{:.0}", 1e3 * trial.ttft_seconds) } else { "-".to_owned() }
 }
 
 pub(super) fn promised(args: &SizeArgs) -> String {
@@ -112,7 +117,8 @@ pub(super) fn nobody(args: &SizeArgs, searches: &[Search]) -> Failed {
         let lost = if trial.binds == Some(Binds::Throughput) { 1e6 } else { 0.0 };
         lost + (trial.ttft_seconds / args.slo.ttft_seconds).max(trial.itl_seconds / args.slo.itl_seconds)
     };
-    let trials = searches.iter().flat_map(|search| &search.trials);
+    let trials =
+        searches.iter().flat_map(|search| &search.trials).filter(|trial| trial.ttft_seconds.is_finite());
     let nearest = trials.min_by(|one, other| over(one).total_cmp(&over(other)));
     let nearest = nearest.map_or_else(String::new, |trial| {
         format!(
