@@ -169,7 +169,7 @@ impl ClientMix {
     /// Adds a client, from the text of its two files.
     ///
     /// # Errors
-    /// The first line that is wrong: of `windows`, or, as line 0, of `lengths`, whose problem says where.
+    /// The first line that is wrong, and of which text.
     pub fn add(&mut self, name: &str, windows: &str, lengths: &str) -> Result<(), ClientError> {
         let windows = read::windows(windows).map_err(ClientError::Windows)?;
         let lengths = read::lengths(lengths).map_err(ClientError::Lengths)?;
