@@ -26,8 +26,8 @@ async fn leave(roles: &[Role], speed: f64, output_tokens: u32, count: u32) {
             .expect("it has a place");
         let mut answer = Answer::default();
         let mut whole = false;
-        // Some leave before anything came, some in the middle, some wait for a while without reading.
-        for _ in 0..draw(12) {
+        // Half leave without reading, or an answer that comes in few batches would keep everyone; of these some wait for a while.
+        for _ in 0..draw(2) * draw(12) {
             if !answer.read_some(&mut response).await {
                 whole = true;
                 break;
