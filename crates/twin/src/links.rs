@@ -33,7 +33,7 @@ pub(crate) struct Transfer {
 
 /// One end of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum End {
+enum Side {
     Out(RankId),
     In(RankId),
 }
@@ -52,7 +52,7 @@ struct Moving {
 pub(crate) struct Links {
     all: HashMap<LegId, Moving>,
     /// Those that move, in the order in which they began to.
-    busy: HashMap<End, Vec<LegId>>,
+    busy: HashMap<Side, Vec<LegId>>,
     /// Hand-overs whose end has changed since somebody took them from here, and when each is over now.
     pub(crate) changed: Vec<(LegId, RankId, Time)>,
 }
@@ -63,25 +63,25 @@ impl Transfer {
         self.start + self.at_source.max(self.at_target)
     }
 
-    fn ends(&self) -> [End; 2] {
-        [End::Out(self.from), End::In(self.to)]
+    fn sides(&self) -> [Side; 2] {
+        [Side::Out(self.from), Side::In(self.to)]
     }
 }
 
 impl Links {
     /// A hand-over begins; when it is over if it stays alone. To be told of [`Links::moves`] once its `start` is over.
     pub(crate) fn begin(&mut self, leg: LegId, transfer: Transfer, now: Time) -> Time {
-        self.end(leg);
         let ends = now + transfer.alone();
-        self.all.insert(leg, Moving { transfer, whole: None, ends });
+        let before = self.all.insert(leg, Moving { transfer, whole: None, ends });
+        debug_assert!(before.is_none(), "a leg takes in one hand-over");
         ends
     }
 
     /// It begins to move, if it still goes on.
     pub(crate) fn moves(&mut self, leg: LegId, now: Time) {
         let Some(Moving { transfer, whole: None, .. }) = self.all.get(&leg).copied() else { return };
-        for end in transfer.ends() {
-            self.busy.entry(end).or_default().push(leg);
+        for side in transfer.sides() {
+            self.busy.entry(side).or_default().push(leg);
         }
         self.share(transfer, now);
     }
@@ -93,7 +93,7 @@ impl Links {
 
     /// It is over, or broken off; others get its part of the links from `now` on.
     pub(crate) fn over(&mut self, leg: LegId, now: Time) {
-        if let Some(transfer) = self.end(leg) {
+        if let Some(transfer) = self.take(leg) {
             self.share(transfer, now);
         }
     }
@@ -103,14 +103,14 @@ impl Links {
         self.all.is_empty() && self.busy.is_empty()
     }
 
-    fn end(&mut self, leg: LegId) -> Option<Transfer> {
+    fn take(&mut self, leg: LegId) -> Option<Transfer> {
         let Moving { transfer, whole, .. } = self.all.remove(&leg)?;
         whole?;
-        for end in transfer.ends() {
-            let Some(legs) = self.busy.get_mut(&end) else { continue };
+        for side in transfer.sides() {
+            let Some(legs) = self.busy.get_mut(&side) else { continue };
             legs.retain(|other| *other != leg);
             if legs.is_empty() {
-                self.busy.remove(&end);
+                self.busy.remove(&side);
             }
         }
         Some(transfer)
@@ -118,15 +118,15 @@ impl Links {
 
     /// Everyone with an end in common with `transfer`, which has just come or gone, goes on at the pace that there is now.
     fn share(&mut self, transfer: Transfer, now: Time) {
-        let on = |end| self.busy.get(&end).map_or(0, Vec::len) as u64;
-        for end in transfer.ends() {
-            for leg in self.busy.get(&end).into_iter().flatten() {
+        let on = |side| self.busy.get(&side).map_or(0, Vec::len) as u64;
+        for side in transfer.sides() {
+            for leg in self.busy.get(&side).into_iter().flatten() {
                 let Some(moving) = self.all.get_mut(leg) else { continue };
                 let Transfer { from, to, at_source, at_target, .. } = moving.transfer;
                 let whole = at_source
                     .0
-                    .saturating_mul(on(End::Out(from)))
-                    .max(at_target.0.saturating_mul(on(End::In(to))));
+                    .saturating_mul(on(Side::Out(from)))
+                    .max(at_target.0.saturating_mul(on(Side::In(to))));
                 let before = moving.whole.replace(whole);
                 let left = match before {
                     Some(before) => scaled(moving.ends.since(now).0, whole, before),

@@ -140,8 +140,8 @@ pub struct Trial {
     pub gpus: u32,
     /// What broke the promise; `None`: it was kept.
     pub binds: Option<Binds>,
-    /// Time to the first token at the promised share, seconds; beyond `ttft_prefills` times the prompt's own. Infinite where fewer
-    /// than that share got one.
+    /// Time to the first token at the promised share, seconds; beyond `ttft_prefills` times the prompt's own. Infinite, in JSON null,
+    /// where fewer than that share got one.
     pub ttft_seconds: f64,
     /// Mean time between tokens of an answer at that share, seconds.
     pub itl_seconds: f64,
@@ -170,10 +170,8 @@ impl Trial {
         };
         let asked = outcomes.iter().filter(|outcome| outcome.ending != Ending::Left).count();
         let excesses: Vec<f64> = outcomes.iter().filter_map(excess).collect();
-        let ttft_seconds = match (excesses.len() as f64) < promise.share * asked as f64 {
-            true => f64::INFINITY,
-            false => at_share(excesses),
-        };
+        let few = (excesses.len() as f64) < promise.share * asked as f64;
+        let ttft_seconds = if few { f64::INFINITY } else { at_share(excesses) };
         let itl_seconds = at_share(outcomes.iter().filter_map(|outcome| outcome.seen.itl()).collect());
         let lost = summary.given_up.is_some() || summary.unfinished > 0;
         let binds = if lost {

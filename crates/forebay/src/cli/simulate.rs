@@ -50,9 +50,9 @@ pub(crate) struct SimulateArgs {
     /// Each has `count`, `profile` (a name built in, or a file), and where it is not as vLLM starts an 8B model on an 80 GB GPU:
     /// `role`, `dp_ranks`, `gpus`, `blocks` or `memory_gib`, `memory_share`, `weights_gib` and `activations_gib`,
     /// `kv_bytes_per_token`, `block_size_tokens`, `step_tokens_max`, `chunk_tokens_max`, `sequences_max`, `waiting_max`,
-    /// `context_tokens_max`, `hand_over` (cross-layer, per-layer, none), `imports_first`, `startup_seconds`, and `link` with `gigabytes_per_second`,
-    /// `start_ms`, `descriptor_us` and `layers`. A `[gateway]` table has `count`,
-    /// `sight` (steps, sampled), `first_token` (prefill, decode) and `report_delay_ms`. Each `[[fault]]` table has `at`,
+    /// `context_tokens_max`, `hand_over` (cross-layer, per-layer, none), `imports_first`, `startup_seconds`, and `link` with
+    /// `gigabytes_per_second`, `start_ms`, `descriptor_us` and `layers`. A `[gateway]` table has `count`, `sight` (steps, sampled),
+    /// `first_token` (prefill, decode) and `report_delay_ms`. Each `[[fault]]` table has `at`,
     /// `seconds` and `kind` (crash, vanish, hang, slow, drain, events, stale-load, transfers, gateway-loss, registry-away, skew,
     /// clients-leave), and `engine`, `to`, `gateway`, `factor`, `share`, `doubled`, `late` or `skew`, as the kind needs.
     #[arg(long, value_name = "FILE")]

@@ -166,7 +166,8 @@ fn of_clients(args: &ArrivalArgs, path: &Path) -> anyhow::Result<Arrivals> {
     }
     let mix = client_mix(path)?;
     let speed = args.speed.unwrap_or(1.0);
-    let seconds = args.seconds.unwrap_or_else(|| (mix.end_seconds() - args.from).max(0.0) / speed);
+    let whole = (mix.end_seconds() - args.from).max(0.0) / speed;
+    let seconds = args.seconds.map_or(whole, |seconds| seconds.min(whole));
     let excerpt = Excerpt { from_seconds: args.from, seconds: seconds * speed, rate: args.rate };
     let trace = mix.trace(&excerpt, args.seed).map_err(anyhow::Error::msg);
     let trace = trace.with_context(|| path.display().to_string())?;

@@ -346,6 +346,7 @@ fn what_is_wrong_with_a_mix_of_clients_is_named() {
     check(&["--form", "azure"], "a directory holds a mix of clients");
     check(&["--rate", "1000000"], "give --rate or --seconds");
     check(&["--from", "500", "--seconds", "0.0001", "--rate", "0.001"], "nothing was drawn");
+    check(&["--from", "1200"], "its windows end at 1200 s");
     folder.write("chunk-4-trace.csv", "0,1,1,Gamma,1,1");
     check(&[], "chunk-4-dataset.json");
     folder.write("chunk-4-dataset.json", "[]");

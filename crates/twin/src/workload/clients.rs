@@ -13,6 +13,8 @@ mod read;
 use super::{Trace, TraceError, TraceRequest};
 use crate::draw::Draw;
 
+/// Length of a window that has no other one to tell it.
+const WINDOW_SECONDS: f64 = 600.0;
 /// Requests that are drawn at most.
 const REQUESTS_MAX: f64 = 2e7;
 
@@ -124,13 +126,22 @@ impl Client {
     /// Its windows within the excerpt: begin, end, requests a second, shape of gaps.
     fn within(&self, excerpt: &Excerpt) -> impl Iterator<Item = (f64, f64, f64, Renewal)> {
         let (from, to) = (excerpt.from_seconds, excerpt.from_seconds + excerpt.seconds);
-        let ends = self.windows.iter().skip(1).map(|window| window.start).chain([f64::INFINITY]);
+        let ends = self.windows.iter().skip(1).map(|window| window.start).chain([self.end_seconds()]);
         let cut = self
             .windows
             .iter()
             .zip(ends)
             .map(move |(window, end)| (window.start.max(from), end.min(to), window.rate, window.renewal));
         cut.filter(|(begin, end, ..)| begin < end)
+    }
+
+    /// When its last window ends: it is as long as the one before.
+    fn end_seconds(&self) -> f64 {
+        match self.windows[..] {
+            [.., before, last] => last.start + (last.start - before.start),
+            [only] => only.start + WINDOW_SECONDS,
+            [] => 0.0,
+        }
     }
 
     /// When its requests come, `factor` times as many as there were.
@@ -186,14 +197,9 @@ impl ClientMix {
         self.clients.len()
     }
 
-    /// Seconds of the mix's time up to which windows begin, and as long again as the one before the last.
+    /// When its last window ends, seconds.
     pub fn end_seconds(&self) -> f64 {
-        let end = |client: &Client| match client.windows[..] {
-            [.., before, last] => last.start + (last.start - before.start),
-            [only] => only.start + 600.0,
-            [] => 0.0,
-        };
-        self.clients.iter().map(end).fold(0.0, f64::max)
+        self.clients.iter().map(Client::end_seconds).fold(0.0, f64::max)
     }
 
     /// Its requests, in order; times count from the beginning of the excerpt.
@@ -255,9 +261,9 @@ pub enum ClientError {
     /// The one of its rates.
     #[error(transparent)]
     Windows(TraceError),
-    /// The one of its lengths.
-    #[error(transparent)]
-    Lengths(TraceError),
+    /// The one of its lengths: what is wrong, and where.
+    #[error("{0}")]
+    Lengths(String),
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use crate::{
     draw::mix,
 };
 use read::Reader;
-pub(super) use read::{TOKENS_MAX, said};
+pub(super) use read::{TOKENS_MAX, column_of, said};
 
 /// Tokens that one of Mooncake's `hash_ids` stands for.
 pub(super) const MOONCAKE_BLOCK_TOKENS: u32 = 512;

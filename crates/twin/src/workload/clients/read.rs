@@ -7,13 +7,14 @@ use serde::Deserialize;
 use super::{LengthTable, LengthsFrom, Renewal, Window};
 use crate::workload::{
     TraceError,
-    trace::{TOKENS_MAX, said},
+    trace::{TOKENS_MAX, column_of, said},
 };
 
-/// Least and largest shape of gaps: coefficients of variation of 100 and of next to nothing.
-const SHAPES: std::ops::RangeInclusive<f64> = 1e-4..=1e6;
-/// Below this a Weibull's mean is beyond numbers.
+/// Least shapes of gaps: of a gamma a coefficient of variation of 100, of a Weibull what has a mean within numbers.
+const GAMMA_SHAPE_MIN: f64 = 1e-4;
 const WEIBULL_SHAPE_MIN: f64 = 0.02;
+/// Gaps that hardly vary.
+const SHAPE_MAX: f64 = 1e6;
 
 /// What a client's lengths are from a time on. There are other fields, of images and of thoughts.
 #[derive(Deserialize)]
@@ -25,16 +26,17 @@ struct Fields {
 pub(super) fn windows(text: &str) -> Result<Vec<Window>, TraceError> {
     let mut windows: Vec<Window> = Vec::new();
     for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let wrong = |column: usize, problem: String| TraceError::Line { line: index + 1, column, problem };
-        let (column, problem) = match window(line) {
-            Ok(window) if windows.last().is_none_or(|last| last.start < window.start) => {
-                windows.push(window);
-                continue;
+        let found = window(line).and_then(|window| match windows.last() {
+            Some(last) if window.start <= last.start => {
+                Err((1, format!("it starts at {} s, no later than the one above", window.start)))
             }
-            Ok(window) => (1, format!("it starts at {} s, no later than the one above", window.start)),
-            Err(problem) => problem,
-        };
-        return Err(wrong(column, problem));
+            _ => Ok(window),
+        });
+        windows.push(found.map_err(|(column, problem)| TraceError::Line {
+            line: index + 1,
+            column,
+            problem,
+        })?);
     }
     if windows.is_empty() { Err(TraceError::Empty) } else { Ok(windows) }
 }
@@ -45,58 +47,43 @@ fn window(line: &str) -> Result<Window, (usize, String)> {
         let found = fields.len();
         return Err((1, format!("expected 6 fields, start,rate,cv,pattern,shape,scale; found {found}")));
     };
-    let column = |field: &str| field.as_ptr() as usize - line.as_ptr() as usize + 1;
     let number = |field: &str| {
         let number = field.parse::<f64>().ok().filter(|number| number.is_finite() && *number >= 0.0);
-        number.ok_or_else(|| (column(field), format!("expected a number from 0 up, found `{field}`")))
+        number
+            .ok_or_else(|| (column_of(line, field), format!("expected a number from 0 up, found `{field}`")))
     };
     let start = number(start)?;
-    let shaped = |least: f64| {
-        let shape_found = number(shape)?;
-        if !SHAPES.contains(&shape_found) || shape_found < least {
-            let problem = format!("a shape of {shape_found}; expected {least} to {}", SHAPES.end());
-            return Err((column(shape), problem));
+    let (renewal, least): (fn(f64) -> Renewal, f64) = match pattern {
+        "" => return Ok(Window { start, rate: 0.0, renewal: Renewal::Gamma { shape: 1.0 } }),
+        "Gamma" => (|shape| Renewal::Gamma { shape }, GAMMA_SHAPE_MIN),
+        "Weibull" => (|shape| Renewal::Weibull { shape }, WEIBULL_SHAPE_MIN),
+        other => {
+            let problem = format!("expected Gamma, Weibull or nothing, found `{other}`");
+            return Err((column_of(line, pattern), problem));
         }
-        Ok(shape_found)
     };
-    match pattern {
-        "" => Ok(Window { start, rate: 0.0, renewal: Renewal::Gamma { shape: 1.0 } }),
-        "Gamma" => Ok(Window {
-            start,
-            rate: number(rate)?,
-            renewal: Renewal::Gamma { shape: shaped(*SHAPES.start())? },
-        }),
-        "Weibull" => Ok(Window {
-            start,
-            rate: number(rate)?,
-            renewal: Renewal::Weibull { shape: shaped(WEIBULL_SHAPE_MIN)? },
-        }),
-        other => Err((column(pattern), format!("expected Gamma, Weibull or nothing, found `{other}`"))),
+    let found = number(shape)?;
+    if !(least..=SHAPE_MAX).contains(&found) {
+        let problem = format!("a shape of {found}; expected {least} to {SHAPE_MAX}");
+        return Err((column_of(line, shape), problem));
     }
+    Ok(Window { start, rate: number(rate)?, renewal: renewal(found) })
 }
 
 /// In order of time. Times of which nothing is known are left out, as nobody could draw from them.
-pub(super) fn lengths(text: &str) -> Result<Vec<LengthsFrom>, TraceError> {
+pub(super) fn lengths(text: &str) -> Result<Vec<LengthsFrom>, String> {
     let by_start: BTreeMap<String, Fields> = serde_json::from_str(text).map_err(|error| {
-        TraceError::Line { line: error.line(), column: error.column().max(1), problem: said(&error) }
+        format!("line {}, column {}: {}", error.line(), error.column().max(1), said(&error))
     })?;
     let mut lengths = Vec::new();
-    for (start, fields) in by_start {
+    for (key, fields) in by_start {
+        let start = key.parse::<f64>().ok().filter(|seconds| seconds.is_finite());
+        let start = start.ok_or_else(|| format!("expected seconds as keys, found `{key}`"))?;
         let of = |name: &str, dict: &str| {
-            table(dict).map_err(|problem| TraceError::Line {
-                line: 1,
-                column: 1,
-                problem: format!("`{name}` from {start} s on: {problem}"),
-            })
+            table(dict).map_err(|problem| format!("`{name}` from {key} s on: {problem}"))
         };
-        let (input, output) =
-            (of("input_tokens", &fields.input_tokens)?, of("output_tokens", &fields.output_tokens)?);
-        let parsed = start.parse::<f64>().ok().filter(|seconds| seconds.is_finite());
-        let start = parsed.ok_or_else(|| TraceError::Line {
-            line: 1,
-            column: 1,
-            problem: format!("expected seconds as keys, found `{start}`"),
-        })?;
+        let input = of("input_tokens", &fields.input_tokens)?;
+        let output = of("output_tokens", &fields.output_tokens)?;
         if let (Some(input), Some(output)) = (input, output) {
             lengths.push(LengthsFrom { start, input, output });
         }

@@ -115,6 +115,8 @@ fn what_is_wrong_is_named() {
     silent.add("d", good, "{}").unwrap();
     assert_eq!(silent.silent, 2);
     assert!(silent.trace(&excerpt(0.0, 600.0), 1).unwrap_err().contains("no client sends anything"));
+    let over = mix(&["0,1,1,Gamma,1,1"]).trace(&excerpt(600.0, 60.0), 1).unwrap_err();
+    assert!(over.contains("its windows end at 600 s"), "{over}");
     let many = mix(&["0,100000,1,Gamma,1,1"]);
     assert!(many.trace(&excerpt(0.0, 600.0), 1).unwrap_err().contains("60000000 requests in 600 s"));
 }

@@ -136,7 +136,7 @@ impl Reader {
         let [at, prompt, output] = fields[..] else {
             return Err((1, format!("expected 3 fields, found {}", fields.len())));
         };
-        let column = |field: &str| field.as_ptr() as usize - line.as_ptr() as usize + 1;
+        let column = |field: &str| column_of(line, field);
         let tokens = |field: &str| {
             let expected = || (column(field), format!("expected a number of tokens, found `{field}`"));
             field.parse::<u32>().map_err(|_| expected())
@@ -155,6 +155,11 @@ impl Reader {
             observed: None,
         }))
     }
+}
+
+/// Where a part of a line begins, from 1.
+pub(crate) fn column_of(line: &str, part: &str) -> usize {
+    part.as_ptr() as usize - line.as_ptr() as usize + 1
 }
 
 fn json<'a, T: Deserialize<'a>>(line: &'a str) -> Result<T, Problem> {
